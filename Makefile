@@ -1,0 +1,47 @@
+# `make` alone lists what there is. Variables: PYTHON (3.11 or newer), ARGS (handed to the command).
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+SETUP := $(PYTHON) provisioning/install.py
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve dev test check format reference bench clean distclean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: ## Set up .venv; the native library is built once
+	@$(SETUP)
+
+serve: install ## Set up, then run the node: make serve ARGS="--port 9000"
+	@exec $(BIN)/edge serve $(ARGS)
+
+dev: # everything that tests and checks need
+	@$(SETUP) --extra dev
+
+test: dev ## Run the tests: make test ARGS="-k settings"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: dev ## Lint, types, import rules, generated documents
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m edge.reference --check
+
+format: dev ## Put the code into its one format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+reference: dev ## Write the generated documents anew
+	$(BIN)/python -m edge.reference
+
+bench: dev ## Compare with llama-server: make bench ARGS="--help"
+	@$(BIN)/python -m bench.compare $(ARGS)
+
+clean: ## Remove caches and the virtual environment; built wheels stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## Remove the built wheels too
+	rm -rf .wheels

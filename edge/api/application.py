@@ -1,0 +1,81 @@
+"""The ASGI application: routes, the gate around them, and one renderer for every error."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from edge.api import health, inference
+from edge.api.front import Front
+from edge.api.gate import Gate
+from edge.api.render import error_response
+from edge.errors import EdgeError, EngineFault, InvalidRequest, MethodNotAllowed, RouteNotFound
+
+log = logging.getLogger(__name__)
+
+
+def build_application(front: Front, version: str) -> FastAPI:
+    """Routes over `front`."""
+    app = FastAPI(
+        title="edge node",
+        version=version,
+        description="OpenAI-compatible inference on one box.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.front = front
+    app.include_router(inference.router, tags=["inference"])
+    app.include_router(health.router, tags=["health"])
+    app.add_exception_handler(EdgeError, _edge_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(Gate, front=front)
+    return app
+
+
+async def _edge_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, EdgeError)
+    return error_response(error)
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    """FastAPI's 422 becomes OpenAI's 400 with the field's name."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return error_response(
+            InvalidRequest(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+        )
+    where = [str(part) for part in first["loc"] if part != "body" and not _is_branch(part)]
+    param = ".".join(where) or None
+    subject = f"`{param}`" if param else "the body"
+    return error_response(InvalidRequest(f"{subject}: {first['msg']}", param=param))
+
+
+def _is_branch(part: object) -> bool:
+    """pydantic names the branch of a union in an error's place; clients know nothing of those."""
+    return isinstance(part, str) and (
+        not part.replace("_", "").isalnum() or part in ("str", "NamedTool") or "[" in part
+    )
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    match error.status_code:
+        case 404:
+            return error_response(RouteNotFound("no such path; the API is described at /openapi.json"))
+        case 405:
+            return error_response(MethodNotAllowed("this path has no such method"), dict(error.headers or {}))
+        case status if status < 500:
+            return error_response(InvalidRequest(f"the body cannot be read: {error.detail}"))
+    return error_response(EngineFault(str(error.detail)))
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("unexpected error", extra={"event": "bug", "path": request.url.path}, exc_info=error)
+    return error_response(EngineFault("the node met an error of its own; its log says more"))

@@ -1,0 +1,85 @@
+"""What the routes share: the engine, the keys, the metrics, and whether the node still takes work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge.api.auth import KeyStore, RateLimiter
+from edge.api.metrics import NodeMetrics
+from edge.api.translate import Dialect
+from edge.engine.port import Engine
+from edge.errors import EngineDown, ModelLoading, ModelNotFound
+from edge.messages import ModelFacts
+
+
+@dataclass(frozen=True, slots=True)
+class FrontConfig:
+    """What the front needs of the settings."""
+
+    model_name: str
+    created: int
+    """Unix time that /v1/models gives."""
+    keys_required: bool
+    max_body_bytes: int
+    body_timeout_s: float
+    write_timeout_s: float
+
+
+class DrainState:
+    """Whether the node is shutting down. Written by the composition root alone."""
+
+    def __init__(self) -> None:
+        self.draining = False
+
+    def begin(self) -> None:
+        """Take no new work from now on."""
+        self.draining = True
+
+
+class Front:
+    """One node's front as its routes see it."""
+
+    def __init__(self, engine: Engine, config: FrontConfig, keys: KeyStore, drain: DrainState) -> None:
+        self.engine = engine
+        self.config = config
+        self.keys = keys
+        self.drain = drain
+        self.rates = RateLimiter()
+        self.metrics = NodeMetrics(engine)
+        self._dialect: tuple[str, Dialect] | None = None
+
+    def require_model(self, name: str | None) -> None:
+        """Raises ModelNotFound unless `name` is the served model (or None)."""
+        if name is not None and name != self.config.model_name:
+            raise ModelNotFound(
+                f"the model {name[:100]!r} is not served here; this node serves {self.config.model_name!r}",
+                param="model",
+            )
+
+    def facts(self) -> ModelFacts:
+        """Facts of the served model. Raises ModelLoading before the first load is done, EngineDown if it failed."""
+        facts = self.engine.facts
+        if facts is not None:
+            return facts
+        status = self.engine.status
+        if status.phase == "loading":
+            raise ModelLoading(f"the model is being loaded ({status.progress:.0%}); try again shortly")
+        raise EngineDown(f"the engine is {status.phase}: {status.reason}")
+
+    def dialect(self) -> Dialect:
+        """How the served model writes."""
+        template = self.facts().chat_template
+        if self._dialect is None or self._dialect[0] != template:
+            self._dialect = (template, Dialect.of(template))
+        return self._dialect[1]
+
+    def unready(self) -> tuple[str, str] | None:
+        """(code, sentence) why the node takes no work now, None when it does."""
+        status = self.engine.status
+        if self.drain.draining:
+            return "draining", "the node is shutting down"
+        if status.phase == "loading" and self.engine.facts is None:
+            return "loading", f"{status.reason} ({status.progress:.0%})"
+        if status.phase != "ready":
+            return "engine_down", f"{status.phase}: {status.reason}"
+        return None

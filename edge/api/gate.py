@@ -1,0 +1,144 @@
+"""What every request passes before a route sees it: identity, authority, room, and a body of bounded size in bounded
+time.
+
+Pure ASGI. Work is refused here before a byte of its body is parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edge.api.auth import Scope as KeyScope
+from edge.api.auth import authorize
+from edge.api.front import Front
+from edge.api.render import error_response
+from edge.errors import BodyTooLarge, EdgeError, NodeDraining, SlowClient
+
+INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"})
+PUBLIC = frozenset({"/health", "/healthz", "/health/live", "/health/ready"})
+READ_AT = "edge.read_s"
+"""Key of the ASGI scope: monotonic time at which the request's last byte was read."""
+
+_SANE_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
+
+
+class Gate:
+    """Middleware around the application."""
+
+    def __init__(self, app: ASGIApp, front: Front) -> None:
+        self._app = app
+        self._front = front
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check, read the body, and hand over; or answer with the error."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers)
+        tagged = self._tagged(send, request_id, scope["path"])
+        try:
+            self._admit(scope["path"], headers)
+            body = await self._body(headers, receive) if scope["method"] in ("POST", "PUT", "PATCH", "DELETE") else b""
+        except EdgeError as error:
+            await error_response(error, {"connection": "close"})(scope, receive, tagged)
+            return
+        except _Vanished:
+            return
+        scope[READ_AT] = time.monotonic()
+        await self._app(scope, _replayed(body, receive), tagged)
+
+    def _admit(self, path: str, headers: Headers) -> None:
+        front = self._front
+        if path in PUBLIC:
+            return
+        if front.config.keys_required:
+            wanted: KeyScope | None = "metrics" if path == "/metrics" else "inference" if path in INFERENCE else None
+            key = authorize(front.keys, _secret(headers), wanted)
+            if path in INFERENCE:
+                front.rates.take(key)
+        if path in INFERENCE:
+            if front.drain.draining:
+                raise NodeDraining("the node is shutting down and takes no new work")
+            front.engine.require_room()
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        """The whole body. Raises BodyTooLarge, SlowClient."""
+        limit = self._front.config.max_body_bytes
+        declared = headers.get("content-length", "0")
+        if declared.isdigit() and int(declared) > limit:
+            raise _too_large(limit)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._front.config.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Vanished
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > limit:
+                        raise _too_large(limit)
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise SlowClient(
+                f"the request's body did not arrive within {self._front.config.body_timeout_s:g} s"
+            ) from None
+
+    def _tagged(self, send: Send, request_id: str, path: str) -> Send:
+        """Add the headers that every answer has, and count it."""
+        route = path if path in INFERENCE or path in PUBLIC or path in ("/metrics", "/v1/models") else "other"
+
+        async def tagged(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=message.setdefault("headers", []))
+                headers["x-request-id"] = request_id
+                if path in INFERENCE:
+                    headers["x-edge-route"] = "local"
+                self._front.metrics.requests.labels(route, message["status"]).inc()
+            await send(message)
+
+        return tagged
+
+
+class _Vanished(Exception):
+    """The client closed its connection while its body was read."""
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the request's body is over {limit} bytes (server.max_body_bytes)")
+
+
+def _secret(headers: Headers) -> str | None:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token:
+        return token.strip()
+    return headers.get("api-key") or headers.get("x-api-key")
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _SANE_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body that was read already, then whatever comes from the connection."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return replay

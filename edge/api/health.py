@@ -1,0 +1,49 @@
+"""Health and metrics. Live: this loop runs. Ready: a real forward pass succeeded lately and new work is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from edge.api.front import Front
+from edge.api.metrics import CONTENT_TYPE
+from edge.api.render import json_response
+
+router = APIRouter()
+
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready; `code` and `reason` say why."}}
+
+
+@router.get("/health/live", response_model=None)
+async def live() -> Response:
+    """The process runs and its loop answers."""
+    return json_response({"status": "ok"})
+
+
+@router.get("/health/ready", responses=_NOT_READY, response_model=None)
+@router.get("/health", responses=_NOT_READY, response_model=None)
+@router.get("/healthz", responses=_NOT_READY, response_model=None)
+async def ready(request: Request) -> Response:
+    """Whether a request sent now would be worked on."""
+    front: Front = request.app.state.front
+    if (why := front.unready()) is not None:
+        code, reason = why
+        return json_response(
+            {"status": "unavailable", "code": code, "reason": reason}, status=503, headers={"retry-after": "1"}
+        )
+    stats = front.engine.stats
+    age_s = round(stats.forward_age_s, 3) if stats is not None else None
+    return json_response({"status": "ok", "model": front.config.model_name, "forward_age_s": age_s})
+
+
+@router.get(
+    "/metrics",
+    responses={401: {"description": "No API key."}, 403: {"description": "No `metrics` scope."}},
+    response_model=None,
+)
+async def metrics(request: Request) -> Response:
+    """Prometheus's text form."""
+    front: Front = request.app.state.front
+    return Response(front.metrics.text(), media_type=CONTENT_TYPE)

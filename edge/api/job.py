@@ -1,0 +1,112 @@
+"""One HTTP request's work in the engine: one stream per prompt, merged, with the times that the promise is about."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+from starlette.requests import Request
+
+from edge.engine.port import Engine, EngineStream, StreamEvent
+from edge.errors import EdgeError
+from edge.messages import Finished, FirstToken, Offer, Submit, Timing, Token
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer began."""
+
+
+class Job:
+    """Streams of one request. A context manager: leaving it aborts what still runs."""
+
+    def __init__(self, engine: Engine, work: list[Submit]) -> None:
+        self._streams: list[EngineStream] = []
+        try:
+            for submit in work:
+                self._streams.append(engine.submit(submit))
+        except EdgeError:
+            self.abort()
+            raise
+        self.timing = Timing(0.0, 0.0, 0.0)
+        """Of the prompt that was answered first."""
+        self.finished: list[Finished] = []
+        self.begun_s = time.monotonic()
+        self._events = self._merged()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        """Give up what still runs."""
+        for stream in self._streams:
+            stream.abort()
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, Offer | Token]]:
+        return self._interesting()
+
+    async def _interesting(self) -> AsyncIterator[tuple[int, Offer | Token]]:
+        async for prompt, event in self._events:
+            if isinstance(event, Finished):
+                self.finished.append(event)
+            elif isinstance(event, FirstToken):
+                if self.timing.prefill_s == 0.0:
+                    self.timing = event.timing
+            else:
+                yield prompt, event
+
+    async def _merged(self) -> AsyncIterator[tuple[int, StreamEvent]]:
+        if len(self._streams) == 1:
+            async for event in self._streams[0]:
+                yield 0, event
+            return
+        queue: asyncio.Queue[tuple[int, StreamEvent | EdgeError]] = asyncio.Queue()
+        pumps = [asyncio.create_task(_pump(n, s, queue)) for n, s in enumerate(self._streams)]
+        try:
+            left = len(pumps)
+            while left:
+                prompt, item = await queue.get()
+                if isinstance(item, EdgeError):
+                    raise item
+                left -= isinstance(item, Finished)
+                yield prompt, item
+        finally:
+            for pump in pumps:
+                pump.cancel()
+
+
+async def _pump(number: int, stream: EngineStream, queue: asyncio.Queue[tuple[int, StreamEvent | EdgeError]]) -> None:
+    try:
+        async for event in stream:
+            queue.put_nowait((number, event))
+    except EdgeError as error:
+        queue.put_nowait((number, error))
+
+
+async def unless_gone(request: Request, work: asyncio.Task[T]) -> T:
+    """Wait for `work` while the client is there. Raises ClientGone (and cancels the work) when it leaves first."""
+    gone = asyncio.create_task(_disconnect(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise ClientGone
+    finally:
+        gone.cancel()
+        if not work.done():
+            work.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

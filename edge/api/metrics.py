@@ -1,0 +1,71 @@
+"""First metrics, in Prometheus's text form. Counters live here; gauges are read from the engine at scrape time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from edge.engine.port import Engine
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+class Gauged(Protocol):
+    """Metric families made at scrape time."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """The families."""
+        ...
+
+
+class NodeMetrics:
+    """Owner of the node's metric registry."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_EngineGauges(engine))
+        self.requests = Counter("edge_requests", "Requests answered.", ["route", "status"], registry=self._registry)
+        self.ttft = self._histogram("edge_ttft_seconds", "Request read to first text written.")
+        self.itl = self._histogram("edge_itl_seconds", "Gap between two content events of one stream.")
+        self.queue = self._histogram("edge_queue_seconds", "Request read by the engine to its first step.")
+        self.prefill = self._histogram("edge_prefill_seconds", "First step of the prompt to the first token.")
+        self.prompt_tokens = Counter(
+            "edge_prompt_tokens", "Prompt tokens of finished requests.", registry=self._registry
+        )
+        self.answer_tokens = Counter(
+            "edge_answer_tokens", "Tokens generated for finished requests.", registry=self._registry
+        )
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, buckets=_SECONDS, registry=self._registry)
+
+    def text(self) -> bytes:
+        """The whole page."""
+        return generate_latest(self._registry)
+
+
+class _EngineGauges(Collector):
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        status, stats = self._engine.status, self._engine.stats
+        yield GaugeMetricFamily("edge_engine_ready", "1 while the engine answers.", float(status.phase == "ready"))
+        yield CounterMetricFamily("edge_engine_restarts", "Times the engine was started anew.", float(status.restarts))
+        yield GaugeMetricFamily("edge_requests_in_flight", "Requests in the engine.", float(self._engine.in_flight))
+        if stats is None:
+            return
+        yield GaugeMetricFamily("edge_answers_running", "Answers that hold a slot.", stats.running)
+        yield GaugeMetricFamily("edge_answers_waiting", "Answers that wait for a slot.", stats.waiting)
+        yield GaugeMetricFamily("edge_slots", "Slots.", stats.slots)
+        yield GaugeMetricFamily("edge_kv_cells_used", "KV cells in use.", stats.cells_used)
+        yield GaugeMetricFamily("edge_kv_cells", "KV cells.", stats.cells)
+        yield GaugeMetricFamily("edge_step_p50_seconds", "Median of the last 512 steps.", stats.step_p50_s)
+        yield GaugeMetricFamily("edge_step_p99_seconds", "99th percentile of the last 512 steps.", stats.step_p99_s)
+        yield GaugeMetricFamily("edge_forward_age_seconds", "Since the last forward pass.", stats.forward_age_s)
+        yield GaugeMetricFamily("edge_engine_resident_bytes", "Resident memory of the engine.", stats.resident_bytes)

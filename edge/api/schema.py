@@ -1,0 +1,231 @@
+"""Request bodies of the OpenAI routes, checked strictly. Null stands for "not given" in every optional field.
+
+Source: the OpenAI API reference (chat completions, completions) and the extensions of vLLM and llama-server. Unknown
+fields are accepted unless they would change the answer: those are in REFUSED and named in a 400.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le, MaxLen, MinLen
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_ANSWERS = 32
+MAX_STOPS = 16
+
+REFUSED: dict[str, str] = {
+    "functions": "use `tools`",
+    "function_call": "use `tool_choice`",
+    "audio": "this node makes text only",
+    "prediction": "predicted outputs are not supported",
+    "web_search_options": "this node does not search the web",
+    "guided_json": "use `response_format`",
+    "guided_regex": "use `response_format` with a JSON schema",
+    "guided_grammar": "use `response_format` with a JSON schema",
+    "guided_choice": "use `response_format` with a JSON schema and `enum`",
+    "structured_outputs": "use `response_format`",
+    "grammar": "use `response_format`",
+    "json_schema": "use `response_format`",
+    "suffix": "fill-in-the-middle is not supported",
+    "typical_p": "leave it out",
+    "mirostat": "leave it out",
+    "dry_multiplier": "leave it out",
+    "xtc_probability": "leave it out",
+    "dynatemp_range": "leave it out",
+    "top_n_sigma": "leave it out",
+    "length_penalty": "beam search is not supported",
+    "use_beam_search": "beam search is not supported",
+    "min_tokens": "use `ignore_eos` with `max_tokens`",
+    "bad_words": "use `logit_bias`",
+    "allowed_token_ids": "use `logit_bias`",
+    "stop_token_ids": "use `stop`",
+    "prompt_logprobs": "leave it out",
+    "truncate_prompt_tokens": "nothing is ever cut off a prompt here; shorten it",
+    "lora": "adapters are not supported",
+    "verbosity": "leave it out",
+}
+"""Fields that would change the answer and that this node cannot honour, with the cure. Neutral values (null, false,
+0) pass."""
+
+Bias = Annotated[float, Ge(-100), Le(100)]
+Probability = Annotated[float, Ge(0), Le(1)]
+Penalty = Annotated[float, Ge(-2), Le(2)]
+Tokens = Annotated[int, Ge(1)]
+TokenId = Annotated[int, Ge(0), Le(2**31 - 1)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+
+class StreamOptions(_Body):
+    """What a stream carries besides the answer."""
+
+    include_usage: bool | None = None
+
+
+class FunctionCall(_Body):
+    """Name and arguments (JSON text) of a call that the assistant made earlier."""
+
+    name: str
+    arguments: str = ""
+
+
+class ToolCall(_Body):
+    """A call in an assistant's message."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(_Body):
+    """One message. Content is text, or a list of text parts."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class FunctionDefinition(_Body):
+    """A function that the model may call."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Body):
+    """A tool offered to the model."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(_Body):
+    """The one function that must be called."""
+
+    name: str
+
+
+class NamedTool(_Body):
+    """tool_choice by name."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JsonSchemaFormat(_Body):
+    """A named schema."""
+
+    name: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """What form the answer has."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class _Generation(_Body):
+    """Fields that chat and plain completions share."""
+
+    model: str
+    max_tokens: Tokens | None = None
+    temperature: Annotated[float, Ge(0), Le(2)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Ge(-1), Le(2**31 - 1)] | None = None
+    min_p: Probability | None = None
+    repeat_penalty: Annotated[float, Ge(0.1), Le(10)] | None = None
+    repetition_penalty: Annotated[float, Ge(0.1), Le(10)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
+    seed: Annotated[int, Ge(-(2**63)), Le(2**64 - 1)] | None = None
+    n: Annotated[int, Ge(1), Le(MAX_ANSWERS)] | None = None
+    stop: str | Annotated[list[str], MaxLen(MAX_STOPS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
+    cache_prompt: bool | None = None
+    user: str | None = None
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
+
+
+class ChatRequest(_Generation):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], MinLen(1)]
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Ge(0), Le(20)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    modalities: list[str] | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+
+
+class CompletionRequest(_Generation):
+    """Body of POST /v1/completions. Several prompts make several choices."""
+
+    prompt: (
+        str
+        | Annotated[list[str], MinLen(1), MaxLen(64)]
+        | Annotated[list[TokenId], MinLen(1)]
+        | Annotated[list[Annotated[list[TokenId], MinLen(1)]], MinLen(1), MaxLen(64)]
+    )
+    echo: bool | None = None
+    best_of: Annotated[int, Ge(1)] | None = None
+    logprobs: Annotated[int, Ge(0), Le(5)] | None = None
+
+
+class TokenizeRequest(_Body):
+    """Body of POST /tokenize: plain text, or messages as the chat route takes them."""
+
+    model: str | None = None
+    prompt: str | None = None
+    content: str | None = None
+    messages: Annotated[list[ChatMessage], MinLen(1)] | None = None
+    tools: list[Tool] | None = None
+    add_special_tokens: bool | None = None
+    add_special: bool | None = None
+    add_generation_prompt: bool | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeRequest(_Body):
+    """Body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+class ErrorBody(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """Every error of every route."""
+
+    error: ErrorBody

@@ -1,0 +1,151 @@
+"""Server-sent events: chunks of one answer, written as they come, and ended at once when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from edge.api.answers import Choices, new_id
+from edge.api.front import Front
+from edge.api.job import Job
+from edge.api.render import error_object, usage
+from edge.errors import EdgeError
+from edge.messages import Offer, Token
+
+log = logging.getLogger(__name__)
+
+_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+)
+DONE = b"data: [DONE]\n\n"
+
+
+class ChunkWriter:
+    """Serialises chunks of one answer. What they share is serialised once."""
+
+    def __init__(self, choices: Choices, front: Front, fingerprint: str, *, with_usage: bool) -> None:
+        head = {
+            "id": new_id("chatcmpl" if choices.chunk_name.startswith("chat") else "cmpl"),
+            "object": choices.chunk_name,
+            "created": int(time.time()),
+            "model": front.config.model_name,
+            "system_fingerprint": fingerprint,
+        }
+        self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":'
+        self._tail = b',"usage":null}\n\n' if with_usage else b"}\n\n"
+
+    def chunk(self, choice: dict[str, Any]) -> bytes:
+        """One choice's delta."""
+        return self._head + b"[" + orjson.dumps(choice) + b"]" + self._tail
+
+    def usage(self, counts: dict[str, Any]) -> bytes:
+        """The extra chunk with the token counts."""
+        return self._head + b'[],"usage":' + orjson.dumps(counts) + b"}\n\n"
+
+
+async def frames(
+    first: tuple[int, Token],
+    events: AsyncIterator[tuple[int, Offer | Token]],
+    *,
+    job: Job,
+    choices: Choices,
+    writer: ChunkWriter,
+    watch: StreamWatch,
+    with_usage: bool,
+) -> AsyncIterator[bytes]:
+    """The stream's bytes. An error after the headers becomes an error event, and ends the stream."""
+    opening = b"".join(writer.chunk(c) for c in choices.opening())
+    try:
+        yield opening + _chunks(first, choices, writer, watch)
+        async for prompt, event in events:
+            if isinstance(event, Offer):
+                choices.offer(prompt, event)
+            elif data := _chunks((prompt, event), choices, writer, watch):
+                yield data
+    except EdgeError as error:
+        log.warning("stream failed", extra={"event": "stream_failed", "code": error.code, "reason": error.message})
+        yield b"data: " + orjson.dumps(error_object(error)) + b"\n\n"
+        return
+    yield (writer.usage(usage(job.finished)) if with_usage else b"") + DONE
+
+
+def _chunks(item: tuple[int, Token], choices: Choices, writer: ChunkWriter, watch: StreamWatch) -> bytes:
+    prompt, token = item
+    made = choices.deltas(prompt, token)
+    if any(_has_content(c) for c in made):
+        watch.content((prompt, token.index))
+    return b"".join(writer.chunk(c) for c in made)
+
+
+def _has_content(choice: dict[str, Any]) -> bool:
+    return bool(choice.get("text") or choice.get("delta"))
+
+
+class StreamWatch:
+    """Times of one answer's content events, for the promise's two figures."""
+
+    def __init__(self, front: Front, read_s: float) -> None:
+        self._metrics = front.metrics
+        self._read_s = read_s
+        self._last_s: dict[tuple[int, int], float] = {}
+
+    def content(self, answer: tuple[int, int]) -> None:
+        """New text of an answer goes out now."""
+        now = time.monotonic()
+        if not self._last_s:
+            self._metrics.ttft.observe(now - self._read_s)
+        if answer in self._last_s:
+            self._metrics.itl.observe(now - self._last_s[answer])
+        self._last_s[answer] = now
+
+
+class EventStream(Response):
+    """ASGI response. Watches for the client's leaving while it writes; newer Starlette's own class does not."""
+
+    def __init__(
+        self, body: AsyncIterator[bytes], job: Job, headers: Mapping[str, str], write_timeout_s: float
+    ) -> None:
+        # Response's own constructor would render a body and give its length.
+        self.status_code = 200
+        self.background = None
+        self.raw_headers = [*_HEADERS, *((k.encode(), v.encode()) for k, v in headers.items())]
+        self._body = body
+        self._job = job
+        self._write_timeout_s = write_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write until the end, the client's leaving, or a write that takes too long."""
+        writing = asyncio.create_task(self._write(send))
+        leaving = asyncio.create_task(_left(receive))
+        try:
+            await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._job.abort()
+            leaving.cancel()
+            if not writing.done():
+                writing.cancel()
+            outcome = (await asyncio.gather(writing, leaving, return_exceptions=True))[0]
+        if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
+            raise outcome
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for data in self._body:
+            # A client that does not read must not hold memory and a slot for ever: TimeoutError is an OSError.
+            async with asyncio.timeout(self._write_timeout_s):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

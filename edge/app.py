@@ -1,0 +1,242 @@
+"""The composition root: builds engine, front and listener, wires them, runs them, and stops them in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import uvloop
+
+from edge import __version__
+from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
+from edge.effective import Effective
+from edge.engine.client import EngineClient, EngineLimits
+from edge.errors import ConfigurationError
+from edge.listener import bind, http_server, is_loopback, url
+from edge.logs import start_logging
+from edge.machine import resident_bytes, usable_cores
+from edge.messages import Load, ModelFacts
+from edge.registry.resolve import Registry, ResolvedModel, model_directories
+from edge.settings import Engine, Settings
+from edge.systemd import Notifier
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.2
+_WATCH_S = 1.0
+_START_GRACE_S = 30.0
+_WEDGED_AFTER = 3.0
+"""The engine's client replaces a silent child after `engine.wedge_timeout_s`. Silence for this many times as long means
+that the client itself has failed, and only the service manager's watchdog is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a node is once its model answers. Sizes in bytes."""
+
+    home: Path
+    model: ResolvedModel
+    model_name: str
+    facts: ModelFacts
+    url: str
+    keys_required: bool
+    engine_bytes: int
+    front_bytes: int
+
+
+class StartObserver(Protocol):
+    """Who wants to see the node start."""
+
+    def checking(self, path: Path) -> None:
+        """A checksum is being computed for the first time."""
+        ...
+
+    def loading(self, stage: str, fraction: float) -> None:
+        """Loading goes on: `fraction` 0..1 of `stage`."""
+        ...
+
+    def ready(self, started: Started) -> None:
+        """The model answers."""
+        ...
+
+
+def serve(effective: Effective, observer: StartObserver) -> None:
+    """Run a node until it is told to stop. Raises EdgeError with the cure when it cannot start."""
+    settings = effective.settings
+    start_logging(settings.log.level, settings.log.format)
+    listener = bind(settings.server)  # before anything that takes long: a busy port is noticed at once
+    registry = Registry(model_directories(effective.home), effective.home / "verified.json")
+    model = registry.resolve(settings.model.name, observer.checking)
+    node = Node(effective, model, listener, observer)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(node.run())
+
+
+class Node:
+    """One process's engine, front and listener, from start to drained stop. Construct it, then `run` it once."""
+
+    def __init__(
+        self, effective: Effective, model: ResolvedModel, listener: socket.socket, observer: StartObserver
+    ) -> None:
+        settings = effective.settings
+        self._home, self._settings, self._model = effective.home, settings, model
+        self._listener, self._observer = listener, observer
+        self._notifier = Notifier(os.environ, os.getpid())
+        self._model_name = settings.model.alias or model.name
+        self._keys = KeyStore(effective.keys_file)
+        self._keys_required = require_keys(settings, self._keys)
+        self._engine = EngineClient(load_message(model, settings.engine), engine_limits(settings.engine))
+        self._drain = DrainState()
+        self._server = http_server(build_application(self._front(), __version__), settings.server)
+        self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
+
+    def _front(self) -> Front:
+        server = self._settings.server
+        config = FrontConfig(
+            model_name=self._model_name,
+            created=int(self._model.path.stat().st_mtime),
+            keys_required=self._keys_required,
+            max_body_bytes=server.max_body_bytes,
+            body_timeout_s=server.body_timeout_s,
+            write_timeout_s=server.write_timeout_s,
+        )
+        return Front(self._engine, config, self._keys, self._drain)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain. Raises ModelUnusable if the model cannot be loaded."""
+        self._catch_signals()
+        await self._engine.start()
+        serving = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="http-server")
+        serving.add_done_callback(lambda _: self._stop.set())  # it ends by itself only when it fails
+        try:
+            if await self._loaded():
+                self._observer.ready(self._started())
+                self._notifier.ready(f"serving {self._model_name}")
+                await self._watch()
+            await self._finish_requests()
+        finally:
+            await self._engine.stop()
+            self._server.should_exit = True
+            await serving
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        """The first asks for a drained stop, the second for a stop at once."""
+        again = self._stop.is_set()
+        log.info("stopping" if not again else "stopping at once", extra={"event": "stopping", "signal": number.name})
+        self._stop.set()
+        if again:
+            self._stop_now.set()
+            self._server.force_exit = True
+
+    async def _loaded(self) -> bool:
+        """Wait for the model; False if a signal came first. Raises ModelUnusable."""
+        ready = asyncio.create_task(self._engine.wait_ready(), name="wait-ready")
+        stopped = asyncio.create_task(self._stop.wait(), name="wait-stop")
+        try:
+            while not ready.done() and not stopped.done():
+                status = self._engine.status
+                self._observer.loading(status.reason, status.progress)
+                self._notifier.starting(f"{status.reason} {status.progress:.0%}", extend_s=_START_GRACE_S)
+                await asyncio.wait({ready, stopped}, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done():
+                return False
+            await ready
+            return True
+        finally:
+            ready.cancel()
+            stopped.cancel()
+
+    async def _watch(self) -> None:
+        """Until a signal: tell the service manager how the engine is, and that this loop runs."""
+        period_s = min(self._notifier.watchdog_s or _WATCH_S, _WATCH_S)
+        heard, heard_s, told = self._engine.stats, time.monotonic(), ""
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), period_s)
+            status, stats, now_s = self._engine.status, self._engine.stats, time.monotonic()
+            if stats is not heard or status.phase != "ready":
+                heard, heard_s = stats, now_s
+            if now_s - heard_s < self._settings.engine.wedge_timeout_s * _WEDGED_AFTER:
+                self._notifier.alive()
+            word = f"serving {self._model_name}" if status.phase == "ready" else f"{status.phase}: {status.reason}"
+            if word != told:
+                self._notifier.status(word)
+                told = word
+
+    async def _finish_requests(self) -> None:
+        """Take no new work, and let what runs finish, for `server.drain_timeout_s` at most."""
+        self._notifier.stopping("draining")
+        self._drain.begin()
+        deadline_s = time.monotonic() + self._settings.server.drain_timeout_s
+        while self._server.busy and time.monotonic() < deadline_s and not self._stop_now.is_set():
+            self._notifier.alive()
+            await asyncio.sleep(_TICK_S)
+        if self._server.busy:
+            log.warning("requests given up", extra={"event": "drain_incomplete", "requests": self._server.busy})
+
+    def _started(self) -> Started:
+        facts, pid = self._engine.facts, self._engine.status.pid
+        assert facts is not None
+        return Started(
+            home=self._home,
+            model=self._model,
+            model_name=self._model_name,
+            facts=facts,
+            url=url(self._settings.server, self._listener),
+            keys_required=self._keys_required,
+            engine_bytes=resident_bytes(pid) if pid is not None else 0,
+            front_bytes=resident_bytes(os.getpid()),
+        )
+
+
+def require_keys(settings: Settings, keys: KeyStore) -> bool:
+    """Whether clients need an API key. Raises ConfigurationError where they do and there is none."""
+    required = settings.auth.mode == "always" or not is_loopback(settings.server.host)
+    if required and not keys.all():
+        where = (
+            f"{settings.server.host} can be reached from elsewhere"
+            if settings.auth.mode == "auto"
+            else "auth.mode is always"
+        )
+        raise ConfigurationError(f"{where}, which needs an API key, and there is none; make one: edge keys create NAME")
+    return required
+
+
+def load_message(model: ResolvedModel, settings: Engine) -> Load:
+    """What the engine child is told to load, with every `auto` decided."""
+    return Load(
+        path=str(model.path),
+        slots=settings.slots,
+        context_tokens=settings.context_tokens,
+        context_cap_tokens=settings.context_cap_tokens,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        threads=settings.threads or usable_cores(),
+        gpu_layers=settings.gpu_layers,
+        kv_layout="streams" if settings.kv_layout == "auto" else settings.kv_layout,
+        kv_type=settings.kv_type,
+        flash_attention=settings.flash_attention,
+        heartbeat_s=settings.heartbeat_s,
+    )
+
+
+def engine_limits(settings: Engine) -> EngineLimits:
+    """The engine client's patience."""
+    return EngineLimits(
+        max_waiting=settings.max_waiting,
+        wedge_timeout_s=settings.wedge_timeout_s,
+        load_timeout_s=settings.load_timeout_s,
+        restart_backoff_max_s=settings.restart_backoff_max_s,
+    )

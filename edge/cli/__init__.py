@@ -1,0 +1,114 @@
+"""The command line: parse, delegate, and word errors. Each command's module is imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from edge import __version__
+from edge.errors import ConfigurationError, EdgeError
+
+EXIT_FAILURE, EXIT_USAGE, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 1, 2, 78, 130
+EXIT_CODES = {
+    0: "done",
+    EXIT_FAILURE: "failed: the line on standard error says why and what to do",
+    EXIT_USAGE: "the command was called wrongly",
+    EXIT_CONFIGURATION: "settings, flags or the machine stand in the way; trying again without a change cannot help",
+    EXIT_INTERRUPTED: "interrupted by Ctrl-C",
+}
+
+_COMMANDS = {
+    "serve": "Load a model and answer the API until told to stop.",
+    "chat": "Talk to a running node.",
+    "doctor": "Check this machine and the settings; name what is missing and the cure.",
+    "keys": "Create, list and revoke API keys.",
+    "settings": "Show every setting, its value and where that came from.",
+    "version": "Show the version.",
+}
+
+
+class _Commands(click.Group):
+    """Finds a command's module by the command's name, so that `edge --help` imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = importlib.import_module(f"edge.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Try it: `edge serve` in one terminal, `edge chat` in another.",
+)
+@click.option(
+    "--home", type=click.Path(path_type=Path), help="Directory of all state and of edge.toml [default: $EDGE_HOME]."
+)
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an unexpected error.")
+@click.version_option(__version__, "--version", message="edge %(version)s")
+def root(home: Path | None, debug: bool) -> None:
+    """An inference node for small machines: quantised language models behind an OpenAI-compatible API."""
+    if home is not None:
+        os.environ["EDGE_HOME"] = str(home.expanduser().absolute())
+
+
+def main() -> None:
+    """Entry point of `edge`; ends with one of EXIT_CODES."""
+    debug = "--debug" in sys.argv
+    try:
+        outcome = root.main(standalone_mode=False, prog_name="edge")
+        code = outcome if isinstance(outcome, int) else 0
+    except click.ClickException as error:
+        code = _say(error.format_message().rstrip("."), EXIT_USAGE, hint=_usage_hint(error))
+    except (click.Abort, KeyboardInterrupt):
+        code = EXIT_INTERRUPTED
+    except ConfigurationError as error:
+        code = _say(error.message, EXIT_CONFIGURATION)
+    except EdgeError as error:
+        code = _say(error.message, EXIT_FAILURE)
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAILURE
+    except Exception as error:
+        if debug:
+            raise
+        code = _say(f"unexpected {type(error).__name__}: {error}{_keep_traceback()}", EXIT_FAILURE)
+    sys.exit(code)
+
+
+def _say(message: str, code: int, hint: str = "") -> int:
+    print(f"edge: {message}{hint}", file=sys.stderr)
+    return code
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f" (see `{context.command_path} --help`)" if context is not None else ""
+
+
+def _keep_traceback() -> str:
+    """Write the current traceback to a file and say where; the console is no place for it."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    text = f"edge {__version__}, {stamp}, {' '.join(sys.argv)}\n{traceback.format_exc()}"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix=f"edge-{stamp}-", suffix=".log", delete=False) as file:
+            file.write(text)
+    except OSError:
+        return "; run it again as `edge --debug ...` to see where"
+    return f"; details are in {file.name}, or run it again as `edge --debug ...`"

@@ -1,0 +1,125 @@
+"""`edge serve`: what a person sees of a starting node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from edge import __version__
+from edge.cli.flags import setting_flags
+from edge.effective import Effective
+
+if TYPE_CHECKING:  # `edge serve --help` waits for neither the server nor the event loop
+    from edge.app import Started
+    from edge.messages import ModelFacts
+    from edge.registry.resolve import ResolvedModel
+
+_PLAIN_STEP = 0.25
+_EXAMPLE = "Which alarms are active?"
+
+
+@click.command()
+@setting_flags
+def command(effective: Effective) -> None:
+    """Load a model and answer the OpenAI-compatible API until told to stop.
+
+    SIGTERM or Ctrl-C lets running answers finish (server.drain_timeout_s); a second one ends at once.
+    """
+    from edge.app import serve
+
+    with StartView(Console(soft_wrap=True, highlight=False)) as view:
+        serve(effective, view)
+
+
+class StartView:
+    """Progress while loading, and then the facts. A bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._said = ""
+        self._fraction_said = 0.0
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+
+    def __enter__(self) -> StartView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_bar()
+
+    def checking(self, path: Path) -> None:
+        """A checksum is being computed for the first time."""
+        self._console.print(f"checking {path} (once for each file) ...")
+
+    def loading(self, stage: str, fraction: float) -> None:
+        """Loading goes on: `fraction` 0..1 of `stage`."""
+        if self._bar is not None:
+            if not self._bar.tasks:
+                self._bar.add_task(stage, total=1.0)
+                self._bar.start()
+            self._bar.update(self._bar.tasks[0].id, description=stage, completed=fraction)
+        elif stage != self._said or fraction - self._fraction_said >= _PLAIN_STEP:
+            self._said, self._fraction_said = stage, fraction
+            self._console.print(f"{stage}: {fraction:.0%}" if fraction else f"{stage} ...")
+
+    def ready(self, started: Started) -> None:
+        """The model answers: say what, where, how much memory, and how to try it."""
+        self._end_bar()
+        for label, text in _account(started):
+            self._console.print(f"{label:8} {text}", markup=False)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _account(started: Started) -> list[tuple[str, str]]:
+    facts, url = started.facts, started.url
+    keys = "an API key is required" if started.keys_required else "no API key is required from this machine"
+    key_header = "-H 'Authorization: Bearer '$EDGE_API_KEY " if started.keys_required else ""
+    chat = "edge chat" if url == "http://127.0.0.1:8080" else f"edge chat --url {url}"
+    body = f'{{"model": "{started.model_name}", "messages": [{{"role": "user", "content": "{_EXAMPLE}"}}]}}'
+    return [
+        ("edge", f"{__version__}, state in {started.home}"),
+        ("model", f"{started.model_name}: {_what(started.model, facts)}"),
+        (
+            "runs on",
+            f"{facts.device}, {_count(facts.threads, 'thread')}, {facts.slots} answers at a time, "
+            f"{facts.context_tokens:,} tokens each",
+        ),
+        (
+            "memory",
+            f"weights {_size(facts.model_bytes)}, attention {_size(facts.kv_bytes)}, compute "
+            f"{_size(facts.compute_bytes)}; processes: engine {_size(started.engine_bytes)}, "
+            f"front {_size(started.front_bytes)}",
+        ),
+        ("serves", f"{url}/v1 ({keys})"),
+        ("try it", f'{chat} "{_EXAMPLE}"'),
+        ("", f"curl {url}/v1/chat/completions {key_header}-H 'Content-Type: application/json' -d '{body}'"),
+    ]
+
+
+def _what(model: ResolvedModel, facts: ModelFacts) -> str:
+    name = f"{model.header.name}, " if model.header.name and model.header.name != model.name else ""
+    return (
+        f"{name}{facts.parameters / 1e6:,.1f} M parameters, {model.header.quantization}, "
+        f"{_size(model.header.file_bytes)}, {model.path}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _size(count_bytes: int) -> str:
+    return f"{count_bytes / 1e9:.2f} GB" if count_bytes >= 1e9 else f"{count_bytes / 1e6:.1f} MB"

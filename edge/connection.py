@@ -1,0 +1,125 @@
+"""One HTTP connection, with bounds that uvicorn lacks: time and size of a request's head, number of connections."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from edge.api.render import error_object
+from edge.errors import EdgeError, InvalidRequest, Overloaded, SlowClient
+
+MAX_HEAD_BYTES = 64 * 1024
+
+
+class HeadTooLarge(EdgeError):
+    """Request line and headers are over MAX_HEAD_BYTES."""
+
+    status = 431
+    kind = "invalid_request_error"
+    code = "head_too_large"
+
+
+def bounded_connection(header_timeout_s: float, max_connections: int) -> type[asyncio.Protocol]:
+    """A protocol class for uvicorn with these bounds."""
+
+    class Bounded(BoundedConnection):
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            self.header_timeout_s = header_timeout_s
+            self.max_connections = max_connections
+
+    return Bounded
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """uvicorn's connection; it refuses in the same words and form as the routes do, and then closes."""
+
+    header_timeout_s: float
+    max_connections: int
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse one connection too many; otherwise wait for the first request's head."""
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self._refuse(Overloaded(f"{self.max_connections} connections are open, the node takes no more"))
+        else:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The timer must not outlive the connection."""
+        self._head_is_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, and count what belongs to an unfinished head."""
+        if self.transport.is_closing():  # refused already
+            return
+        super().data_received(data)
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(HeadTooLarge(f"the request's head is over {MAX_HEAD_BYTES} bytes"))
+
+    def on_message_begin(self) -> None:
+        """A request's first byte has come."""
+        super().on_message_begin()
+        if self._head_timer is None:
+            self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole; its body is the gate's concern."""
+        self._head_is_there()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets an error object as well."""
+        self._refuse(InvalidRequest(f"this is not HTTP/1.1: {msg.lower().rstrip('.')}"))
+
+    def _expect_head(self) -> None:
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(self.header_timeout_s, self._head_is_late)
+
+    def _head_is_there(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self._answering:  # a pipelined request waits for the answer before it: not the client's fault
+            self._expect_head()
+        elif not self.transport.is_closing():
+            self._refuse(SlowClient(f"the request's head did not arrive within {self.header_timeout_s:g} s"))
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, error: EdgeError) -> None:
+        self._head_is_there()
+        if not self._answering:  # an answer under way is not mixed with another one
+            self._write(error)
+        self.transport.close()
+
+    def _write(self, error: EdgeError) -> None:
+        body = orjson.dumps(error_object(error))
+        retry = [b"retry-after: 1\r\n"] if error.retryable else []
+        self.transport.write(
+            b"".join(
+                [
+                    STATUS_LINE[error.status],
+                    b"content-type: application/json\r\nconnection: close\r\n",
+                    *retry,
+                    b"content-length: %d\r\n\r\n" % len(body),
+                    body,
+                ]
+            )
+        )

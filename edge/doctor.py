@@ -1,0 +1,209 @@
+"""What stands between this machine and a running node: each check says ok, warn or fail, and what to do.
+
+Checks that load native code do so in a process of their own, since a broken library can end the process that loads it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from edge.api.auth import KeyStore
+from edge.effective import Effective, load
+from edge.errors import ConfigurationError, EdgeError
+from edge.listener import bind, is_loopback
+from edge.machine import memory_available_bytes, memory_limit_bytes, usable_cores
+from edge.registry.resolve import Registry, model_directories
+from edge.settings import Settings
+
+_GIB = 1 << 30
+_LITTLE_DISK_BYTES = 200 << 20
+_LITTLE_MEMORY_BYTES = 256 << 20
+_PROBE_S = 60
+_OLDEST_PLAUSIBLE = datetime(2026, 1, 1, tzinfo=UTC)
+_PROBE = "from edge.engine.llama.library import Library; o = Library(); print(int(o.offloads)); print(o.system)"
+
+_FEATURE = re.compile(r"(\w+) = 1")
+
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. `cure` is empty when all is well."""
+
+    level: Level
+    subject: str
+    text: str
+    cure: str = ""
+
+
+def examine(home: Path, env: Mapping[str, str]) -> Iterator[Finding]:
+    """All checks in the order in which a person would go through them; slow ones come as they are done."""
+    yield _python()
+    yield from _native()
+    yield _cores()
+    yield _memory()
+    yield _home(home)
+    yield _clock()
+    try:
+        effective = load(home, env, {})
+    except ConfigurationError as error:
+        yield Finding("fail", "settings", error.message, "correct it; `edge settings` shows what is in force")
+        return
+    settings = effective.settings
+    yield Finding("ok", "settings", _sources(effective))
+    yield from _model(effective)
+    yield _port(settings)
+    yield _keys(effective)
+
+
+def _python() -> Finding:
+    return Finding("ok", "python", f"{platform.python_version()} at {sys.executable}")
+
+
+def _native() -> Iterator[Finding]:
+    try:
+        bindings = version("llama-cpp-python")
+    except PackageNotFoundError:
+        yield Finding(
+            "fail", "native library", "llama-cpp-python is not installed", "`make install`, or pip install edge-node"
+        )
+        yield from _compiler()
+        return
+    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_S, check=False)
+    if done.returncode != 0:
+        words = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
+        cure = "build it anew for this machine: `make distclean install`"
+        yield Finding("fail", "native library", f"llama-cpp-python {bindings} does not load: {words}", cure)
+        yield from _compiler()
+        return
+    offloads, _, features = done.stdout.partition("\n")
+    yield Finding(
+        "ok", "native library", f"llama-cpp-python {bindings}, built for {' '.join(_FEATURE.findall(features))}"
+    )
+    yield _gpu(offloads == "1")
+
+
+def _compiler() -> Iterator[Finding]:
+    for names, language in ((("cc", "gcc", "clang"), "C"), (("c++", "g++", "clang++"), "C++")):
+        found = next((path for path in map(shutil.which, names) if path), None)
+        if found is None:
+            yield Finding("fail", f"{language} compiler", "none found", "apt install build-essential")
+        else:
+            yield Finding("ok", f"{language} compiler", found)
+
+
+def _gpu(offloads: bool) -> Finding:
+    nvidia = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    if offloads:
+        return Finding(
+            "ok", "gpu", "this build uses a GPU where there is one" + (f": {len(nvidia)} visible" if nvidia else "")
+        )
+    if nvidia:
+        cure = "build it with CUDA: `make distclean`, then CMAKE_ARGS=-DGGML_CUDA=ON make install"
+        return Finding(
+            "warn", "gpu", f"{len(nvidia)} visible, but this build of the library runs on the CPU only", cure
+        )
+    return Finding("ok", "gpu", "none; the CPU does the work")
+
+
+def _cores() -> Finding:
+    cores = usable_cores()
+    return Finding("ok", "cores", f"{cores} usable of {os.cpu_count()}")
+
+
+def _memory() -> Finding:
+    available, limit = memory_available_bytes(), memory_limit_bytes()
+    if available is None:
+        return Finding("warn", "memory", "the kernel does not say what is available", "mount /proc")
+    text = f"{available / _GIB:.1f} GiB available" + (f", limited to {limit / _GIB:.1f} GiB" if limit else "")
+    if available < _LITTLE_MEMORY_BYTES:
+        return Finding("warn", "memory", text, "free some, or raise the container's limit")
+    return Finding("ok", "memory", text)
+
+
+def _home(home: Path) -> Finding:
+    subject = "EDGE_HOME"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        probe = home / f".doctor-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        cure = "give this user the directory, or choose another with EDGE_HOME or --home"
+        return Finding("fail", subject, f"{home} cannot be written to ({error.strerror})", cure)
+    free = shutil.disk_usage(home).free
+    text = f"{home}, {free / _GIB:.1f} GiB free"
+    if free < _LITTLE_DISK_BYTES:
+        return Finding("warn", subject, text, "make room: keys and caches are kept there")
+    return Finding("ok", subject, text)
+
+
+def _clock() -> Finding:
+    now = datetime.now(UTC)
+    text = now.isoformat(timespec="seconds").replace("+00:00", "Z")
+    if now < _OLDEST_PLAUSIBLE:
+        return Finding(
+            "warn", "clock", f"{text} lies in the past: TLS and logs will be wrong", "set it: timedatectl set-ntp true"
+        )
+    return Finding("ok", "clock", text)
+
+
+def _sources(effective: Effective) -> str:
+    changed = [key for key, origin in effective.origins.items() if origin.source != "default"]
+    return f"valid, {', '.join(changed)} set" if changed else "valid, all at their defaults"
+
+
+def _model(effective: Effective) -> Iterator[Finding]:
+    wish = effective.settings.model.name
+    registry = Registry(model_directories(effective.home), effective.home / "verified.json")
+    try:
+        model = registry.resolve(wish)
+    except EdgeError as error:
+        yield Finding("fail", "model", error.message, "name another one: edge serve --model NAME|PATH")
+        return
+    header = model.header
+    yield Finding(
+        "ok",
+        "model",
+        f"{model.name}: {header.architecture}, {header.parameters / 1e6:,.1f} M parameters, "
+        f"{header.quantization}, {header.file_bytes / 1e6:,.1f} MB at {model.path}",
+    )
+    available = memory_available_bytes()
+    if available is not None and header.file_bytes > available:
+        text = f"its weights alone need {header.file_bytes / _GIB:.1f} GiB, {available / _GIB:.1f} GiB are available"
+        yield Finding("warn", "model", text, "use a smaller model or a smaller quantisation")
+
+
+def _port(settings: Settings) -> Finding:
+    try:
+        listener = bind(settings.server)
+    except EdgeError as error:
+        return Finding("warn", "port", error.message, "a node that runs already is a good reason")
+    address: tuple[str, int] = listener.getsockname()[:2]
+    listener.close()
+    return Finding("ok", "port", f"{address[0]} port {address[1]} is free")
+
+
+def _keys(effective: Effective) -> Finding:
+    settings = effective.settings
+    try:
+        count = len(KeyStore(effective.keys_file).all())
+    except ConfigurationError as error:
+        return Finding("fail", "API keys", error.message, "restore it from a backup, or delete it and create keys anew")
+    if settings.auth.mode == "auto" and is_loopback(settings.server.host):
+        return Finding("ok", "API keys", f"{count}; none is asked for, since only this machine can reach the node")
+    if count == 0:
+        return Finding("fail", "API keys", "none, and this address asks for one", "edge keys create NAME")
+    return Finding("ok", "API keys", str(count))

@@ -1,0 +1,136 @@
+"""Which value each setting has, and where it came from: default < file < environment < flag."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from edge.errors import ConfigurationError
+from edge.settings import ENV_PREFIX, Declared, Settings, declared
+
+SYSTEM_HOME = Path("/var/lib/edge")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value came from: `where` is a phrase such as `EDGE_SERVER__PORT` or `/var/lib/edge/edge.toml`."""
+
+    source: Literal["default", "file", "env", "flag"]
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """The settings in force. `origins` has an entry for each setting, by its key."""
+
+    home: Path
+    settings: Settings
+    origins: Mapping[str, Origin]
+
+    def value(self, declared: Declared) -> Any:
+        """The value in force of one setting."""
+        return getattr(getattr(self.settings, declared.section), declared.name)
+
+    @property
+    def keys_file(self) -> Path:
+        """Absolute path of the API keys."""
+        return self.home / self.settings.auth.keys_file
+
+
+def default_home(env: Mapping[str, str]) -> Path:
+    """EDGE_HOME, else /var/lib/edge for root where it exists, else ~/.local/share/edge (or under XDG_DATA_HOME)."""
+    if env.get("EDGE_HOME"):
+        return Path(env["EDGE_HOME"]).expanduser().absolute()
+    if os.geteuid() == 0 and SYSTEM_HOME.is_dir():
+        return SYSTEM_HOME
+    data = env.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "edge"
+
+
+def load(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, str]]) -> Effective:
+    """Merge file, environment and flags over the defaults.
+
+    `flags` maps a setting's key to (value, the flag as typed). Raises ConfigurationError that names key, source and the
+    values allowed.
+    """
+    found: dict[str, tuple[Any, Origin]] = {}
+    known = {d.key: d for d in declared()}
+    for key, value, origin in (*_from_file(home / "edge.toml"), *_from_env(env), *_from_flags(flags)):
+        if key not in known:
+            raise ConfigurationError(_unknown(key, origin, list(known)))
+        found[key] = (value, origin)
+    tables: dict[str, dict[str, Any]] = {section: {} for section in Settings.model_fields}
+    for key, (value, _) in found.items():
+        section, _, name = key.partition(".")
+        tables[section][name] = value
+    try:
+        settings = Settings.model_validate(tables)
+    except ValidationError as error:
+        raise ConfigurationError(_refusal(error, found, known)) from None
+    default = Origin("default", "default")
+    return Effective(home, settings, {key: found[key][1] if key in found else default for key in known})
+
+
+def _from_file(path: Path) -> Iterator[tuple[str, Any, Origin]]:
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read {path}: {_reason(error)}") from None
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
+    origin = Origin("file", str(path))
+    for section, table in tables.items():
+        if not isinstance(table, dict):
+            yield section, table, origin
+            continue
+        for name, value in table.items():
+            yield f"{section}.{name}", value, origin
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
+
+
+def _from_env(env: Mapping[str, str]) -> Iterator[tuple[str, str, Origin]]:
+    for variable, value in env.items():
+        # Only names with a double underscore are ours: Kubernetes puts EDGE_PORT and the like next to a service `edge`.
+        # An empty value counts as not set, as compose files and charts write it.
+        if variable.startswith(ENV_PREFIX) and "__" in variable and value:
+            section, _, name = variable[len(ENV_PREFIX) :].lower().partition("__")
+            yield f"{section}.{name}", value, Origin("env", variable)
+
+
+def _from_flags(flags: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str, Origin]]:
+    for key, (value, typed) in flags.items():
+        yield key, value, Origin("flag", typed)
+
+
+def _unknown(key: str, origin: Origin, known: list[str]) -> str:
+    section, _, name = key.partition(".")
+    siblings = [k.partition(".")[2] for k in known if k.startswith(f"{section}.")]
+    if not siblings:
+        sections = ", ".join(Settings.model_fields)
+        return f"unknown section `{section}` in {origin.where}: sections are {sections}"
+    if not name:
+        return f"`{section}` in {origin.where} must be a table: write [{section}] and its settings below"
+    return f"unknown setting `{key}` in {origin.where}: {section} has {', '.join(siblings)}"
+
+
+def _refusal(error: ValidationError, found: Mapping[str, tuple[Any, Origin]], known: Mapping[str, Declared]) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"][:2])
+    if key not in found:  # a rule over several settings of one section
+        sources = dict.fromkeys(origin.where for k, (_, origin) in found.items() if k.startswith(key))
+        return f"{first['msg'].removeprefix('Value error, ')} (set by {', '.join(sources)})"
+    value, origin = found[key]
+    return f"{key} = {value!r} (from {origin.where}) is refused: it must be {known[key].allowed}"

@@ -1,0 +1,406 @@
+"""The front's half of an engine child: starts it, watches it, replaces it, and keeps every request's promise of one
+reply."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import assert_never
+
+import msgspec
+
+from edge.engine.port import EnginePhase, EngineStatus, StreamEvent
+from edge.errors import EdgeError, EngineDown, ModelLoading, ModelUnusable, Overloaded, from_code
+from edge.messages import (
+    Abort,
+    Detokenize,
+    Detokenized,
+    Failed,
+    Finished,
+    FirstToken,
+    FrameReader,
+    FrameTooLarge,
+    Load,
+    Loaded,
+    LoadFailed,
+    Message,
+    ModelFacts,
+    Offer,
+    Progress,
+    Prompt,
+    Quit,
+    Stats,
+    Submit,
+    ToFront,
+    Token,
+    Tokenize,
+    Tokenized,
+    frame,
+    to_front,
+)
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES = 1 << 18
+_FIRST_BACKOFF_S = 0.1
+_LAST_WORDS = 12
+_QUIT_GRACE_S = 5.0
+_LAST_BREATH_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """How long an engine may be silent, and how much may wait for it. Seconds; `max_waiting` in requests beyond the
+    slots."""
+
+    max_waiting: int
+    wedge_timeout_s: float
+    load_timeout_s: float
+    restart_backoff_max_s: float
+
+
+class _Stream:
+    """One request's events, from the client's read loop to the one task that iterates."""
+
+    def __init__(self, client: EngineClient, request_id: int) -> None:
+        self._client = client
+        self.request_id = request_id
+        self._events: deque[StreamEvent | EdgeError] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._over = False
+        self.aborted = False
+
+    def put(self, event: StreamEvent | EdgeError) -> None:
+        if self.aborted:
+            return
+        self._events.append(event)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        if self._over:
+            raise StopAsyncIteration
+        while not self._events:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        event = self._events.popleft()
+        if isinstance(event, EdgeError):
+            self._over = True
+            raise event
+        self._over = isinstance(event, Finished)
+        return event
+
+    def abort(self) -> None:
+        if not self.aborted:
+            self.aborted = True
+            self._client.abort(self.request_id)
+
+
+class EngineClient:
+    """Owner of one engine child. Implements `edge.engine.port.Engine`; lives on one event loop."""
+
+    def __init__(self, load: Load, limits: EngineLimits, *, environment: dict[str, str] | None = None) -> None:
+        self._load = load
+        self._limits = limits
+        self._environment = environment or {}
+        self._phase: EnginePhase = "stopped"
+        self._reason = "not started"
+        self._progress = 0.0
+        self._starts = 0
+        self._facts: ModelFacts | None = None
+        self._stats: Stats | None = None
+        self._unusable: ModelUnusable | None = None
+        self._streams: dict[int, _Stream] = {}
+        self._calls: dict[int, asyncio.Future[Tokenized | Detokenized]] = {}
+        self._next_id = 0
+        self._writer: asyncio.StreamWriter | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._heard_s = 0.0
+        self._last_words: deque[str] = deque(maxlen=_LAST_WORDS)
+        self._supervisor: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+
+    # --- what the front reads -----------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> EngineStatus:
+        """Current phase and why."""
+        pid = self._process.pid if self._process is not None else None
+        return EngineStatus(self._phase, self._reason, self._progress, max(0, self._starts - 1), pid)
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """Facts of the loaded model, kept while the child restarts."""
+        return self._facts
+
+    @property
+    def stats(self) -> Stats | None:
+        """The child's last account of itself, None while none is ready."""
+        return self._stats if self._phase == "ready" else None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests submitted and without terminal reply."""
+        return len(self._streams)
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def require_room(self) -> None:
+        """Raises EngineDown, ModelLoading or Overloaded if a request submitted now would be refused."""
+        self._require_ready()
+        if len(self._streams) >= self._load.slots + self._limits.max_waiting:
+            raise Overloaded(
+                f"{len(self._streams)} requests are running or waiting, the node takes no more; try again shortly"
+            )
+
+    def submit(self, work: Submit) -> _Stream:
+        """Start a request. Raises EngineDown, ModelLoading or Overloaded."""
+        self.require_room()
+        stream = _Stream(self, self._new_id())
+        self._streams[stream.request_id] = stream
+        self._send(msgspec.structs.replace(work, request_id=stream.request_id))
+        return stream
+
+    def abort(self, request_id: int) -> None:
+        """Tell the child that nobody waits for a request any more; it stays in flight until the child confirms."""
+        if request_id in self._streams and self._writer is not None:
+            self._send(Abort(request_id))
+
+    async def tokenize(self, prompt: Prompt, *, add_special: bool = True) -> Tokenized:
+        """Tokens of a prompt. Raises EdgeError."""
+        answer = await self._call(Tokenize(self._new_id(), prompt, add_special))
+        assert isinstance(answer, Tokenized)
+        return answer
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        """Text of tokens. Raises EdgeError."""
+        answer = await self._call(Detokenize(self._new_id(), tokens))
+        assert isinstance(answer, Detokenized)
+        return answer.text
+
+    async def _call(self, message: Tokenize | Detokenize) -> Tokenized | Detokenized:
+        self._require_ready()
+        future: asyncio.Future[Tokenized | Detokenized] = asyncio.get_running_loop().create_future()
+        self._calls[message.request_id] = future
+        self._send(message)
+        try:
+            return await future
+        finally:
+            self._calls.pop(message.request_id, None)
+
+    def _require_ready(self) -> None:
+        if self._phase == "ready":
+            return
+        if self._phase == "loading" and self._starts <= 1:
+            raise ModelLoading(f"the model is being loaded ({self._progress:.0%}); try again shortly")
+        raise EngineDown(f"the engine is {self._phase}: {self._reason}; try again shortly")
+
+    def _new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+    def _send(self, message: Message) -> None:
+        assert self._writer is not None
+        self._writer.write(frame(message))
+
+    # --- life of the child --------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to load; returns at once. `wait_ready` waits for the outcome."""
+        self._set("loading", "starting the engine")
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+
+    async def wait_ready(self) -> ModelFacts:
+        """Wait until the model answers. Raises ModelUnusable when the first load failed."""
+        while self._phase != "ready" or self._facts is None:
+            if self._unusable is not None:
+                raise self._unusable
+            await self.changed()
+        return self._facts
+
+    async def changed(self) -> None:
+        """Wait for the next change of phase or progress."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def stop(self) -> None:
+        """End the child and fail what is still in flight."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+            self._supervisor = None
+        self._set("stopped", "the node is stopping")
+
+    def _set(self, phase: EnginePhase, reason: str, progress: float = 0.0) -> None:
+        self._phase, self._reason, self._progress = phase, reason, progress
+        self._changed.set()
+
+    async def _supervise(self) -> None:
+        """Run one child after the other, with back-off between those that do not become ready."""
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            self._starts += 1
+            was_ready, cause = await self._live()
+            if self._unusable is not None and self._facts is None:
+                self._set("down", self._unusable.message)
+                return
+            backoff_s = _FIRST_BACKOFF_S if was_ready else min(backoff_s * 2, self._limits.restart_backoff_max_s)
+            self._set("down", cause)
+            log.error(
+                "engine down", extra={"event": "engine_down", "reason": cause, "restart_in_s": round(backoff_s, 1)}
+            )
+            await asyncio.sleep(backoff_s * random.uniform(0.75, 1.25))
+
+    async def _live(self) -> tuple[bool, str]:
+        """One child from start to end. Returns whether it ever became ready, and why it ended."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
+        process = await self._spawn(theirs)
+        theirs.close()
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        self._process, self._writer, self._heard_s = process, writer, time.monotonic()
+        self._set("loading", "loading the model")
+        words = asyncio.create_task(self._hear_words(process))
+        watch = asyncio.create_task(self._watch(process))
+        self._send(self._load)
+        was_ready, cause, stopping = False, "", True
+        try:
+            was_ready, cause = await self._listen(reader)
+            stopping = False
+            self._set("down", cause or "the process ended")
+        finally:
+            watch.cancel()
+            self._writer = None
+            await self._bury(process, writer, quietly=stopping)
+            await asyncio.gather(words, watch, return_exceptions=True)
+            self._process = None
+            cause = cause or self._epitaph(process)
+            self._fail_all(EngineDown(f"the engine failed while it worked on this request: {cause}"))
+        if self._facts is None and self._unusable is None and not was_ready:
+            self._unusable = ModelUnusable(f"{self._load.path} cannot be loaded: {cause}")
+        return was_ready, cause
+
+    async def _spawn(self, theirs: socket.socket) -> asyncio.subprocess.Process:
+        environment = {**os.environ, "GGML_NO_BACKTRACE": "1", **self._environment}
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "edge.engine.worker",
+            str(theirs.fileno()),
+            pass_fds=(theirs.fileno(),),
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+
+    async def _bury(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter, *, quietly: bool) -> None:
+        """End the process for certain. `quietly`: ask it first, and give it time; else it has closed its pipe
+        already."""
+        if quietly and not writer.is_closing():
+            writer.write(frame(Quit()))
+        try:
+            await asyncio.wait_for(process.wait(), _QUIT_GRACE_S if quietly else _LAST_BREATH_S)
+        except TimeoutError:
+            log.warning("engine did not end by itself", extra={"event": "engine_kill"})
+            process.kill()
+            await process.wait()
+        writer.close()
+
+    async def _listen(self, reader: asyncio.StreamReader) -> tuple[bool, str]:
+        """Read until the child closes the pipe. Returns (was ready, cause if one is known)."""
+        frames = FrameReader()
+        was_ready = False
+        try:
+            while data := await reader.read(_READ_BYTES):
+                self._heard_s = time.monotonic()
+                for payload in frames.feed(data):
+                    for message in to_front(payload):
+                        was_ready = was_ready or isinstance(message, Loaded)
+                        self._dispatch(message)
+        except OSError:  # the child died with bytes unread: an end like any other
+            pass
+        except (msgspec.DecodeError, FrameTooLarge) as error:
+            return was_ready, f"its messages cannot be read: {error}"
+        return was_ready, self._reason if self._phase == "down" else ""
+
+    def _dispatch(self, message: ToFront) -> None:
+        match message:
+            case Token() | FirstToken() | Offer():
+                if stream := self._streams.get(message.request_id):
+                    stream.put(message)
+            case Finished() | Failed():
+                self._conclude(message)
+            case Stats():
+                self._stats = message
+            case Tokenized() | Detokenized():
+                if (call := self._calls.get(message.request_id)) and not call.done():
+                    call.set_result(message)
+            case Progress(stage=stage, fraction=fraction):
+                self._set("loading", stage, fraction)
+            case Loaded(facts=facts, seconds=seconds):
+                self._facts = facts
+                self._stats = None
+                self._set("ready", "", 1.0)
+                log.info("engine ready", extra={"event": "engine_ready", "seconds": round(seconds, 2)})
+            case LoadFailed(code=code, message=text):
+                error = from_code(code, text)
+                self._unusable = error if isinstance(error, ModelUnusable) else ModelUnusable(text)
+                self._set("down", text)
+            case _:
+                assert_never(message)
+
+    def _conclude(self, message: Finished | Failed) -> None:
+        if stream := self._streams.pop(message.request_id, None):
+            if isinstance(message, Finished):
+                stream.put(message)
+            else:
+                stream.put(from_code(message.code, message.message, param=message.param))
+        elif isinstance(message, Failed) and (call := self._calls.get(message.request_id)) and not call.done():
+            call.set_exception(from_code(message.code, message.message, param=message.param))
+
+    def _fail_all(self, error: EdgeError) -> None:
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.put(error)
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(error)
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a child that has gone silent: it is wedged, whatever it believes."""
+        while True:
+            limit_s = self._limits.wedge_timeout_s if self._phase == "ready" else self._limits.load_timeout_s
+            silent_s = time.monotonic() - self._heard_s
+            if silent_s >= limit_s:
+                self._set("down", f"no sign of life for {silent_s:.1f} s")
+                log.error("engine wedged", extra={"event": "engine_wedged", "silent_s": round(silent_s, 1)})
+                process.kill()
+                return
+            await asyncio.sleep(min(limit_s / 8, 1.0))
+
+    async def _hear_words(self, process: asyncio.subprocess.Process) -> None:
+        """Keep the last lines of the child's standard error: an abort says there why."""
+        assert process.stderr is not None
+        self._last_words.clear()
+        while line := await process.stderr.readline():
+            text = line.decode("utf-8", "replace").rstrip()
+            self._last_words.append(text)
+            log.debug("engine says", extra={"event": "engine_stderr", "line": text})
+
+    def _epitaph(self, process: asyncio.subprocess.Process) -> str:
+        status = process.returncode
+        how = f"killed by signal {-status}" if status is not None and status < 0 else f"ended with status {status}"
+        words = next((w for w in reversed(self._last_words) if w), "")
+        return f"the process was {how}" + (f": {words}" if words else "")

@@ -1,0 +1,173 @@
+"""KV cells and forward passes of one model.
+
+Sequence ids are slot numbers 0..slots-1. All calls come from one thread, the engine loop's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import llama_cpp as ll
+
+from edge.engine.llama.library import Library
+from edge.engine.llama.model import Model
+from edge.errors import ModelUnusable
+
+_KV_TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0}
+_FLASH = {
+    "auto": ll.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": ll.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": ll.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
+
+Logits = npt.NDArray[np.float32]
+
+
+class CellsExhausted(Exception):
+    """No free KV cells for this batch; the memory is as it was before."""
+
+
+class ForwardFailed(Exception):
+    """The forward pass failed. `fatal`: the context cannot be trusted any more, the process should end."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"llama_decode returned {status}")
+        self.fatal = status not in (-1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class ContextShape:
+    """How a context is laid out. `chunk_tokens` is the longest batch of one forward pass."""
+
+    slots: int
+    context_tokens: int
+    chunk_tokens: int
+    threads: int
+    unified: bool
+    kv_type: Literal["f16", "q8_0"]
+    flash_attention: Literal["auto", "on", "off"]
+
+
+class Context:
+    """Slots with their cells, and `forward`. Raises ModelUnusable when the memory does not suffice."""
+
+    def __init__(self, library: Library, model: Model, shape: ContextShape) -> None:
+        self.shape = shape
+        self.rows_limit = max(shape.chunk_tokens, shape.slots)
+        params = ll.llama_context_default_params()
+        params.n_ctx = shape.context_tokens * shape.slots
+        params.n_batch = params.n_ubatch = self.rows_limit
+        params.n_seq_max = shape.slots
+        params.n_outputs_max = shape.slots
+        params.n_threads = params.n_threads_batch = shape.threads
+        params.kv_unified = shape.unified
+        params.flash_attn_type = _FLASH[shape.flash_attention]
+        params.type_k = params.type_v = _KV_TYPES[shape.kv_type]
+        params.no_perf = True
+        library.forget_log()
+        self._handle = ll.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            wish = f"{shape.slots} slots of {shape.context_tokens} tokens"
+            raise ModelUnusable(
+                f"no memory for {wish}: {library.complaint or 'libllama gave no reason'}; "
+                "lower engine.slots or engine.context_tokens"
+            )
+        self.kv_bytes = library.buffer_bytes("KV")
+        self.compute_bytes = library.buffer_bytes("compute") + library.buffer_bytes("output")
+        self._memory = ll.llama_get_memory(self._handle)
+        self._vocabulary = model.vocabulary.size
+        self._batch = _Batch(self.rows_limit)
+
+    @property
+    def handle(self) -> int:
+        """libllama's pointer."""
+        return self._handle  # type: ignore[no-any-return]
+
+    def forward(
+        self, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int], outputs: Sequence[bool]
+    ) -> None:
+        """Run the model over rows (token, position, slot); logits are kept for rows with `outputs` true.
+
+        All four have the same length, 1..rows_limit; at most one output per slot. Raises CellsExhausted, ForwardFailed.
+        """
+        rows = len(tokens)
+        if not 0 < rows <= self.rows_limit:
+            raise ValueError(f"{rows} rows; the context takes 1 to {self.rows_limit}")
+        if sum(outputs) > self.shape.slots:
+            raise ValueError(f"{sum(outputs)} outputs for {self.shape.slots} slots")
+        status = ll.llama_decode(self._handle, self._batch.fill(tokens, positions, slots, outputs))
+        if status == 1:
+            raise CellsExhausted
+        if status != 0:
+            raise ForwardFailed(status)
+
+    def logits(self, row: int) -> Logits:
+        """Logits of a row of the last forward pass: float32[vocabulary], a view that the next pass overwrites."""
+        pointer = ll.llama_get_logits_ith(self._handle, row)
+        if not pointer:
+            raise ValueError(f"row {row} kept no logits")
+        address = ctypes.addressof(pointer.contents)
+        return np.ctypeslib.as_array((ctypes.c_float * self._vocabulary).from_address(address))
+
+    def forget(self, slot: int, from_position: int = 0) -> bool:
+        """Free a slot's cells from a position on. False when the model's memory cannot do that (only for positions >
+        0)."""
+        return bool(ll.llama_memory_seq_rm(self._memory, slot, from_position, -1))
+
+    def copy(self, source: int, target: int) -> None:
+        """Make `target`'s memory equal to `source`'s, all of it; the target's own is dropped first."""
+        self.forget(target)
+        ll.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def length(self, slot: int) -> int:
+        """Tokens that a slot holds, by the library's own account."""
+        return int(ll.llama_memory_seq_pos_max(self._memory, slot)) + 1
+
+    def close(self) -> None:
+        """Free cells and buffers."""
+        if self._handle:
+            ll.llama_free(self._handle)
+            self._handle = None
+
+
+class _Batch:
+    """A llama_batch over numpy arrays that we own: filling 64 rows takes 4 us, by ctypes loops 67 us.
+
+    Never given to llama_batch_free, which would free memory that numpy owns.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._token = np.zeros(rows, np.int32)
+        self._position = np.zeros(rows, np.int32)
+        self._counts = np.ones(rows, np.int32)
+        self._slot = np.zeros(rows, np.int32)
+        self._slot_pointers = (self._slot.ctypes.data + 4 * np.arange(rows, dtype=np.uint64)).astype(np.uint64)
+        self._output = np.zeros(rows, np.int8)
+        self._struct = ll.llama_batch()
+        fields: dict[str, npt.NDArray[Any]] = {
+            "token": self._token,
+            "pos": self._position,
+            "n_seq_id": self._counts,
+            "seq_id": self._slot_pointers,
+            "logits": self._output,
+        }
+        for name, array in fields.items():
+            kind = dict(ll.llama_batch._fields_)[name]
+            setattr(self._struct, name, ctypes.cast(array.ctypes.data, kind))
+
+    def fill(
+        self, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int], outputs: Sequence[bool]
+    ) -> ll.llama_batch:
+        rows = len(tokens)
+        self._token[:rows] = tokens
+        self._position[:rows] = positions
+        self._slot[:rows] = slots
+        self._output[:rows] = outputs
+        self._struct.n_tokens = rows
+        return self._struct

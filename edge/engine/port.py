@@ -1,0 +1,78 @@
+"""What the front sees of an engine: the boundary behind which `edge.engine.client` (or a hand-written fake) stands."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from edge.messages import Finished, FirstToken, ModelFacts, Offer, Prompt, Stats, Submit, Token, Tokenized
+
+EnginePhase = Literal["loading", "ready", "down", "stopped"]
+
+StreamEvent = Offer | FirstToken | Token | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """Where the engine stands, for health, metrics and people. `reason` is a sentence, empty when ready."""
+
+    phase: EnginePhase
+    reason: str
+    progress: float
+    """Loading progress, 0..1."""
+    restarts: int
+    pid: int | None
+
+
+class EngineStream(Protocol):
+    """One request's events: an Offer, a FirstToken, Tokens, and last a Finished. A failure is raised as an
+    EdgeError."""
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        """Yield events until and including Finished. Raises EdgeError once, then the stream is over."""
+        ...
+
+    def abort(self) -> None:
+        """Give the request up. Idempotent; harmless after the end. Slot and cells are free within one step."""
+        ...
+
+
+class Engine(Protocol):
+    """An engine child as its owner in the front sees it."""
+
+    @property
+    def status(self) -> EngineStatus:
+        """Current phase and why."""
+        ...
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """Facts of the loaded model; kept while the child restarts, None before the first load."""
+        ...
+
+    @property
+    def stats(self) -> Stats | None:
+        """Last statistics, None while no child is ready."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Requests submitted and without terminal reply."""
+        ...
+
+    def require_room(self) -> None:
+        """Raises EngineDown, ModelLoading or Overloaded if a request submitted now would be refused."""
+        ...
+
+    def submit(self, work: Submit) -> EngineStream:
+        """Start a request; `work.request_id` is ignored and assigned. Raises EngineDown, ModelLoading or Overloaded."""
+        ...
+
+    async def tokenize(self, prompt: Prompt, *, add_special: bool = True) -> Tokenized:
+        """Tokens of a prompt. Raises EdgeError."""
+        ...
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        """Text of tokens. Raises EdgeError."""
+        ...

@@ -1,0 +1,274 @@
+"""The engine child's main: load the model, then serve the pipe until the front goes away.
+
+Started by `edge.engine.client` as `python -m edge.engine.worker FD` with one end of a socket pair. Exit status: 0 after
+Quit or when the front is gone, 3 when the model did not load, 70 when the native context could not be trusted any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from edge.dialects.template import DEFAULT_CHATML, ChatTemplate
+from edge.engine.intake import Intake
+from edge.engine.llama.context import Context, ContextShape, ForwardFailed
+from edge.engine.llama.library import Library
+from edge.engine.llama.model import Model
+from edge.engine.loop import EngineLoop, InboxItem
+from edge.engine.scheduler import IDLE_CHUNKS, Scheduler
+from edge.errors import EdgeError, EngineFault
+from edge.messages import (
+    Abort,
+    Detokenize,
+    Detokenized,
+    Failed,
+    FrameReader,
+    FrameTooLarge,
+    Load,
+    Loaded,
+    LoadFailed,
+    Message,
+    ModelFacts,
+    Offer,
+    Progress,
+    Quit,
+    Submit,
+    ToChild,
+    Tokenize,
+    Tokenized,
+    frame,
+    to_child,
+)
+
+EXIT_LOAD_FAILED = 3
+EXIT_ENGINE_BROKEN = 70
+_PR_SET_PDEATHSIG = 1
+_READ_BYTES = 1 << 18
+_SWITCH_INTERVAL_S = 0.0005
+"""A busy reader thread may hold the interpreter this long while the loop wants it; Python's default is 5 ms."""
+
+
+class Pipe:
+    """The child's end of the socket pair. Any thread may send; one reads."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._lock = threading.Lock()
+        self._frames = FrameReader()
+
+    def send(self, messages: Iterable[Message]) -> None:
+        """Send messages as one frame. A front that is gone ends the process: nobody is left to answer."""
+        data = frame(*messages)
+        with self._lock:
+            try:
+                self._socket.sendall(data)
+            except OSError:
+                os._exit(0)
+
+    def receive(self) -> Iterable[ToChild]:
+        """Yield what the front says until it closes the pipe."""
+        while data := self._socket.recv(_READ_BYTES):
+            for payload in self._frames.feed(data):
+                yield from to_child(payload)
+
+
+class Reader(threading.Thread):
+    """Turns messages into work for the loop, and answers what needs no forward pass."""
+
+    def __init__(self, pipe: Pipe, intake: Intake, inbox: queue.SimpleQueue[InboxItem]) -> None:
+        super().__init__(name="reader", daemon=True)
+        self._pipe = pipe
+        self._intake = intake
+        self._inbox = inbox
+
+    def run(self) -> None:
+        try:
+            for message in self._pipe.receive():
+                self._handle(message)
+        except (OSError, msgspec.DecodeError, FrameTooLarge) as error:
+            print(f"engine: the front's messages cannot be read: {error}", file=sys.stderr, flush=True)
+        self._inbox.put(Quit())
+
+    def _handle(self, message: ToChild) -> None:
+        match message:
+            case Submit():
+                self._answer(message.request_id, lambda: self._submit(message))
+            case Abort() | Quit():
+                self._inbox.put(message)
+            case Tokenize():
+                self._answer(message.request_id, lambda: self._tokenized(message))
+            case Detokenize():
+                self._answer(message.request_id, lambda: self._detokenized(message))
+            case Load():
+                raise msgspec.DecodeError("a second Load")
+
+    def _submit(self, work: Submit) -> Iterable[Message]:
+        request, prompt = self._intake.accept(work, time.monotonic())
+        # The Offer leaves before the loop can see the request: no Token overtakes it.
+        self._pipe.send([Offer(work.request_id, len(prompt.tokens), 0, prompt.reasoning_open)])
+        self._inbox.put(request)
+        return ()
+
+    def _tokenized(self, message: Tokenize) -> Iterable[Message]:
+        tokens = self._intake.tokenize(message.prompt, add_special=message.add_special).tokens
+        return [Tokenized(message.request_id, tokens, self._intake.pieces(tokens))]
+
+    def _detokenized(self, message: Detokenize) -> Iterable[Message]:
+        return [Detokenized(message.request_id, self._intake.detokenize(message.tokens))]
+
+    def _answer(self, request_id: int, replies: Callable[[], Iterable[Message]]) -> None:
+        """Send what `replies` makes, or the one terminal Failed: a request that trips over our own bug ends too."""
+        try:
+            messages = replies()
+        except EdgeError as error:
+            messages = [Failed(request_id, error.code or "", error.message, error.param)]
+        except Exception:
+            traceback.print_exc()
+            messages = [
+                Failed(
+                    request_id, EngineFault.code or "", "the engine could not read this request (a bug; see its log)"
+                )
+            ]
+        if messages:
+            self._pipe.send(messages)
+
+
+class Engine:
+    """Everything that one loaded model consists of, in the order in which it is built and torn down."""
+
+    def __init__(self, pipe: Pipe, load: Load) -> None:
+        begun = time.monotonic()
+        self._reported = -1.0
+        self._pipe = pipe
+        self.library = Library()
+        path = Path(load.path)
+        self.model = Model(self.library, path, gpu_layers=load.gpu_layers, on_progress=self._progress)
+        source = self.model.chat_template or DEFAULT_CHATML
+        vocabulary = self.model.vocabulary
+        template = ChatTemplate(source, bos=_text(self.model, vocabulary.bos), eos=_text(self.model, vocabulary.eos))
+        self.context = Context(self.library, self.model, self._shape(load))
+        context_tokens = self.context.shape.context_tokens
+        self.intake = Intake(vocabulary, template, source, context_tokens=context_tokens)
+        scheduler = Scheduler(
+            slots=load.slots,
+            chunk_tokens=load.prefill_chunk_tokens,
+            copies_sequences=self.model.copies_sequences,
+        )
+        self.inbox: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
+        self.loop = EngineLoop(self.context, scheduler, self.inbox, pipe.send, heartbeat_s=load.heartbeat_s)
+        self.loop.beat()
+        pipe.send([Loaded(self._facts(load, path, source), time.monotonic() - begun)])
+
+    def _progress(self, fraction: float) -> None:
+        if fraction - self._reported >= 0.01 or fraction >= 1.0:
+            self._reported = fraction
+            self._pipe.send([Progress("reading the weights", fraction)])
+
+    def _shape(self, load: Load) -> ContextShape:
+        wanted = load.context_tokens or min(self.model.train_context_tokens, load.context_cap_tokens)
+        return ContextShape(
+            slots=load.slots,
+            context_tokens=wanted,
+            chunk_tokens=load.prefill_chunk_tokens * IDLE_CHUNKS,
+            threads=load.threads,
+            unified=load.kv_layout == "unified",
+            kv_type=load.kv_type,
+            flash_attention=load.flash_attention,
+        )
+
+    def _facts(self, load: Load, path: Path, source: str) -> ModelFacts:
+        shape = self.context.shape
+        offloaded = self.library.offloads and load.gpu_layers != 0
+        return ModelFacts(
+            name=path.stem,
+            description=self.model.description,
+            digest=_fingerprint(path),
+            parameters=self.model.parameters,
+            model_bytes=self.model.size_bytes,
+            vocabulary=self.model.vocabulary.size,
+            context_tokens=shape.context_tokens,
+            train_context_tokens=self.model.train_context_tokens,
+            slots=shape.slots,
+            threads=shape.threads,
+            device="GPU" if offloaded else "CPU",
+            kv_bytes=self.context.kv_bytes,
+            compute_bytes=self.context.compute_bytes,
+            chat_template=source,
+            library=self.library.system,
+        )
+
+    def close(self) -> None:
+        """Free native memory in order."""
+        self.context.close()
+        self.model.close()
+
+
+def _text(model: Model, token: int) -> str:
+    return model.vocabulary.marked_piece(token).decode("utf-8", "replace") if token >= 0 else ""
+
+
+def _fingerprint(path: Path) -> str:
+    """Tells model files apart without reading gigabytes: SHA-256 over size, first and last MiB."""
+    part = 1 << 20
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(part))
+        file.seek(max(0, size - part))
+        digest.update(file.read(part))
+    return digest.hexdigest()[:16]
+
+
+def _end_with_parent() -> None:
+    """The kernel kills this process when the front dies, even by SIGKILL; Ctrl-C and SIGTERM are the front's to
+    handle."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def serve(pipe: Pipe, load: Load) -> int:
+    """Load and run until Quit. Returns the exit status."""
+    try:
+        engine = Engine(pipe, load)
+    except EdgeError as error:
+        pipe.send([LoadFailed(error.code or "", error.message)])
+        return EXIT_LOAD_FAILED
+    reader = Reader(pipe, engine.intake, engine.inbox)
+    reader.start()
+    try:
+        engine.loop.run()
+    except ForwardFailed as failure:
+        print(f"engine: {failure}; the context is lost, the process ends", file=sys.stderr, flush=True)
+        return EXIT_ENGINE_BROKEN
+    engine.close()
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point of the child."""
+    _end_with_parent()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    pipe = Pipe(int(arguments[0]))
+    first = next(iter(pipe.receive()), None)
+    if not isinstance(first, Load):
+        return 0
+    return serve(pipe, first)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        os._exit(main(sys.argv[1:]))

@@ -1,0 +1,189 @@
+"""The one exception tree. Every error that a person or a client can meet says what is wrong and, where there is one,
+the cure.
+
+`status` is the HTTP status, `kind` the `type` field of OpenAI's error object, `code` its `code` field. `retryable`
+errors
+carry `Retry-After`; the official SDKs obey it. The API renders these in one place (`edge.api.render`), the command line
+in one place (`edge.cli`); nothing else formats an error.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EdgeError(Exception):
+    """Base of all errors that edge raises on purpose.
+
+    `message` is one sentence for people; `param` names the request field at fault; `retry_after_s` is seconds until a
+    retry is worth while (None: the class's default).
+    """
+
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    retryable: ClassVar[bool] = False
+    default_retry_after_s: ClassVar[float | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s if retry_after_s is not None else self.default_retry_after_s
+
+
+class InvalidRequest(EdgeError):
+    """The request itself is wrong; sending it again cannot help."""
+
+    status = 400
+    kind = "invalid_request_error"
+    code = "invalid_value"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A field that would change the answer and that this node cannot honour. Refused by name, never ignored."""
+
+    code = "unsupported_parameter"
+
+
+class UnsupportedSchema(InvalidRequest):
+    """A JSON schema keyword that the grammar cannot enforce."""
+
+    code = "unsupported_schema"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt (plus the tokens asked for) longer than the context. Never truncated."""
+
+    code = "context_length_exceeded"
+
+
+class InvalidApiKey(EdgeError):
+    """No key, or one that this node does not know."""
+
+    status = 401
+    kind = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class PermissionDenied(EdgeError):
+    """A known key without the scope that the route asks for."""
+
+    status = 403
+    kind = "invalid_request_error"
+    code = "insufficient_scope"
+
+
+class RouteNotFound(EdgeError):
+    """No such path."""
+
+    status = 404
+    kind = "invalid_request_error"
+    code = "not_found"
+
+
+class ModelNotFound(EdgeError):
+    """The model named in the request is not served here."""
+
+    status = 404
+    kind = "invalid_request_error"
+    code = "model_not_found"
+
+
+class MethodNotAllowed(EdgeError):
+    """The path exists, the method does not."""
+
+    status = 405
+    kind = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class SlowClient(EdgeError):
+    """The client did not deliver its request body in time."""
+
+    status = 408
+    kind = "invalid_request_error"
+    code = "request_timeout"
+
+
+class BodyTooLarge(EdgeError):
+    """The request body is over `server.max_body_bytes`."""
+
+    status = 413
+    kind = "invalid_request_error"
+    code = "body_too_large"
+
+
+class Overloaded(EdgeError):
+    """The bounded queue is full."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "overloaded"
+    retryable = True
+    default_retry_after_s = 1.0
+
+
+class RateLimited(Overloaded):
+    """The key has used up its requests per minute."""
+
+    code = "rate_limit_exceeded"
+
+
+class Unavailable(EdgeError):
+    """The node cannot answer at present."""
+
+    status = 503
+    kind = "service_unavailable"
+    code = "unavailable"
+    retryable = True
+    default_retry_after_s = 1.0
+
+
+class ModelLoading(Unavailable):
+    """The model is being loaded."""
+
+    code = "loading"
+
+
+class NodeDraining(Unavailable):
+    """The node is shutting down and takes no new work."""
+
+    code = "draining"
+    default_retry_after_s = 5.0
+
+
+class EngineDown(Unavailable):
+    """The engine child died or wedged; it is being replaced."""
+
+    code = "engine_down"
+
+
+class EngineFault(EdgeError):
+    """The engine failed on this one request."""
+
+    code = "engine_fault"
+
+
+class ModelUnusable(EdgeError):
+    """A model file that cannot be served: missing, truncated, corrupt, or too large for the memory at hand."""
+
+    code = "model_unusable"
+
+
+class ConfigurationError(EdgeError):
+    """Settings, flags or the machine stand in the way of starting. The message ends with the cure."""
+
+    code = "configuration"
+
+
+def _tree(base: type[EdgeError]) -> list[type[EdgeError]]:
+    return [base, *(leaf for child in base.__subclasses__() for leaf in _tree(child))]
+
+
+def from_code(code: str, message: str, *, param: str | None = None) -> EdgeError:
+    """Rebuild an error that crossed the pipe as (code, message, param). An unknown code becomes EngineFault."""
+    for kind in _tree(EdgeError):
+        if kind.code == code:
+            return kind(message, param=param)
+    return EngineFault(message, param=param)

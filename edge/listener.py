@@ -1,0 +1,131 @@
+"""The socket and the HTTP server on it. Bound before the model is loaded, so that health answers from the start."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from edge.connection import bounded_connection
+from edge.errors import ConfigurationError, EdgeError
+from edge.settings import Server
+
+_BACKLOG = 1024
+_KEEP_ALIVE_S = 75
+_LAST_WRITES_S = 2
+
+
+class PortBusy(EdgeError):
+    """Another process listens on the address already."""
+
+    code = "port_busy"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`. A name counts by all the addresses it stands for."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
+
+
+def bind(settings: Server) -> socket.socket:
+    """Take the address. Raises PortBusy or ConfigurationError with the cure."""
+    host, port = settings.host, settings.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError):
+        raise ConfigurationError(
+            f"server.host {host!r} is no address of this machine; use 127.0.0.1 or 0.0.0.0"
+        ) from None
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise _bind_failure(error, host, port) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _bind_failure(error: OSError, host: str, port: int) -> EdgeError:
+    if error.errno == errno.EADDRINUSE:
+        return PortBusy(
+            f"port {port} on {host} is in use already; stop what listens there or choose another with --port"
+        )
+    if error.errno == errno.EACCES:
+        return ConfigurationError(f"port {port} is for root only; choose one from 1024 on, such as --port 8080")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return ConfigurationError(f"server.host {host!r} is no address of this machine; use 127.0.0.1 or 0.0.0.0")
+    return ConfigurationError(f"cannot listen on {host} port {port}: {error.strerror}")
+
+
+def url(settings: Server, listener: socket.socket) -> str:
+    """Where people on this machine reach the node."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    scheme = "https" if settings.tls_cert else "http"
+    return f"{scheme}://{host}:{listener.getsockname()[1]}"
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: the node decides when to drain and when to end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+    @property
+    def busy(self) -> int:
+        """Requests that are being answered."""
+        return len(self.server_state.tasks)
+
+
+def http_server(application: Callable[..., Any], settings: Server) -> HttpServer:
+    """The server for an ASGI application. Raises ConfigurationError when certificate or key cannot be used."""
+    config = uvicorn.Config(
+        application,
+        loop="uvloop",
+        http=bounded_connection(settings.header_timeout_s, settings.max_connections),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_LAST_WRITES_S,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        ssl_ca_certs=settings.tls_client_ca,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca else ssl.CERT_NONE,
+    )
+    try:
+        config.load()
+    except ssl.SSLError as error:
+        raise ConfigurationError(
+            f"TLS files cannot be used ({error.reason or error}): {settings.tls_cert} and {settings.tls_key} must be "
+            "PEM files that belong together"
+        ) from None
+    except OSError as error:
+        files = ", ".join(str(p) for p in (settings.tls_cert, settings.tls_key, settings.tls_client_ca) if p)
+        raise ConfigurationError(f"cannot read a TLS file ({error.strerror}): check {files}") from None
+    return HttpServer(config)

@@ -1,0 +1,49 @@
+"""What this machine grants this process: cores and memory, control groups included. Linux only."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_PROC = Path("/proc")
+
+
+def usable_cores(cgroup: Path = _CGROUP) -> int:
+    """Cores that this process may use: its affinity, and its control group's quota rounded up."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no version 2 control group: affinity alone counts
+        pass
+    return max(1, cores)
+
+
+def memory_limit_bytes(cgroup: Path = _CGROUP) -> int | None:
+    """The control group's memory limit, None if there is none."""
+    try:
+        return int((cgroup / "memory.max").read_text())
+    except (OSError, ValueError):  # absent, or the word `max`
+        return None
+
+
+def memory_available_bytes(proc: Path = _PROC) -> int | None:
+    """Memory that can be had without swapping, less what the control group forbids; None if the kernel does not say."""
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return None
+    limit = memory_limit_bytes()
+    return available if limit is None else min(available, limit)
+
+
+def resident_bytes(pid: int, proc: Path = _PROC) -> int:
+    """Memory that a process holds at present; 0 if it has gone."""
+    try:
+        return int((proc / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -1,0 +1,333 @@
+"""What the front and an engine child say to each other: frozen structs in msgpack, several to a frame.
+
+A frame is a little-endian uint32 length and a msgpack array of tagged structs. Every `Submit` gets exactly one terminal
+reply, `Finished` or `Failed`; `edge.engine.client` supplies the `Failed` when the child dies. Token ids are those of
+the loaded model's vocabulary. Durations are seconds unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from edge.dialects.tools import GrammarSpec
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+FinishReason = Literal["stop", "length"]
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """Base of everything that crosses the pipe."""
+
+
+# --- front to child ---------------------------------------------------------------------------------------------------
+
+
+class Load(Message, frozen=True):
+    """The first message: which model to load, and how."""
+
+    path: str
+    slots: int
+    context_tokens: int
+    """Per slot; 0 means the model's own training context, capped by `context_cap_tokens`."""
+    context_cap_tokens: int
+    prefill_chunk_tokens: int
+    threads: int
+    gpu_layers: int
+    kv_layout: Literal["streams", "unified"]
+    kv_type: Literal["f16", "q8_0"]
+    flash_attention: Literal["auto", "on", "off"]
+    heartbeat_s: float
+
+
+class ChatPrompt(msgspec.Struct, frozen=True, tag=True):
+    """Messages in OpenAI's form, rendered by the child through the model's own template."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] = {}
+    add_generation_prompt: bool = True
+    continue_final: bool = False
+    """The last message is the beginning of the answer; the model goes on from its end."""
+
+
+class TextPrompt(msgspec.Struct, frozen=True, tag=True):
+    """Plain text; special tokens in it are not parsed as such."""
+
+    text: str
+
+
+class TokenPrompt(msgspec.Struct, frozen=True, tag=True):
+    """Token ids, taken as they are."""
+
+    tokens: list[int]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """One request's sampler chain. `temperature` 0 is greedy; `top_k` 0 means none asked for; `seed` None is random."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+
+
+class Submit(Message, frozen=True):
+    """One request: `n` answers to one prompt."""
+
+    request_id: int
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    max_tokens: int | None = None
+    """None: as many as the context holds. An answer that fills the context ends with `length`."""
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    """None: no logprobs. 0 to 20: the sampled token's and that many alternatives."""
+    grammar: GrammarSpec | None = None
+    ignore_eos: bool = False
+    visible_tokens: tuple[str, ...] = ()
+    """Control tokens whose text belongs to the answer (tool markers of some model families)."""
+    echo: bool = False
+    """Completions only: the prompt's text comes first in the answer."""
+    key: str = ""
+    """Name of the API key, for fairness and logs; empty when authentication is off."""
+
+
+class Abort(Message, frozen=True):
+    """The client is gone. The terminal reply still comes (Failed with code `cancelled`)."""
+
+    request_id: int
+
+
+class Tokenize(Message, frozen=True):
+    """Ask for a prompt's tokens, special tokens added as generation would add them if `add_special`."""
+
+    request_id: int
+    prompt: Prompt
+    add_special: bool = True
+
+
+class Detokenize(Message, frozen=True):
+    """Ask for the text of tokens."""
+
+    request_id: int
+    tokens: list[int]
+
+
+class Quit(Message, frozen=True):
+    """End the child's process in good order."""
+
+
+# --- child to front ---------------------------------------------------------------------------------------------------
+
+
+class Progress(Message, frozen=True):
+    """Loading: fraction 0..1 of `stage`."""
+
+    stage: str
+    fraction: float
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What was loaded. Sizes in bytes."""
+
+    name: str
+    description: str
+    digest: str
+    """First 16 hex digits of SHA-256 over the file's size, head and tail: tells files apart, proves nothing."""
+    parameters: int
+    model_bytes: int
+    vocabulary: int
+    context_tokens: int
+    """Longest prompt plus answer of one request."""
+    train_context_tokens: int
+    slots: int
+    threads: int
+    device: str
+    kv_bytes: int
+    compute_bytes: int
+    chat_template: str
+    """Source of the template in use; the front derives tool format and reasoning tags from it."""
+    library: str
+    """Version and system line of the native library."""
+
+
+class Loaded(Message, frozen=True):
+    """The model answers: a real forward pass has succeeded."""
+
+    facts: ModelFacts
+    seconds: float
+
+
+class LoadFailed(Message, frozen=True):
+    """The model cannot be loaded; the child ends after this."""
+
+    code: str
+    message: str
+
+
+class Offer(Message, frozen=True):
+    """The request is understood, fits, and waits for a slot or runs."""
+
+    request_id: int
+    prompt_tokens: int
+    cached_tokens: int
+    reasoning_open: bool
+    """The rendered prompt ended inside the model's reasoning tags."""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """Natural logarithm of one sampled token's probability, and the most likely alternatives, best first."""
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+class Token(Message, frozen=True):
+    """New text of one answer. `text` may hold several tokens' text, and is empty while text is held back."""
+
+    request_id: int
+    index: int
+    text: str
+    tokens: int
+    """How many generated tokens this message accounts for."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: FinishReason | None = None
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Where the time of one request went, as the child saw it."""
+
+    queue_s: float
+    """Submit read to first token of the prompt in a step."""
+    prefill_s: float
+    """From there to the first sampled token."""
+    decode_s: float
+    """From there to the last sampled token."""
+
+
+class FirstToken(Message, frozen=True):
+    """Sent once per request, just before its first `Token`: its queue and prefill times are known."""
+
+    request_id: int
+    timing: Timing
+
+
+class Finished(Message, frozen=True):
+    """Terminal: every answer of the request has its finish reason."""
+
+    request_id: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    timing: Timing
+
+
+class Failed(Message, frozen=True):
+    """Terminal: the request failed. `code` is one of `edge.errors`, or `cancelled` after an Abort."""
+
+    request_id: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Tokenized(Message, frozen=True):
+    """Answer to Tokenize."""
+
+    request_id: int
+    tokens: list[int]
+    pieces: list[bytes]
+
+
+class Detokenized(Message, frozen=True):
+    """Answer to Detokenize."""
+
+    request_id: int
+    text: str
+
+
+class Stats(Message, frozen=True):
+    """Sent by the engine's loop itself (never by its reader thread) about once a second: its silence means a wedge."""
+
+    running: int
+    waiting: int
+    slots: int
+    cells_used: int
+    cells: int
+    prefill_tokens: int
+    decode_tokens: int
+    steps: int
+    step_p50_s: float
+    step_p99_s: float
+    forward_age_s: float
+    """Seconds since the last successful forward pass; when idle the loop makes one every `heartbeat_s`."""
+    resident_bytes: int
+
+
+ToChild = Load | Submit | Abort | Tokenize | Detokenize | Quit
+ToFront = (
+    Progress | Loaded | LoadFailed | Offer | FirstToken | Token | Finished | Failed | Tokenized | Detokenized | Stats
+)
+
+_LENGTH = struct.Struct("<I")
+_encoder = msgspec.msgpack.Encoder()
+_to_child = msgspec.msgpack.Decoder(list[ToChild])
+_to_front = msgspec.msgpack.Decoder(list[ToFront])
+
+
+class FrameTooLarge(ValueError):
+    """A frame over MAX_FRAME_BYTES: the peer is broken, the connection cannot be kept."""
+
+
+def frame(*messages: Message) -> bytes:
+    """Encode messages as one frame."""
+    payload = _encoder.encode(messages)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise FrameTooLarge(f"frame of {len(payload)} bytes")
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class FrameReader:
+    """Cuts a byte stream into frames. One owner feeds it; frames come out in order."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield the payload of each frame that is complete. Raises FrameTooLarge."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(self._buffer)
+            if size > MAX_FRAME_BYTES:
+                raise FrameTooLarge(f"frame of {size} bytes")
+            end = _LENGTH.size + size
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield payload
+
+
+def to_child(payload: bytes) -> list[ToChild]:
+    """Decode a frame sent by the front. Raises msgspec.DecodeError."""
+    return _to_child.decode(payload)
+
+
+def to_front(payload: bytes) -> list[ToFront]:
+    """Decode a frame sent by a child. Raises msgspec.DecodeError."""
+    return _to_front.decode(payload)

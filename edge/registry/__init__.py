@@ -1,0 +1,1 @@
+"""Which models this node knows, and whether their files can be served."""

@@ -1,0 +1,327 @@
+"""What a GGUF file says of itself, read from its header alone.
+
+Format: ggml/docs/gguf.md (versions 2 and 3). Lengths in the file are untrusted: each is checked against the bytes that
+are left before anything is read or kept, so a corrupt file costs neither memory nor a crash of the native library.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from edge.errors import ModelUnusable
+
+_WINDOW_BYTES = 1 << 20
+_MAX_KEPT_STRING_BYTES = 1 << 20
+_MAX_NAME_BYTES = 1 << 12
+_MAX_PAIRS = 1 << 16
+_MAX_TENSORS = 1 << 18
+_MAX_STRINGS = 1 << 23
+"""In all arrays together: bounds the time that a corrupt file can cost. The largest vocabularies have 2^18 tokens."""
+_MAX_DIMENSIONS = 4
+_STRING, _ARRAY = 8, 9
+_SCALARS = {
+    0: struct.Struct("<B"),
+    1: struct.Struct("<b"),
+    2: struct.Struct("<H"),
+    3: struct.Struct("<h"),
+    4: struct.Struct("<I"),
+    5: struct.Struct("<i"),
+    6: struct.Struct("<f"),
+    7: struct.Struct("<?"),
+    10: struct.Struct("<Q"),
+    11: struct.Struct("<q"),
+    12: struct.Struct("<d"),
+}
+_U32, _U64 = _SCALARS[4], _SCALARS[10]
+
+# ggml type: name, weights in a block, bytes of a block.
+_TYPES = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 40),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+}
+
+Value = int | float | bool | str
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """Facts of one file. Sizes in bytes; `tensor_bytes` is by number format, such as Q4_0."""
+
+    path: Path
+    version: int
+    architecture: str
+    name: str
+    parameters: int
+    context_tokens: int
+    vocabulary: int
+    chat_template: str
+    tensor_bytes: dict[str, int]
+    file_bytes: int
+    needed_bytes: int
+
+    @property
+    def quantization(self) -> str:
+        """The number format that holds most of the weights."""
+        return max(self.tensor_bytes, key=lambda name: self.tensor_bytes[name])
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Parse and check a file's header. Raises ModelUnusable with what is wrong and what to do."""
+    try:
+        with path.open("rb") as file:
+            return _Parser(path, _Window(path, file, path.stat().st_size)).parse()
+    except FileNotFoundError:
+        raise ModelUnusable(f"there is no file {path}; check the path") from None
+    except IsADirectoryError:
+        raise ModelUnusable(f"{path} is a directory; name the .gguf file in it") from None
+    except OSError as error:
+        raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
+
+
+class _Window:
+    """A bounded view that moves forward through a file. Every read is checked against the file's size first."""
+
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+        self._path, self._file, self.size = path, file, size
+        self._data, self._start, self.position = b"", 0, 0
+
+    @property
+    def left(self) -> int:
+        """Bytes from here to the end of the file."""
+        return self.size - self.position
+
+    def require(self, count: int, what: str) -> None:
+        """Raise ModelUnusable unless `count` more bytes exist."""
+        if count > self.left:
+            raise ModelUnusable(
+                f"{self._path} is cut short or corrupt: at byte {self.position} {what} needs {count} bytes, "
+                f"{self.left} are left; download it again"
+            )
+
+    def skip(self, count: int, what: str) -> None:
+        """Go forward."""
+        self.require(count, what)
+        self.position += count
+
+    def take(self, count: int, what: str) -> bytes:
+        """Read `count` bytes; callers bound `count` by what they are willing to keep."""
+        self.require(count, what)
+        offset = self._reach(count, what)
+        self.position += count
+        return self._data[offset : offset + count]
+
+    def scalar(self, form: struct.Struct, what: str) -> Value:
+        """Read one number."""
+        self.require(form.size, what)
+        offset = self._reach(form.size, what)
+        self.position += form.size
+        return form.unpack_from(self._data, offset)[0]  # type: ignore[no-any-return]
+
+    def count(self, form: struct.Struct, what: str) -> int:
+        """Read one unsigned number."""
+        return int(self.scalar(form, what))
+
+    def _reach(self, count: int, what: str) -> int:
+        offset = self.position - self._start
+        if offset + count > len(self._data):
+            self._file.seek(self.position)
+            self._data, self._start, offset = self._file.read(max(count, _WINDOW_BYTES)), self.position, 0
+            if len(self._data) < count:  # the file shrank under us
+                self.size = self.position + len(self._data)
+                self.require(count, what)
+        return offset
+
+
+@dataclass(slots=True)
+class _Tensors:
+    """What the tensor table adds up to."""
+
+    parameters: int = 0
+    end: int = 0
+    """Bytes from the start of the data to the end of its last tensor."""
+    by_type: dict[str, int] = field(default_factory=dict)
+
+
+class _Parser:
+    def __init__(self, path: Path, window: _Window) -> None:
+        self._path, self._window = path, window
+        self._values: dict[str, Value] = {}
+        self._lengths: dict[str, int] = {}
+        self._strings = 0
+
+    def parse(self) -> GgufHeader:
+        version, tensors, pairs = self._preamble()
+        for _ in range(pairs):
+            self._pair()
+        table = self._tensors(tensors, self._alignment())
+        data_start = -(-self._window.position // self._alignment()) * self._alignment()
+        needed = data_start + table.end
+        if needed > self._window.size:
+            raise self._unusable(
+                f"is {self._window.size} bytes, its tensor table needs {needed}: the download was cut short, "
+                "download it again"
+            )
+        return self._header(version, table, needed)
+
+    def _unusable(self, problem: str) -> ModelUnusable:
+        return ModelUnusable(f"{self._path} {problem}")
+
+    def _preamble(self) -> tuple[int, int, int]:
+        window = self._window
+        if window.size == 0:
+            raise self._unusable("is empty; download it again")
+        magic = window.take(min(4, window.size), "the magic number")
+        if magic != b"GGUF":
+            raise self._unusable(f"is not a GGUF file: it starts with {magic!r}, not b'GGUF'")
+        version = window.count(_U32, "the version")
+        if version & 0xFFFF == 0:
+            raise self._unusable("is a big-endian GGUF file, this machine is little-endian; convert the model again")
+        if version not in (2, 3):
+            raise self._unusable(f"has GGUF version {version}; versions 2 and 3 can be read, convert the model again")
+        tensors = window.count(_U64, "the tensor count")
+        pairs = window.count(_U64, "the metadata count")
+        if pairs > _MAX_PAIRS or tensors > _MAX_TENSORS:
+            raise self._unusable(
+                f"is corrupt: it claims {pairs} metadata entries and {tensors} tensors; download it again"
+            )
+        return version, tensors, pairs
+
+    def _name(self, what: str) -> str:
+        size = self._window.count(_U64, f"the length of {what}")
+        if size > _MAX_NAME_BYTES:
+            raise self._unusable(f"is corrupt: {what} has {size} bytes; download it again")
+        return self._window.take(size, what).decode("utf-8", "replace")
+
+    def _pair(self) -> None:
+        key = self._name("a metadata key")
+        kind = self._window.count(_U32, f"the type of {key!r}")
+        if kind in _SCALARS:
+            self._values[key] = self._window.scalar(_SCALARS[kind], repr(key))
+        elif kind == _STRING:
+            size = self._window.count(_U64, f"the length of {key!r}")
+            if size <= _MAX_KEPT_STRING_BYTES and _kept(key):
+                self._values[key] = self._window.take(size, repr(key)).decode("utf-8", "replace")
+            else:
+                self._window.skip(size, repr(key))
+        elif kind == _ARRAY:
+            self._array(key)
+        else:
+            raise self._unusable(f"is corrupt: metadata {key!r} has the unknown type {kind}; download it again")
+
+    def _array(self, key: str) -> None:
+        what = f"the array {key!r}"
+        kind = self._window.count(_U32, what)
+        length = self._window.count(_U64, what)
+        self._lengths[key] = length
+        if kind in _SCALARS:
+            self._window.skip(length * _SCALARS[kind].size, what)
+        elif kind == _STRING:
+            self._window.require(length * _U64.size, what)
+            self._strings += length
+            if self._strings > _MAX_STRINGS:
+                raise self._unusable(f"is corrupt: {what} claims {length} strings; download it again")
+            for _ in range(length):
+                self._window.skip(self._window.count(_U64, what), what)
+        else:
+            raise self._unusable(f"is corrupt: {what} holds the unknown type {kind}; download it again")
+
+    def _alignment(self) -> int:
+        alignment = self._values.get("general.alignment", 32)
+        if not isinstance(alignment, int) or not 0 < alignment <= _WINDOW_BYTES or alignment & (alignment - 1):
+            raise self._unusable(f"is corrupt: general.alignment is {alignment!r}; download it again")
+        return alignment
+
+    def _tensors(self, count: int, alignment: int) -> _Tensors:
+        table = _Tensors()
+        for _ in range(count):
+            name = self._name("a tensor's name")
+            rank = self._window.count(_U32, f"the rank of tensor {name!r}")
+            if rank > _MAX_DIMENSIONS:
+                raise self._unusable(f"is corrupt: tensor {name!r} has {rank} dimensions; download it again")
+            shape = [self._window.count(_U64, f"the shape of tensor {name!r}") for _ in range(rank)]
+            kind = self._window.count(_U32, f"the type of tensor {name!r}")
+            offset = self._window.count(_U64, f"the place of tensor {name!r}")
+            if kind not in _TYPES:
+                raise self._unusable(f"has tensor {name!r} in number format {kind}, which this version does not know")
+            form, block, block_bytes = _TYPES[kind]
+            weights = math.prod(shape)
+            if offset % alignment or (shape and shape[0] % block):
+                raise self._unusable(f"is corrupt: tensor {name!r} does not lie on whole blocks; download it again")
+            size = weights // block * block_bytes
+            table.parameters += weights
+            table.end = max(table.end, offset + size)
+            table.by_type[form] = table.by_type.get(form, 0) + size
+        if not table.parameters:
+            raise self._unusable("holds no weights (a vocabulary only?); use the whole model")
+        return table
+
+    def _header(self, version: int, table: _Tensors, needed: int) -> GgufHeader:
+        architecture = self._text("general.architecture")
+        if not architecture:
+            raise self._unusable("does not name its architecture (general.architecture); convert the model again")
+        kind = self._text("general.type")
+        if kind in ("adapter", "mmproj", "imatrix") or architecture == "clip":
+            raise self._unusable(
+                f"is no language model but a {kind or 'vision projector'}; serve the model it belongs to"
+            )
+        return GgufHeader(
+            path=self._path,
+            version=version,
+            architecture=architecture,
+            name=self._text("general.name"),
+            parameters=table.parameters,
+            context_tokens=self._number(f"{architecture}.context_length"),
+            vocabulary=self._lengths.get("tokenizer.ggml.tokens", 0),
+            chat_template=self._text("tokenizer.chat_template"),
+            tensor_bytes=table.by_type,
+            file_bytes=self._window.size,
+            needed_bytes=needed,
+        )
+
+    def _text(self, key: str) -> str:
+        value = self._values.get(key, "")
+        return value if isinstance(value, str) else ""
+
+    def _number(self, key: str) -> int:
+        value = self._values.get(key, 0)
+        return value if isinstance(value, int) else 0
+
+
+def _kept(key: str) -> bool:
+    return key in ("general.architecture", "general.name", "general.type", "tokenizer.chat_template")

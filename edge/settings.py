@@ -1,0 +1,181 @@
+"""The one declaration of every setting. How a value is found is `edge.effective`'s part.
+
+The settings reference and the example file are generated from here (`edge.reference`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+MIB = 1024 * 1024
+ENV_PREFIX = "EDGE_"
+
+Seconds = Annotated[float, Gt(0), Le(86_400), Field(allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """One table of the settings file. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class Server(Section):
+    """The HTTP listener."""
+
+    host: Annotated[str, MinLen(1)] = Field(
+        "127.0.0.1", description="Address to listen on; others than loopback need API keys."
+    )
+    port: Annotated[int, Ge(0), Le(65_535)] = Field(8080, description="TCP port; 0 takes any free one.")
+    tls_cert: Path | None = Field(None, description="PEM file with the server's certificate chain. Turns TLS on.")
+    tls_key: Path | None = Field(None, description="PEM file with the certificate's private key.")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file with the CAs of client certificates. Clients without one are refused (mTLS)."
+    )
+    max_body_bytes: Annotated[int, Ge(1024), Le(1024 * MIB)] = Field(
+        4 * MIB, description="Longest request body in bytes; longer ones get 413."
+    )
+    header_timeout_s: Seconds = Field(10.0, description="Time a client has to send its request's head.")
+    body_timeout_s: Seconds = Field(30.0, description="Time a client has to send its request's body; then 408.")
+    write_timeout_s: Seconds = Field(
+        30.0, description="Time a client may leave a full send buffer unread; then its request is given up."
+    )
+    max_connections: Annotated[int, Ge(1), Le(1_000_000)] = Field(1024, description="Connections open at one time.")
+    drain_timeout_s: Seconds = Field(45.0, description="Time that running answers have to finish after SIGTERM.")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("server.tls_cert and server.tls_key belong together: set both or none")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("server.tls_client_ca needs server.tls_cert and server.tls_key too")
+        return self
+
+
+class Auth(Section):
+    """Who may use the node."""
+
+    mode: Literal["auto", "always"] = Field(
+        "auto",
+        description="`auto`: API keys are asked for unless the node listens on loopback. `always`: also there.",
+    )
+    keys_file: Path = Field(Path("keys.json"), description="Where API keys are kept (hashed); relative to EDGE_HOME.")
+
+
+class Model(Section):
+    """What is served."""
+
+    name: Annotated[str, MinLen(1)] = Field(
+        "edge-builtin", description="Name of a known model, or path of a GGUF file."
+    )
+    alias: str = Field("", description="Name that clients use for it; empty: the model's own name.")
+
+
+class Engine(Section):
+    """How the model runs."""
+
+    context_tokens: Annotated[int, Ge(0), Le(1 << 24)] = Field(
+        0, description="Longest prompt plus answer of one request; 0: what the model was trained to."
+    )
+    context_cap_tokens: Annotated[int, Ge(64), Le(1 << 24)] = Field(
+        8192, description="Bound on context_tokens when that is 0, since memory grows with it."
+    )
+    slots: Annotated[int, Ge(1), Le(128)] = Field(8, description="Answers generated at one time.")
+    threads: Annotated[int, Ge(0), Le(1024)] = Field(0, description="CPU threads; 0: chosen from the cores at hand.")
+    gpu_layers: Annotated[int, Ge(-1), Le(10_000)] = Field(
+        -1, description="Layers on the GPU; -1: all of them if the build can use one."
+    )
+    kv_layout: Literal["auto", "streams", "unified"] = Field(
+        "auto", description="Attention memory: one area per slot (`streams`) or a shared one (`unified`)."
+    )
+    kv_type: Literal["f16", "q8_0"] = Field("f16", description="Number format of the attention memory.")
+    flash_attention: Literal["auto", "on", "off"] = Field("auto", description="Flash attention; kv_type q8_0 needs it.")
+    prefill_chunk_tokens: Annotated[int, Ge(1), Le(8192)] = Field(
+        64,
+        description="Most prompt tokens in one step: few keep running answers smooth, many read prompts faster.",
+    )
+    max_waiting: Annotated[int, Ge(0), Le(100_000)] = Field(
+        64, description="Requests that may wait for a slot; the next get 429."
+    )
+    heartbeat_s: Seconds = Field(2.0, description="How often an idle engine proves itself by a forward pass.")
+    wedge_timeout_s: Seconds = Field(10.0, description="Silence after which the engine counts as hung and is replaced.")
+    load_timeout_s: Seconds = Field(600.0, description="Time without progress after which loading counts as hung.")
+    restart_backoff_max_s: Seconds = Field(10.0, description="Longest pause between two starts of a failing engine.")
+
+
+class Log(Section):
+    """What the node says about itself, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe event that is logged."
+    )
+    format: Literal["text", "json"] = Field("text", description="One line of text or one JSON object per event.")
+
+
+class Settings(Section):
+    """All settings."""
+
+    server: Server = Server()
+    auth: Auth = Auth()
+    model: Model = Model()
+    engine: Engine = Engine()
+    log: Log = Log()
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One setting as declared. `allowed` is a phrase for people."""
+
+    section: str
+    name: str
+    field: FieldInfo
+
+    @property
+    def key(self) -> str:
+        """`section.name`, as errors and `--set` write it."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def env(self) -> str:
+        """The environment variable that sets it."""
+        return f"{ENV_PREFIX}{self.section}__{self.name}".upper()
+
+    @property
+    def allowed(self) -> str:
+        """What values it takes, as a phrase: `a whole number from 0 to 65535`."""
+        return _allowed(self.field)
+
+
+def declared() -> Iterator[Declared]:
+    """Every setting, in the order of declaration."""
+    for section, table in Settings.model_fields.items():
+        assert isinstance(table.annotation, type) and issubclass(table.annotation, Section)
+        for name, field in table.annotation.model_fields.items():
+            yield Declared(section, name, field)
+
+
+def _allowed(field: FieldInfo) -> str:
+    kind, bounds = field.annotation, field.metadata
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if kind in (int, float):
+        noun = "a whole number" if kind is int else "a number"
+        above = next((b.gt for b in bounds if isinstance(b, Gt)), None)
+        low = next((b.ge for b in bounds if isinstance(b, Ge)), None)
+        high = next((b.le for b in bounds if isinstance(b, Le)), None)
+        return f"{noun} from {low} to {high}" if above is None else f"{noun} above {above}, at most {high}"
+    if kind is Path or Path in get_args(kind):
+        return "a path"
+    return "text, not empty" if any(isinstance(b, MinLen) for b in bounds) else "text"
+
+
+def toml_value(value: str | Path | int | float) -> str:
+    """A setting's value as TOML writes it."""
+    return json.dumps(str(value)) if isinstance(value, str | Path) else repr(value)

@@ -1,0 +1,62 @@
+"""The service manager's notification protocol, sd_notify(3): one datagram for each change of state."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Mapping
+
+_MICROSECONDS = 1_000_000
+
+
+class Notifier:
+    """Tells systemd how the service is. Does nothing where NOTIFY_SOCKET is not set, so callers need not ask."""
+
+    def __init__(self, env: Mapping[str, str], pid: int) -> None:
+        self._address = _address(env.get("NOTIFY_SOCKET", ""))
+        self.watchdog_s = _watchdog_s(env, pid)
+        """How often `alive` must be called, at the least; None: no watchdog is set."""
+
+    def ready(self, status: str) -> None:
+        """The service does its work from now on."""
+        self._send("READY=1", f"STATUS={status}")
+
+    def status(self, status: str) -> None:
+        """One line for `systemctl status`."""
+        self._send(f"STATUS={status}")
+
+    def starting(self, status: str, extend_s: float) -> None:
+        """Still starting: `extend_s` more seconds are needed before the start counts as failed."""
+        self._send(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={int(extend_s * _MICROSECONDS)}")
+
+    def stopping(self, status: str) -> None:
+        """The service is ending in good order."""
+        self._send("STOPPING=1", f"STATUS={status}")
+
+    def alive(self) -> None:
+        """Keep the watchdog from restarting the service."""
+        self._send("WATCHDOG=1")
+
+    def _send(self, *lines: str) -> None:
+        if self._address is None:
+            return
+        payload = "\n".join(line.replace("\n", " ") for line in lines).encode()
+        # A manager that has gone away or is slow must not stop the service.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+            peer.setblocking(False)
+            peer.sendto(payload, self._address)
+
+
+def _address(path: str) -> bytes | None:
+    if path.startswith("@"):
+        return b"\0" + path[1:].encode()  # Linux's abstract namespace
+    return path.encode() if path.startswith("/") else None
+
+
+def _watchdog_s(env: Mapping[str, str], pid: int) -> float | None:
+    try:
+        interval = int(env.get("WATCHDOG_USEC", ""))
+        ours = int(env.get("WATCHDOG_PID", pid)) == pid
+    except ValueError:
+        return None
+    return interval / _MICROSECONDS / 2 if interval > 0 and ours else None

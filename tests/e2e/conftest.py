@@ -1,0 +1,91 @@
+"""A real node: `edge serve` in a process of its own, on the built-in model."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+_START_S = 120
+
+
+@dataclass(frozen=True)
+class RunningNode:
+    """A node that answered /health/ready, and where it writes."""
+
+    base_url: str
+    home: Path
+    process: subprocess.Popen[bytes]
+    output: Path
+    """Standard output and standard error together."""
+
+    def said(self) -> str:
+        """All that the node has written so far."""
+        return self.output.read_text("utf-8", "replace")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_node(home: Path, *arguments: str, **env: str) -> RunningNode:
+    """Start `edge serve` with the arguments given and wait until it is ready. The caller stops it."""
+    port = free_port()
+    output = home / "output.log"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edge", "serve", "--port", str(port), *arguments],
+            env={**os.environ, "EDGE_HOME": str(home), "PYTHONUNBUFFERED": "1", **env},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    node = RunningNode(f"http://127.0.0.1:{port}", home, process, output)
+    give_up_s = time.monotonic() + _START_S
+    while time.monotonic() < give_up_s:
+        if process.poll() is not None:
+            pytest.fail(f"edge serve ended with status {process.returncode}:\n{node.said()}")
+        try:
+            if httpx.get(f"{node.base_url}/health/ready", timeout=5, trust_env=False).status_code == httpx.codes.OK:
+                return node
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    stop_node(node)
+    pytest.fail(f"edge serve was not ready after {_START_S} s:\n{node.said()}")
+
+
+def stop_node(node: RunningNode) -> int:
+    """End a node in good order; returns its exit status."""
+    node.process.terminate()
+    try:
+        return node.process.wait(30)
+    except subprocess.TimeoutExpired:
+        node.process.kill()
+        node.process.wait()
+        raise
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """One node for all tests that leave it as they found it."""
+    running = start_node(tmp_path_factory.mktemp("node"))
+    yield running
+    stop_node(running)
+
+
+@pytest.fixture(scope="session")
+def base_url(node: RunningNode) -> str:
+    """The address of that node, without `/v1`."""
+    return node.base_url

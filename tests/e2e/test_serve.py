@@ -1,0 +1,205 @@
+"""A node's life as its operator sees it: start, signals, service manager, keys, TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from tests.conftest import RunEdge
+from tests.e2e.conftest import RunningNode, start_node, stop_node
+
+LONG = {"prompt": "pump 3", "max_tokens": 1500, "stream": True, "ignore_eos": True}
+
+
+@contextlib.contextmanager
+def running(home: Path, *arguments: str, **env: str) -> Iterator[RunningNode]:
+    node = start_node(home, *arguments, **env)
+    try:
+        yield node
+    finally:
+        if node.process.poll() is None:
+            stop_node(node)
+
+
+def model_of(node: RunningNode, client: httpx.Client) -> str:
+    return str(client.get(f"{node.base_url}/v1/models").raise_for_status().json()["data"][0]["id"])
+
+
+def test_it_says_what_it_loaded_where_and_how_to_try_it(node: RunningNode) -> None:
+    said = node.said()
+    assert re.search(r"^model +edge-builtin: .*M parameters, Q4_0, .*MB, ", said, re.MULTILINE)
+    assert re.search(r"^runs on +CPU, \d+ threads?, 8 answers at a time, [\d,]+ tokens each$", said, re.MULTILINE)
+    assert re.search(r"^memory +weights .*, attention .*, compute .*; processes: engine .*, front ", said, re.MULTILINE)
+    assert f"{node.base_url}/v1 (no API key is required from this machine)" in said
+    assert f'edge chat --url {node.base_url} "' in said
+    assert "Traceback" not in said
+
+
+def test_the_curl_line_that_it_prints_works(node: RunningNode) -> None:
+    line = next(line for line in node.said().splitlines() if line.strip().startswith("curl "))
+    body = re.search(r"-d '(.*)'$", line)
+    assert body is not None
+    answer = httpx.post(f"{node.base_url}/v1/chat/completions", json=json.loads(body[1]), timeout=60, trust_env=False)
+    assert answer.status_code == httpx.codes.OK
+    assert answer.json()["choices"][0]["message"]["content"]
+
+
+def test_live_and_ready_answer_while_the_model_is_loading(home: Path) -> None:
+    """The socket is bound first; an engine that is not there yet is a reason, not a refused connection."""
+    seen: set[tuple[int, int]] = set()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with subprocess.Popen(
+        [sys.executable, "-m", "edge", "--home", str(home), "serve", "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            while not any(ready == httpx.codes.OK for _, ready in seen):
+                assert process.poll() is None
+                with contextlib.suppress(httpx.ConnectError), httpx.Client(trust_env=False) as client:
+                    ready = client.get(f"http://127.0.0.1:{port}/health/ready", timeout=30)
+                    live = client.get(f"http://127.0.0.1:{port}/health/live", timeout=30)
+                    seen.add((live.status_code, ready.status_code))
+                    if ready.status_code != httpx.codes.OK:
+                        assert ready.json()["error"]["code"] == "loading"
+        finally:
+            process.terminate()
+        assert process.wait(30) == 0
+    assert {live for live, _ in seen} == {httpx.codes.OK}
+
+
+def test_sigterm_lets_a_stream_finish_and_refuses_new_work(home: Path) -> None:
+    with running(home) as node, httpx.Client(trust_env=False, timeout=60) as client:
+        model = model_of(node, client)
+        with client.stream("POST", f"{node.base_url}/v1/completions", json={**LONG, "model": model}) as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("data: ")
+            node.process.send_signal(signal.SIGTERM)
+            while (refused := client.get(f"{node.base_url}/health/ready")).status_code == httpx.codes.OK:
+                pass
+            assert refused.status_code == httpx.codes.SERVICE_UNAVAILABLE
+            late = client.post(f"{node.base_url}/v1/completions", json={"model": model, "prompt": "x", "max_tokens": 1})
+            assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
+            assert float(late.headers["retry-after"]) > 0
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert '"error"' not in "".join(rest)
+        assert node.process.wait(30) == 0
+
+
+def test_a_second_signal_ends_it_at_once(home: Path) -> None:
+    with running(home) as node, httpx.Client(trust_env=False, timeout=60) as client:
+        model = model_of(node, client)
+        with client.stream("POST", f"{node.base_url}/v1/completions", json={**LONG, "n": 4, "model": model}) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            node.process.send_signal(signal.SIGINT)
+            while client.get(f"{node.base_url}/health/ready").status_code == httpx.codes.OK:
+                pass
+            node.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(httpx.TransportError):
+                assert "data: [DONE]" not in list(lines)
+        node.process.wait(30)
+        assert "Traceback" not in node.said()
+
+
+def test_the_service_manager_hears_of_each_stage(home: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        heard: list[str] = []
+
+        def listen() -> None:
+            while not heard or "STOPPING=1" not in heard[-1]:
+                heard.append(manager.recv(4096).decode())
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        with running(home, **env) as node:
+            node.process.send_signal(signal.SIGTERM)
+            assert node.process.wait(30) == 0
+        listener.join(30)
+    kinds = [message.split("=")[0] for message in heard]
+    assert "EXTEND_TIMEOUT_USEC" in heard[0]
+    assert "READY=1\nSTATUS=serving edge-builtin" in heard
+    assert kinds.index("READY") < kinds.index("WATCHDOG") < kinds.index("STOPPING")
+
+
+def test_keys_are_created_checked_listed_and_revoked(home: Path, run_edge: RunEdge) -> None:
+    key = run_edge("keys", "create", "robot-7").stdout.split()[-1]
+    with running(home, "--set", "auth.mode=always") as node, httpx.Client(trust_env=False) as client:
+        models = f"{node.base_url}/v1/models"
+        assert client.get(models).status_code == httpx.codes.UNAUTHORIZED
+        assert client.get(models, headers={"Authorization": f"Bearer {key}"}).status_code == httpx.codes.OK
+        assert key not in run_edge("keys", "list").stdout
+        assert "robot-7" in run_edge("keys", "list").stdout
+        assert "an API key is required" in node.said()
+        refused = run_edge("chat", "hello", "--url", node.base_url)
+        assert refused.returncode == 1
+        assert "`edge keys create NAME` makes one" in refused.stderr
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def test_tls_and_client_certificates(home: Path, tmp_path: Path, authority: trustme.CA, run_edge: RunEdge) -> None:
+    server, person = authority.issue_cert("localhost"), authority.issue_cert("robot@example.com")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    server.private_key_pem.write_to_path(tmp_path / "key.pem")
+    server.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    person.private_key_and_cert_chain_pem.write_to_path(tmp_path / "person.pem")
+    (home / "edge.toml").write_text(
+        f'[server]\nport = 0\ntls_cert = "{tmp_path}/cert.pem"\ntls_key = "{tmp_path}/key.pem"\n'
+        f'tls_client_ca = "{tmp_path}/ca.pem"\n'
+    )
+    trusting = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    knowing = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    knowing.load_cert_chain(tmp_path / "person.pem")
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "edge", "--home", str(home), "serve"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = next(
+            found[1] for line in process.stdout if (found := re.search(r"https://127\.0\.0\.1(:\d+)/v1", line))
+        )
+        live = f"https://localhost{address}/health/live"
+        try:
+            assert httpx.get(live, verify=knowing, trust_env=False).status_code == httpx.codes.OK
+            with pytest.raises(httpx.TransportError):
+                httpx.get(live, verify=trusting, trust_env=False)
+            untrusted = run_edge("chat", "hello", "--url", f"https://localhost{address}")
+            assert "is not trusted; name its CA's file with --ca" in untrusted.stderr
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+def test_tls_files_that_do_not_belong_together_are_named(
+    home: Path, tmp_path: Path, authority: trustme.CA, run_edge: RunEdge
+) -> None:
+    one, other = authority.issue_cert("localhost"), authority.issue_cert("localhost")
+    one.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    other.private_key_pem.write_to_path(tmp_path / "key.pem")
+    arguments = ("--set", f"server.tls_cert={tmp_path}/cert.pem", "--set", f"server.tls_key={tmp_path}/key.pem")
+    done = run_edge("serve", *arguments)
+    assert done.returncode == 78
+    assert done.stderr.startswith("edge: TLS files cannot be used")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,105 @@
+"""Names and paths of models, and the checks before a file is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from edge.errors import ConfigurationError, ModelUnusable
+from edge.registry.resolve import Registry
+
+MANIFEST = """
+name = "{name}"
+task = "chat"
+source = "builtin"
+file = "{file}"
+sha256 = "{sha256}"
+licence = "Apache-2.0"
+context_tokens = 128
+tools_format = "none"
+description = "A test model."
+"""
+
+
+@pytest.fixture
+def models(tmp_path: Path, tiny_gguf: Path) -> Path:
+    directory = tmp_path / "models"
+    directory.mkdir()
+    data = tiny_gguf.read_bytes()
+    (directory / "tiny.gguf").write_bytes(data)
+    text = MANIFEST.format(name="tiny", file="tiny.gguf", sha256=hashlib.sha256(data).hexdigest())
+    (directory / "tiny.toml").write_text(text)
+    return directory
+
+
+@pytest.fixture
+def registry(models: Path, home: Path) -> Registry:
+    return Registry([home / "models", models], home / "verified.json")
+
+
+def test_a_name_finds_its_file(registry: Registry, models: Path) -> None:
+    found = registry.resolve("tiny")
+    assert (found.name, found.path) == ("tiny", models / "tiny.gguf")
+    assert found.manifest is not None and found.manifest.context_tokens == 128
+
+
+def test_a_path_needs_no_manifest(registry: Registry, tiny_gguf: Path) -> None:
+    found = registry.resolve(str(tiny_gguf))
+    assert (found.name, found.path, found.manifest) == ("tiny", tiny_gguf, None)
+
+
+def test_a_checksum_is_computed_once_and_again_when_the_file_changes(registry: Registry, models: Path) -> None:
+    computed: list[Path] = []
+    registry.resolve("tiny", computed.append)
+    registry.resolve("tiny", computed.append)
+    assert computed == [models / "tiny.gguf"]
+    status = (models / "tiny.gguf").stat()
+    os.utime(models / "tiny.gguf", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    registry.resolve("tiny", computed.append)
+    assert computed == [models / "tiny.gguf"] * 2
+
+
+def test_a_changed_file_is_refused(registry: Registry, models: Path) -> None:
+    data = bytearray((models / "tiny.gguf").read_bytes())
+    data[-1] ^= 1
+    (models / "tiny.gguf").write_bytes(data)
+    with pytest.raises(ModelUnusable, match=r"not the file that its manifest names .* get it again"):
+        registry.resolve("tiny")
+
+
+def test_an_unknown_name_lists_the_known_ones(registry: Registry) -> None:
+    with pytest.raises(ModelUnusable, match=r"unknown model 'tinny': known are tiny; or give the path"):
+        registry.resolve("tinny")
+
+
+def test_a_known_model_without_its_file_says_where_to_put_it(registry: Registry, models: Path) -> None:
+    (models / "tiny.gguf").unlink()
+    with pytest.raises(ModelUnusable, match="its file is not here"):
+        registry.resolve("tiny")
+
+
+def test_the_operators_manifest_comes_first(registry: Registry, models: Path, home: Path) -> None:
+    (home / "models").mkdir()
+    text = (models / "tiny.toml").read_text().replace("A test model.", "Mine.")
+    (home / "models" / "mine.toml").write_text(text)
+    assert registry.manifests()["tiny"][0].description == "Mine."
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [("colour = 'red'", "`colour`"), ("context_tokens = '7'", "not valid TOML"), ("= 3", "not valid TOML")],
+)
+def test_a_wrong_manifest_is_named(registry: Registry, models: Path, line: str, complaint: str) -> None:
+    with (models / "tiny.toml").open("a") as file:
+        file.write(line)
+    with pytest.raises(ConfigurationError, match=complaint):
+        registry.resolve("tiny")
+
+
+def test_a_home_that_cannot_be_written_costs_only_time(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    registry = Registry([models], tmp_path / "file" / "verified.json")
+    assert registry.resolve("tiny").name == "tiny"

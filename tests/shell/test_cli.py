@@ -1,0 +1,168 @@
+"""What a person reads on the terminal. The real command line runs, in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge import __version__
+from tests.conftest import RunEdge
+
+
+def complaint(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line on standard error, after a look that nothing else is there."""
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("edge: ")
+    return lines[0].removeprefix("edge: ")
+
+
+def test_help_names_every_command_and_loads_none(run_edge: RunEdge) -> None:
+    done = run_edge("--help")
+    assert done.returncode == 0
+    for command in ("serve", "chat", "doctor", "keys", "settings", "version"):
+        assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
+        assert run_edge(command, "--help").returncode == 0
+    imported = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "edge", "--help"], capture_output=True, text=True, check=True
+    ).stderr
+    for heavy in ("pydantic", "fastapi", "uvicorn", "httpx", "numpy", "rich", "edge.cli.serve"):
+        assert not re.search(rf"\| +{re.escape(heavy)}$", imported, re.MULTILINE), heavy
+
+
+def test_version(run_edge: RunEdge) -> None:
+    assert run_edge("version").stdout.startswith(f"edge {__version__} (llama-cpp-python 0.3.")
+    assert run_edge("--version").stdout == f"edge {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["fly"], "No such command 'fly' (see `edge --help`)"),
+        (["serve", "--colour"], "No such option '--colour' (see `edge serve --help`)"),
+        (["serve", "--set", "engine.slots"], "--set wants SECTION.NAME=VALUE, not 'engine.slots'"),
+        (["keys", "create"], "Missing argument 'NAME'"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_a_pointer(run_edge: RunEdge, arguments: list[str], part: str) -> None:
+    assert part in complaint(run_edge(*arguments), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (
+            ["--port", "99999"],
+            "server.port = '99999' (from --port) is refused: it must be a whole number from 0 to 65535",
+        ),
+        (["--set", "engine.slot=4"], "unknown setting `engine.slot` in --set engine.slot: engine has context_tokens, "),
+        (["--host", "256.1.1.1"], "server.host '256.1.1.1' is no address of this machine"),
+        (["--host", "0.0.0.0"], "edge keys create NAME"),
+        (["--set", "server.tls_cert=/no.pem", "--set", "server.tls_key=/no.pem"], "cannot read a TLS file"),
+    ],
+)
+def test_serve_refuses_what_cannot_work(run_edge: RunEdge, arguments: list[str], part: str, tiny_gguf: Path) -> None:
+    assert part in complaint(run_edge("serve", "--model", str(tiny_gguf), *arguments), 78)
+
+
+def test_serve_refuses_a_wrong_environment(run_edge: RunEdge) -> None:
+    message = complaint(run_edge("serve", EDGE_ENGINE__SLOTS="many"), 78)
+    assert message == (
+        "engine.slots = 'many' (from EDGE_ENGINE__SLOTS) is refused: it must be a whole number from 1 to 128"
+    )
+
+
+def test_serve_refuses_a_wrong_file(run_edge: RunEdge, home: Path) -> None:
+    (home / "edge.toml").write_text("[server]\nprot = 1\n")
+    assert "unknown setting `server.prot`" in complaint(run_edge("serve"), 78)
+
+
+def test_serve_names_what_is_wrong_with_a_model(run_edge: RunEdge, tmp_path: Path, tiny_gguf: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes(tiny_gguf.read_bytes()[:-600])
+    (tmp_path / "page.gguf").write_text("<html>")
+    for name, part in {
+        "cut.gguf": "its tensor table needs",
+        "page.gguf": "is not a GGUF file: it starts with b'<htm'",
+        "missing.gguf": "there is no file",
+    }.items():
+        assert part in complaint(run_edge("serve", "--model", str(tmp_path / name)), 1)
+    assert "unknown model 'nonesuch': known are " in complaint(run_edge("serve", "--model", "nonesuch"), 1)
+
+
+def test_serve_refuses_a_model_that_only_looks_right(run_edge: RunEdge, tiny_gguf: Path) -> None:
+    """Its header is sound, it is no llama all the same: libllama itself refuses it, in the engine's process."""
+    done = run_edge("serve", "--port", "0", "--model", str(tiny_gguf))
+    assert done.returncode == 1
+    assert f"edge: {tiny_gguf} cannot be loaded" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_serve_names_a_busy_port(run_edge: RunEdge, tiny_gguf: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        message = complaint(run_edge("serve", "--model", str(tiny_gguf), "--port", str(port)), 1)
+    assert message.startswith(f"port {port} on 127.0.0.1 is in use already; stop what listens there or choose another")
+
+
+def test_chat_says_how_to_start_a_node_when_none_answers(run_edge: RunEdge) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        message = complaint(run_edge("chat", "hello", "--url", url), 1)
+    assert message == f"nothing answers at {url}; start a node with `edge serve`, or name one with --url"
+
+
+@pytest.mark.parametrize("url", ["localhost:80", "http://", "ftp://127.0.0.1"])
+def test_chat_refuses_what_is_no_address(run_edge: RunEdge, url: str) -> None:
+    assert "is no address" in complaint(run_edge("chat", "hello", "--url", url), 1)
+
+
+def test_chat_names_a_wrong_tools_file(run_edge: RunEdge, tmp_path: Path) -> None:
+    (tmp_path / "tools.json").write_text("{")
+    assert "is not valid JSON" in complaint(run_edge("chat", "x", "--tools", str(tmp_path / "tools.json")), 78)
+    assert "cannot read" in complaint(run_edge("chat", "x", "--tools", str(tmp_path / "none.json")), 78)
+
+
+def test_settings_show_values_with_their_source(run_edge: RunEdge, home: Path) -> None:
+    (home / "edge.toml").write_text("[engine]\nslots = 3\n")
+    done = run_edge("settings", "--changed", EDGE_LOG__LEVEL="debug")
+    assert done.returncode == 0
+    assert re.search(rf"^slots = 3 +# {re.escape(str(home / 'edge.toml'))}$", done.stdout, re.MULTILINE)
+    assert re.search(r'^level = "debug" +# EDGE_LOG__LEVEL$', done.stdout, re.MULTILINE)
+    assert "port" not in done.stdout
+
+
+def test_the_output_of_settings_is_a_settings_file(run_edge: RunEdge, home: Path) -> None:
+    first = run_edge("settings", "--set", "engine.slots=3").stdout
+    (home / "edge.toml").write_text(first)
+    second = run_edge("settings")
+    assert second.returncode == 0
+    assert re.search(r"^slots = 3 +# .*edge\.toml$", second.stdout, re.MULTILINE)
+
+
+def test_doctor_finds_a_sound_machine(run_edge: RunEdge, tiny_gguf: Path) -> None:
+    done = run_edge("doctor", EDGE_MODEL__NAME=str(tiny_gguf), EDGE_SERVER__PORT="0")
+    assert done.returncode == 0, done.stdout
+    for subject in ("python", "native library", "cores", "memory", "EDGE_HOME", "clock", "settings", "model", "port"):
+        assert re.search(rf"^(ok  |warn)  {subject} ", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_doctor_names_each_fault_and_its_cure(run_edge: RunEdge, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run_edge("doctor", EDGE_HOME=str(tmp_path / "file" / "home"))
+    assert done.returncode == 1
+    assert re.search(r"^fail  EDGE_HOME .*\n +do: give this user the directory", done.stdout, re.MULTILINE)
+    done = run_edge("doctor", EDGE_MODEL__NAME="nonesuch", EDGE_SERVER__HOST="0.0.0.0", EDGE_SERVER__PORT="0")
+    assert done.returncode == 1
+    assert re.search(r"^fail  API keys +none, .*\n +do: edge keys create NAME", done.stdout, re.MULTILINE)
+    assert re.search(r"^fail  model +unknown model 'nonesuch'.*\n +do: ", done.stdout, re.MULTILINE)
+    done = run_edge("doctor", EDGE_SERVER__PORT="high")
+    assert re.search(r"^fail  settings +server\.port = 'high'", done.stdout, re.MULTILINE)

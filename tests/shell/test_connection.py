@@ -1,0 +1,139 @@
+"""Bounds on connections and heads, over real sockets against the real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from edge.connection import MAX_HEAD_BYTES
+from edge.listener import bind, http_server
+from edge.settings import Server
+
+Client = Callable[[str, int], Awaitable[None]]
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Answers once the whole request is there; `/slow` takes its time."""
+    while (await receive()).get("more_body"):
+        pass
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.5)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+def against_server(client: Client, **changes: Any) -> None:
+    """Run a client against a server with these settings."""
+
+    async def run() -> None:
+        settings = Server(port=0, **changes)
+        server, listener = http_server(application, settings), bind(settings)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            async with asyncio.timeout(30):
+                await client("127.0.0.1", listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            await serving
+
+    asyncio.run(run())
+
+
+def refusal(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+def test_a_head_that_does_not_arrive_is_given_up() -> None:
+    async def client(host: str, port: int) -> None:
+        for sent in (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(sent)
+            assert refusal(await reader.read()) == (408, "request_timeout")
+            writer.close()
+
+    against_server(client, header_timeout_s=0.1)
+
+
+def test_a_second_request_has_its_own_time() -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        await asyncio.sleep(0.5)  # idle between requests: no head is awaited
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.write(b"GET /")
+        assert refusal(await reader.read()) == (408, "request_timeout")
+        writer.close()
+
+    against_server(client, header_timeout_s=0.2)
+
+
+def test_a_pipelined_half_request_does_not_spoil_the_answer_before_it() -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\nGET / HT")
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"\r\n\r\nokHTTP/1.1 408" in answer
+        writer.close()
+
+    against_server(client, header_timeout_s=0.1)
+
+
+def test_an_endless_head_is_refused() -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET / HTTP/1.1\r\nX: " + b"a" * MAX_HEAD_BYTES)
+        assert refusal(await reader.read()) == (431, "head_too_large")
+        writer.close()
+
+    against_server(client)
+
+
+@pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/9.9\r\n\r\n"])
+def test_what_is_no_http_is_refused(sent: bytes) -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(sent)
+        assert refusal(await reader.read()) == (400, "invalid_value")
+        writer.close()
+
+    against_server(client)
+
+
+def test_one_connection_too_many_is_refused_and_the_others_stay() -> None:
+    async def client(host: str, port: int) -> None:
+        kept = [await asyncio.open_connection(host, port) for _ in range(3)]
+        reader, writer = await asyncio.open_connection(host, port)
+        answer = await reader.read()
+        assert refusal(answer) == (429, "overloaded")
+        assert b"retry-after: 1\r\n" in answer
+        writer.close()
+        for reader, writer in kept:
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            writer.close()
+
+    against_server(client, max_connections=3)
+
+
+def test_a_connection_that_ends_leaves_no_timer() -> None:
+    async def client(host: str, port: int) -> None:
+        for _ in range(20):
+            _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+            await writer.wait_closed()
+        await asyncio.sleep(0.2)
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    against_server(client, header_timeout_s=0.1)

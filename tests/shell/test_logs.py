@@ -1,0 +1,43 @@
+"""Log lines: an event and its fields, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from edge.logs import JsonLines, TextLines
+
+
+def record(**extra: object) -> logging.LogRecord:
+    return logging.getLogger("edge.test").makeRecord(
+        "edge.test", logging.INFO, "f", 1, "engine ready", (), None, extra=extra
+    )
+
+
+def test_text_shows_fields_and_quotes_what_needs_it() -> None:
+    line = TextLines().format(record(event="engine_ready", seconds=1.5, reason='a "b"', request_id="r1"))
+    assert line.endswith('info    engine ready seconds=1.5 reason="a \\"b\\"" request_id=r1')
+
+
+def test_json_is_one_object_with_event_and_fields() -> None:
+    found = json.loads(JsonLines().format(record(event="engine_ready", seconds=1.5, reason="two\nlines")))
+    assert found.pop("time").endswith("Z")
+    assert found == {
+        "level": "info",
+        "logger": "edge.test",
+        "event": "engine_ready",
+        "message": "engine ready",
+        "seconds": 1.5,
+        "reason": "two\nlines",
+    }
+
+
+def test_an_exception_is_kept_whole() -> None:
+    try:
+        raise ValueError("odd")
+    except ValueError:
+        failed = record(event="request_failed")
+        failed.exc_info = sys.exc_info()
+    assert "ValueError: odd" in json.loads(JsonLines().format(failed))["traceback"]
+    assert "ValueError: odd" in TextLines().format(failed)

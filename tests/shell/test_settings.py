@@ -1,0 +1,124 @@
+"""Where a setting's value comes from, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge.effective import default_home, load
+from edge.errors import ConfigurationError
+from edge.reference import DOCUMENTS, documents
+from edge.settings import declared
+
+
+def refusal(home: Path, env: dict[str, str] | None = None, flags: dict[str, tuple[str, str]] | None = None) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load(home, env or {}, flags or {})
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def write(home: Path, text: str) -> None:
+    (home / "edge.toml").write_text(text)
+
+
+def test_the_flag_wins_over_environment_over_file_over_default(home: Path) -> None:
+    def port() -> tuple[int, str]:
+        effective = load(home, env, flags)
+        return effective.settings.server.port, effective.origins["server.port"].where
+
+    env: dict[str, str] = {}
+    flags: dict[str, tuple[str, str]] = {}
+    assert port() == (8080, "default")
+    write(home, "[server]\nport = 1001\n")
+    assert port() == (1001, str(home / "edge.toml"))
+    env["EDGE_SERVER__PORT"] = "1002"
+    assert port() == (1002, "EDGE_SERVER__PORT")
+    flags["server.port"] = ("1003", "--port")
+    assert port() == (1003, "--port")
+
+
+def test_every_setting_can_come_from_the_environment(home: Path) -> None:
+    for setting in declared():
+        default = setting.field.get_default()
+        if default not in (None, ""):
+            effective = load(home, {setting.env: str(default)}, {})
+            assert effective.value(setting) == default
+            assert effective.origins[setting.key].source == "env"
+
+
+def test_a_value_out_of_range_names_key_source_and_range(home: Path) -> None:
+    message = refusal(home, {"EDGE_SERVER__PORT": "99999"})
+    assert message == (
+        "server.port = '99999' (from EDGE_SERVER__PORT) is refused: it must be a whole number from 0 to 65535"
+    )
+
+
+def test_a_wrong_word_lists_the_right_ones(home: Path) -> None:
+    write(home, "[log]\nlevel = 'loud'\n")
+    assert refusal(home).endswith("edge.toml) is refused: it must be one of debug, info, warning, error")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "soon"])
+def test_durations_are_finite_and_positive(home: Path, value: str) -> None:
+    assert "above 0" in refusal(home, flags={"engine.wedge_timeout_s": (value, "--set engine.wedge_timeout_s")})
+
+
+def test_an_unknown_setting_lists_its_siblings(home: Path) -> None:
+    write(home, "[auth]\nmod = 'always'\n")
+    message = refusal(home)
+    assert "unknown setting `auth.mod`" in message
+    assert message.endswith("auth has mode, keys_file")
+
+
+def test_an_unknown_section_lists_the_sections(home: Path) -> None:
+    assert "unknown section `servr` in EDGE_SERVR__PORT: sections are server, " in refusal(
+        home, {"EDGE_SERVR__PORT": "1"}
+    )
+
+
+def test_a_setting_outside_a_table_says_how_to_write_it(home: Path) -> None:
+    write(home, "server = 3\n")
+    assert "write [server]" in refusal(home)
+
+
+def test_broken_toml_is_named_with_its_line(home: Path) -> None:
+    write(home, "[server\n")
+    message = refusal(home)
+    assert str(home / "edge.toml") in message
+    assert "line 1" in message
+
+
+def test_a_file_that_is_no_text_is_refused(home: Path) -> None:
+    (home / "edge.toml").write_bytes(b"\xff\xfe")
+    assert "is not UTF-8 text" in refusal(home)
+
+
+def test_half_of_a_tls_pair_is_refused(home: Path) -> None:
+    message = refusal(home, {"EDGE_SERVER__TLS_CERT": "/c.pem"})
+    assert "belong together" in message
+    assert "EDGE_SERVER__TLS_CERT" in message
+
+
+def test_foreign_variables_and_empty_values_are_left_alone(home: Path) -> None:
+    env = {"EDGE_PORT": "tcp://10.0.0.1:80", "EDGE_HOME": "/x", "EDGE_API_KEY": "k", "EDGE_SERVER__TLS_CERT": ""}
+    assert load(home, env, {}).settings.server.port == 8080
+
+
+def test_home_follows_the_environment(tmp_path: Path) -> None:
+    assert default_home({"EDGE_HOME": str(tmp_path)}) == tmp_path
+    assert default_home({"XDG_DATA_HOME": str(tmp_path)}) in (tmp_path / "edge", Path("/var/lib/edge"))
+
+
+def test_the_example_file_is_a_valid_settings_file_once_uncommented(home: Path) -> None:
+    names = {setting.name for setting in declared()}
+    lines = documents()["edge.example.toml"].splitlines()
+    write(home, "\n".join(line[2:] if line[2:].split(" = ")[0] in names else line for line in lines))
+    effective = load(home, {}, {})
+    assert {origin.source for origin in effective.origins.values()} == {"file"}
+
+
+def test_the_generated_documents_are_up_to_date() -> None:
+    for name, text in documents().items():
+        assert (DOCUMENTS / name).read_text("utf-8") == text, f"{name}: run `make reference`"

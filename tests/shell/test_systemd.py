@@ -1,0 +1,63 @@
+"""Notifications over a real datagram socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge.systemd import Notifier
+
+PID = os.getpid()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+        peer.bind(str(tmp_path / "notify"))
+        peer.settimeout(5)
+        yield peer
+
+
+def test_each_change_is_one_datagram(manager: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()}, PID)
+    notifier.starting("reading the weights", 20)
+    notifier.ready("serving tiny")
+    notifier.alive()
+    notifier.status("engine down: killed\nby signal 9")
+    notifier.stopping("draining")
+    assert [manager.recv(512) for _ in range(5)] == [
+        b"STATUS=reading the weights\nEXTEND_TIMEOUT_USEC=20000000",
+        b"READY=1\nSTATUS=serving tiny",
+        b"WATCHDOG=1",
+        b"STATUS=engine down: killed by signal 9",
+        b"STOPPING=1\nSTATUS=draining",
+    ]
+
+
+def test_abstract_sockets_are_reached() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+        peer.bind(f"\0edge-test-{PID}")
+        peer.settimeout(5)
+        Notifier({"NOTIFY_SOCKET": f"@edge-test-{PID}"}, PID).alive()
+        assert peer.recv(64) == b"WATCHDOG=1"
+
+
+def test_without_a_manager_nothing_happens(tmp_path: Path) -> None:
+    for env in ({}, {"NOTIFY_SOCKET": str(tmp_path / "gone")}, {"NOTIFY_SOCKET": "relative"}):
+        Notifier(env, PID).ready("serving")
+
+
+def test_the_watchdog_is_fed_twice_per_interval() -> None:
+    assert Notifier({"WATCHDOG_USEC": "30000000"}, PID).watchdog_s == 15
+    assert Notifier({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(PID)}, PID).watchdog_s == 15
+
+
+@pytest.mark.parametrize(
+    "env", [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}]
+)
+def test_a_watchdog_meant_for_nobody_is_ignored(env: dict[str, str]) -> None:
+    assert Notifier(env, PID).watchdog_s is None
