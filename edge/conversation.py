@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from edge.errors import EdgeError, InvalidApiKey, from_code
+from edge.errors import ConfigurationError, EdgeError, InvalidApiKey, from_code
 
 _CONNECT_S = 5.0
 _SILENCE_S = 120.0
@@ -97,11 +97,10 @@ class Conversation:
         self, base_url: str, *, key: str = "", tools: list[dict[str, Any]] | None = None, authority: Path | None = None
     ) -> None:
         self._url = base_url.rstrip("/")
-        verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=authority) if authority else True
         self._http = httpx.Client(
             timeout=httpx.Timeout(_SILENCE_S, connect=_CONNECT_S),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            verify=verify,
+            verify=_trusting(authority) if authority else True,
             trust_env=False,  # a proxy between this machine and its own node is never meant
         )
         self._tools = tools
@@ -195,6 +194,13 @@ class Conversation:
         if isinstance(error, httpx.TimeoutException):
             return NodeUnreachable(f"the node at {self._url} said nothing for {_SILENCE_S:.0f} s; see its log")
         return NodeUnreachable(f"the connection to {self._url} broke ({error}); see the node's log")
+
+
+def _trusting(authority: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=authority)
+    except OSError as error:  # SSLError is one
+        raise ConfigurationError(f"{authority} is no PEM file of certificates ({error.strerror}); check --ca") from None
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:

@@ -40,7 +40,7 @@ Level = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. `cure` is empty when all is well."""
+    """One line of the report. `cure` is empty when all is well, or when `text` is an error's, which ends with the cure."""
 
     level: Level
     subject: str
@@ -59,7 +59,7 @@ def examine(home: Path, env: Mapping[str, str]) -> Iterator[Finding]:
     try:
         effective = load(home, env, {})
     except ConfigurationError as error:
-        yield Finding("fail", "settings", error.message, "correct it; `edge settings` shows what is in force")
+        yield Finding("fail", "settings", error.message)
         return
     settings = effective.settings
     yield Finding("ok", "settings", _sources(effective))
@@ -171,7 +171,7 @@ def _model(effective: Effective) -> Iterator[Finding]:
     try:
         model = registry.resolve(wish)
     except EdgeError as error:
-        yield Finding("fail", "model", error.message, "name another one: edge serve --model NAME|PATH")
+        yield Finding("fail", "model", error.message)
         return
     header = model.header
     yield Finding(
@@ -190,7 +190,7 @@ def _port(settings: Settings) -> Finding:
     try:
         listener = bind(settings.server)
     except EdgeError as error:
-        return Finding("warn", "port", error.message, "a node that runs already is a good reason")
+        return Finding("warn", "port", error.message)
     address: tuple[str, int] = listener.getsockname()[:2]
     listener.close()
     return Finding("ok", "port", f"{address[0]} port {address[1]} is free")
@@ -201,7 +201,7 @@ def _keys(effective: Effective) -> Finding:
     try:
         count = len(KeyStore(effective.keys_file).all())
     except ConfigurationError as error:
-        return Finding("fail", "API keys", error.message, "restore it from a backup, or delete it and create keys anew")
+        return Finding("fail", "API keys", error.message)
     if settings.auth.mode == "auto" and is_loopback(settings.server.host):
         return Finding("ok", "API keys", f"{count}; none is asked for, since only this machine can reach the node")
     if count == 0:

@@ -170,6 +170,8 @@ class Loaded(Message, frozen=True):
 
     facts: ModelFacts
     seconds: float
+    longest_step_s: float
+    """What the longest step of this engine takes, measured on a warm context: slow is not wedged."""
 
 
 class LoadFailed(Message, frozen=True):

@@ -109,6 +109,12 @@ class Engine(Section):
     load_timeout_s: Seconds = Field(600.0, description="Time without progress after which loading counts as hung.")
     restart_backoff_max_s: Seconds = Field(10.0, description="Longest pause between two starts of a failing engine.")
 
+    @model_validator(mode="after")
+    def _kv_type_has_its_kernels(self) -> Self:
+        if self.kv_type == "q8_0" and self.flash_attention == "off":
+            raise ValueError("engine.kv_type q8_0 needs flash attention: set engine.flash_attention to auto or on")
+        return self
+
 
 class Log(Section):
     """What the node says about itself, on standard error."""

@@ -54,6 +54,7 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Try it: `edge serve` in one terminal, `edge chat` in another.",
 )
@@ -62,10 +63,13 @@ class _Commands(click.Group):
 )
 @click.option("--debug", is_flag=True, help="Show the whole traceback of an unexpected error.")
 @click.version_option(__version__, "--version", message="edge %(version)s")
-def root(home: Path | None, debug: bool) -> None:
+@click.pass_context
+def root(context: click.Context, home: Path | None, debug: bool) -> None:
     """An inference node for small machines: quantised language models behind an OpenAI-compatible API."""
     if home is not None:
         os.environ["EDGE_HOME"] = str(home.expanduser().absolute())
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def command(text: tuple[str, ...], url: str | None, key: str, ca: Path | None, t
     With --tools, calls that the model wants made are shown; in a conversation you type what they returned.
     """
     with Conversation(
-        url or _own_url(current()), key=key, tools=_read_tools(tools) if tools else None, authority=_existing(ca)
+        url or _own_url(current()), key=key, tools=_read_tools(tools) if tools else None, authority=ca
     ) as conversation:
         if system:
             conversation.messages.append({"role": "system", "content": system})
@@ -52,12 +52,6 @@ def _own_url(effective: Effective) -> str:
     server = effective.settings.server
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
     return f"{'https' if server.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"
-
-
-def _existing(path: Path | None) -> Path | None:
-    if path is not None and not path.is_file():
-        raise ConfigurationError(f"there is no file {path}; check --ca")
-    return path
 
 
 def _read_tools(path: Path) -> list[dict[str, Any]]:

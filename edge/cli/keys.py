@@ -8,13 +8,17 @@ import click
 
 from edge.api.auth import SCOPES, KeyStore, Scope
 from edge.cli.flags import current
+from edge.errors import ConfigurationError
 
 _LONGEST_NAME = 64
 
 
-@click.group()
-def command() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
     """Create, list and revoke API keys. A running node notices at once."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @command.command()
@@ -66,4 +70,11 @@ def revoke(name: str) -> None:
 
 
 def _store() -> KeyStore:
-    return KeyStore(current().keys_file)
+    effective = current()
+    try:
+        effective.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{effective.home} cannot be made ({error.strerror}); choose another directory with EDGE_HOME or --home"
+        ) from None
+    return KeyStore(effective.keys_file)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # `edge serve --help` waits for neither the server nor the ev
     from edge.registry.resolve import ResolvedModel
 
 _PLAIN_STEP = 0.25
+_LONG_READ_BYTES = 256 << 20
 _EXAMPLE = "Which alarms are active?"
 
 
@@ -58,7 +59,8 @@ class StartView:
 
     def checking(self, path: Path) -> None:
         """A checksum is being computed for the first time."""
-        self._console.print(f"checking {path} (once for each file) ...")
+        if path.stat().st_size >= _LONG_READ_BYTES:
+            self._console.print(f"checking {path} (once for each file) ...")
 
     def loading(self, stage: str, fraction: float) -> None:
         """Loading goes on: `fraction` 0..1 of `stage`."""

@@ -18,7 +18,7 @@ from typing import assert_never
 import msgspec
 
 from edge.engine.port import EnginePhase, EngineStatus, StreamEvent
-from edge.errors import EdgeError, EngineDown, ModelLoading, ModelUnusable, Overloaded, from_code
+from edge.errors import EdgeError, EngineDown, InvalidRequest, ModelLoading, ModelUnusable, Overloaded, from_code
 from edge.messages import (
     Abort,
     Detokenize,
@@ -52,6 +52,9 @@ log = logging.getLogger(__name__)
 _READ_BYTES = 1 << 18
 _FIRST_BACKOFF_S = 0.1
 _LAST_WORDS = 12
+_STEPS_OF_PATIENCE = 10
+_MEMORY = 0.2
+"""Weight of the newest request in the running mean of how long requests take."""
 _QUIT_GRACE_S = 5.0
 _LAST_BREATH_S = 0.3
 
@@ -127,6 +130,8 @@ class EngineClient:
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._heard_s = 0.0
+        self._longest_step_s = 0.0
+        self._mean_request_s = 1.0
         self._last_words: deque[str] = deque(maxlen=_LAST_WORDS)
         self._supervisor: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -160,22 +165,24 @@ class EngineClient:
         """Raises EngineDown, ModelLoading or Overloaded if a request submitted now would be refused."""
         self._require_ready()
         if len(self._streams) >= self._load.slots + self._limits.max_waiting:
+            # The next place is free when the mean request of one slot is done.
             raise Overloaded(
-                f"{len(self._streams)} requests are running or waiting, the node takes no more; try again shortly"
+                f"{len(self._streams)} requests are running or waiting, the node takes no more; try again shortly",
+                retry_after_s=max(1.0, self._mean_request_s / self._load.slots),
             )
 
     def submit(self, work: Submit) -> _Stream:
-        """Start a request. Raises EngineDown, ModelLoading or Overloaded."""
+        """Start a request. Raises EngineDown, ModelLoading, Overloaded or InvalidRequest."""
         self.require_room()
         stream = _Stream(self, self._new_id())
+        self._send(_request_frame(msgspec.structs.replace(work, request_id=stream.request_id)))
         self._streams[stream.request_id] = stream
-        self._send(msgspec.structs.replace(work, request_id=stream.request_id))
         return stream
 
     def abort(self, request_id: int) -> None:
         """Tell the child that nobody waits for a request any more; it stays in flight until the child confirms."""
         if request_id in self._streams and self._writer is not None:
-            self._send(Abort(request_id))
+            self._send(frame(Abort(request_id)))
 
     async def tokenize(self, prompt: Prompt, *, add_special: bool = True) -> Tokenized:
         """Tokens of a prompt. Raises EdgeError."""
@@ -192,8 +199,8 @@ class EngineClient:
     async def _call(self, message: Tokenize | Detokenize) -> Tokenized | Detokenized:
         self._require_ready()
         future: asyncio.Future[Tokenized | Detokenized] = asyncio.get_running_loop().create_future()
+        self._send(_request_frame(message))
         self._calls[message.request_id] = future
-        self._send(message)
         try:
             return await future
         finally:
@@ -210,9 +217,9 @@ class EngineClient:
         self._next_id += 1
         return self._next_id
 
-    def _send(self, message: Message) -> None:
+    def _send(self, data: bytes) -> None:
         assert self._writer is not None
-        self._writer.write(frame(message))
+        self._writer.write(data)
 
     # --- life of the child --------------------------------------------------------------------------------------------
 
@@ -274,7 +281,7 @@ class EngineClient:
         self._set("loading", "loading the model")
         words = asyncio.create_task(self._hear_words(process))
         watch = asyncio.create_task(self._watch(process))
-        self._send(self._load)
+        self._send(frame(self._load))
         was_ready, cause, stopping = False, "", True
         try:
             was_ready, cause = await self._listen(reader)
@@ -349,8 +356,9 @@ class EngineClient:
                     call.set_result(message)
             case Progress(stage=stage, fraction=fraction):
                 self._set("loading", stage, fraction)
-            case Loaded(facts=facts, seconds=seconds):
+            case Loaded(facts=facts, seconds=seconds, longest_step_s=longest_step_s):
                 self._facts = facts
+                self._longest_step_s = longest_step_s
                 self._stats = None
                 self._set("ready", "", 1.0)
                 log.info("engine ready", extra={"event": "engine_ready", "seconds": round(seconds, 2)})
@@ -364,6 +372,8 @@ class EngineClient:
     def _conclude(self, message: Finished | Failed) -> None:
         if stream := self._streams.pop(message.request_id, None):
             if isinstance(message, Finished):
+                took_s = message.timing.prefill_s + message.timing.decode_s
+                self._mean_request_s += _MEMORY * (took_s - self._mean_request_s)
                 stream.put(message)
             else:
                 stream.put(from_code(message.code, message.message, param=message.param))
@@ -381,7 +391,7 @@ class EngineClient:
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """Kill a child that has gone silent: it is wedged, whatever it believes."""
         while True:
-            limit_s = self._limits.wedge_timeout_s if self._phase == "ready" else self._limits.load_timeout_s
+            limit_s = self._patience_s() if self._phase == "ready" else self._limits.load_timeout_s
             silent_s = time.monotonic() - self._heard_s
             if silent_s >= limit_s:
                 self._set("down", f"no sign of life for {silent_s:.1f} s")
@@ -389,6 +399,10 @@ class EngineClient:
                 process.kill()
                 return
             await asyncio.sleep(min(limit_s / 8, 1.0))
+
+    def _patience_s(self) -> float:
+        """How long a ready engine may be silent. A large model on a slow box takes seconds for one honest step."""
+        return max(self._limits.wedge_timeout_s, _STEPS_OF_PATIENCE * self._longest_step_s)
 
     async def _hear_words(self, process: asyncio.subprocess.Process) -> None:
         """Keep the last lines of the child's standard error: an abort says there why."""
@@ -404,3 +418,15 @@ class EngineClient:
         how = f"killed by signal {-status}" if status is not None and status < 0 else f"ended with status {status}"
         words = next((w for w in reversed(self._last_words) if w), "")
         return f"the process was {how}" + (f": {words}" if words else "")
+
+
+def _request_frame(message: Message) -> bytes:
+    """A client's request as a frame. Raises InvalidRequest for text that is none, and for what no frame holds."""
+    try:
+        return frame(message)
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            "the text holds half a surrogate pair, which is no character; send valid Unicode"
+        ) from None
+    except FrameTooLarge as error:
+        raise InvalidRequest(f"the request is too large for the engine: {error}") from None

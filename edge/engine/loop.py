@@ -69,6 +69,13 @@ class EngineLoop:
                 self.beat()
             self._report()
 
+    def warm(self, tokens: int) -> float:
+        """Compute a prompt chunk in a free slot: builds the graphs that requests will use. Returns seconds."""
+        begun = time.monotonic()
+        self._context.forward([0] * tokens, range(tokens), [0] * tokens, [False] * (tokens - 1) + [True])
+        self._context.forget(0)
+        return time.monotonic() - begun
+
     def beat(self) -> None:
         """A real forward pass of one token in a free slot: proof that the engine can still answer."""
         self._context.forward([0], [0], [0], [True])

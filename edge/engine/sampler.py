@@ -46,6 +46,7 @@ class TokenSampler:
         self._vocabulary = vocabulary
         self.grammar = grammar
         self._top_logprobs = top_logprobs
+        self._everything = np.arange(vocabulary.size) if grammar is not None else np.empty(0, np.int64)
         self._end = np.fromiter(sorted(vocabulary.end_tokens), np.int64) if ignore_eos else None
         if self._end is not None:
             banned = dict.fromkeys(vocabulary.end_tokens, float("-inf"))
@@ -88,7 +89,7 @@ class TokenSampler:
         The result is distributed as if the mask had been applied first: a rejected draw leaves exactly the
         renormalised rest.
         """
-        token = self._pick(np.arange(self._vocabulary.size), logits)
+        token = self._pick(self._everything, logits)
         if not grammar.allows(token):
             allowed = np.flatnonzero(grammar.mask())
             token = self._pick(allowed, logits[allowed])

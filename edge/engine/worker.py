@@ -169,8 +169,12 @@ class Engine:
         )
         self.inbox: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
         self.loop = EngineLoop(self.context, scheduler, self.inbox, pipe.send, heartbeat_s=load.heartbeat_s)
+        pipe.send([Progress("preparing grammars", 1.0)])
+        self.intake.grammars.warm()
+        pipe.send([Progress("first forward passes", 1.0)])
         self.loop.beat()
-        pipe.send([Loaded(self._facts(load, path, source), time.monotonic() - begun)])
+        chunk_s = self.loop.warm(min(load.prefill_chunk_tokens, context_tokens))
+        pipe.send([Loaded(self._facts(load, path, source), time.monotonic() - begun, chunk_s * IDLE_CHUNKS)])
 
     def _progress(self, fraction: float) -> None:
         if fraction - self._reported >= 0.01 or fraction >= 1.0:

@@ -8,20 +8,25 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from .dialogues import Speaker, dialogue
+from .dialogues import dialogue
 from .render import SPECIAL, Renderer
+from .requests import Speaker
+
+Tokens = NDArray[np.uint16]
+Weights = NDArray[np.uint8]
 
 
-def make_part(job: tuple[int, int, float, str]) -> tuple[np.ndarray, np.ndarray]:
-    """(seed, dialogues, share of long ones, tokenizer file) -> tokens uint16[n], weight of each token as a target uint8[n]."""
-    from tokenizers import Tokenizer
-
+def make_part(job: tuple[int, int, float, str]) -> tuple[Tokens, Weights]:
+    """(seed, dialogues, share of long ones, tokenizer file) -> tokens [n], weight of each as a target [n]."""
     seed, count, long_share, path = job
     tokenizer = Tokenizer.from_file(path)
     speaker = Speaker(random.Random(seed), evaluation=False)
     renderer = Renderer()
-    begin, end, assistant = (tokenizer.token_to_id(t) for t in (SPECIAL[0], SPECIAL[1], SPECIAL[4]))
+    ids_of = tokenizer.get_vocab()
+    begin, end, assistant = (ids_of[t] for t in (SPECIAL[0], SPECIAL[1], SPECIAL[4]))
     tokens: list[int] = []
     weights: list[int] = []
     for _ in range(count):

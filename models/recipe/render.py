@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -29,10 +30,8 @@ class Renderer:
 
 
 def _tojson(value: object) -> str:
-    import json
-
     return json.dumps(value, ensure_ascii=False)
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     raise ValueError(message)

@@ -23,6 +23,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -51,15 +52,12 @@ class Rows:
 
     def __init__(self, path: Path, length: int, prompt_weight: float) -> None:
         data = np.load(path)
-        self.tokens, self.weights, self.length, self.prompt_weight = (
-            data["tokens"],
-            data["weights"],
-            length,
-            prompt_weight,
-        )
+        self.tokens, self.weights = data["tokens"], data["weights"]
+        self.length, self.prompt_weight = length, prompt_weight
         self.count = (len(self.tokens) - 1) // length
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, the tokens that follow them, and the weight of each of these; all [size, length]."""
         order = np.random.default_rng(step * size // max(1, self.count)).permutation(self.count)
         picked = [order[(step * size + i) % self.count] * self.length for i in range(size)]
         cut = np.stack([self.tokens[p : p + self.length + 1] for p in picked]).astype(np.int64)
@@ -109,13 +107,7 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
     network = Network(Shape(vocabulary=a.vocabulary))
-    matrices = [p for n, p in network.named_parameters() if p.ndim == 2 and n != "token_embd.weight"]
-    others = [p for n, p in network.named_parameters() if not (p.ndim == 2 and n != "token_embd.weight")]
-    optimizers: list[torch.optim.Optimizer] = [
-        Muon(matrices, a.muon_lr),
-        torch.optim.AdamW(others, a.adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    peaks = [a.muon_lr, a.adam_lr]
+    optimizers = optimizers_for(network, a)
     start = 0
     if a.checkpoint.exists():
         state = torch.load(a.checkpoint, weights_only=False)
@@ -127,19 +119,23 @@ def main() -> None:
         network.load_state_dict(torch.load(a.init, weights_only=False)["network"])
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters, from step {start}", flush=True)
     rows = Rows(a.corpus, a.length, a.prompt_weight)
-    run(network, optimizers, peaks, rows, a, start)
+    run(network, optimizers, rows, a, start)
+
+
+def optimizers_for(network: Network, a: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for the embedding and the norms."""
+    matrices = [p for n, p in network.named_parameters() if p.ndim == 2 and n != "token_embd.weight"]
+    others = [p for n, p in network.named_parameters() if not (p.ndim == 2 and n != "token_embd.weight")]
+    adam = torch.optim.AdamW(others, a.adam_lr, betas=(0.9, 0.98), weight_decay=0.0)
+    return [Muon(matrices, a.muon_lr), adam]
 
 
 def run(
-    network: Network,
-    optimizers: list[torch.optim.Optimizer],
-    peaks: list[float],
-    rows: Rows,
-    a: argparse.Namespace,
-    start: int,
+    network: Network, optimizers: list[torch.optim.Optimizer], rows: Rows, a: argparse.Namespace, start: int
 ) -> None:
     """The steps, with a line and a checkpoint now and then."""
     begun, mean = time.monotonic(), math.nan
+    peaks = (a.muon_lr, a.adam_lr)
     for step in range(start, a.steps):
         network.quantize_weights(step >= a.steps * a.quantized_from)
         share = schedule(step, a.steps)

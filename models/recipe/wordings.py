@@ -136,7 +136,7 @@ READ_VALUE = Wordings(
         "what is the {q} now on {d}",
     ),
     held_out=(
-        "what is the {q} on {d}",
+        "tell me what {q} {d} shows",
         "check what {q} {d} has",
         "for {d} tell me the {q}",
         "let me know what {q} {d} is at",

@@ -76,7 +76,7 @@ def test_live_and_ready_answer_while_the_model_is_loading(home: Path) -> None:
                     live = client.get(f"http://127.0.0.1:{port}/health/live", timeout=30)
                     seen.add((live.status_code, ready.status_code))
                     if ready.status_code != httpx.codes.OK:
-                        assert ready.json()["error"]["code"] == "loading"
+                        assert ready.json()["code"] == "loading"
         finally:
             process.terminate()
         assert process.wait(30) == 0

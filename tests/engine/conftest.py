@@ -26,7 +26,7 @@ def load_of(path: Path, **changes: Any) -> Load:
         "context_tokens": 0,
         "context_cap_tokens": 8192,
         "prefill_chunk_tokens": 64,
-        "threads": 2,
+        "threads": 1,
         "gpu_layers": 0,
         "kv_layout": "streams",
         "kv_type": "f16",

@@ -18,7 +18,7 @@ NEAR_TIE = {F16: 0.02, Q4_0: 0.2}
 
 def reference(path: Path, prompts: list[str]) -> tuple[list[list[int]], list[list[int]]]:
     """(prompt tokens, greedy answer tokens) by the `Llama` class, each prompt in one chunk as ours."""
-    llama = Llama(str(path), n_ctx=2048, n_batch=512, n_threads=2, n_threads_batch=2, flash_attn=False, verbose=False)
+    llama = Llama(str(path), n_ctx=2048, n_batch=512, n_threads=1, n_threads_batch=1, flash_attn=False, verbose=False)
     asked, answered = [], []
     for prompt in prompts:
         tokens = llama.tokenize(prompt.encode(), add_bos=True, special=True)

@@ -131,6 +131,38 @@ def test_chat_names_a_wrong_tools_file(run_edge: RunEdge, tmp_path: Path) -> Non
     assert "cannot read" in complaint(run_edge("chat", "x", "--tools", str(tmp_path / "none.json")), 78)
 
 
+def test_chat_names_a_wrong_authority(run_edge: RunEdge, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    assert "is no PEM file of certificates" in complaint(run_edge("chat", "x", "--ca", str(tmp_path / "ca.pem")), 78)
+    assert "No such file" in complaint(run_edge("chat", "x", "--ca", str(tmp_path / "none.pem")), 78)
+
+
+def test_keys_are_made_shown_and_dropped(run_edge: RunEdge) -> None:
+    made = run_edge("keys", "create", "robot-7", "--scope", "metrics", "--requests-per-minute", "60")
+    assert made.returncode == 0
+    assert re.fullmatch(r"edge-\S{40,}\n", made.stdout)
+    listed = run_edge("keys", "list").stdout
+    assert re.search(r"^robot-7  edge-....\.\.\.  \S+Z  metrics  60/min$", listed, re.MULTILINE)
+    assert made.stdout.strip() not in listed
+    assert "already" in complaint(run_edge("keys", "create", "robot-7"), 78)
+    assert run_edge("keys", "revoke", "robot-7").stdout == "revoked robot-7\n"
+    assert "there is no key named 'robot-7'" in complaint(run_edge("keys", "revoke", "robot-7"), 78)
+    assert "there are no keys" in run_edge("keys", "list").stderr
+
+
+def test_a_home_that_cannot_be_made_is_named(run_edge: RunEdge, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = complaint(run_edge("keys", "create", "x", EDGE_HOME=str(tmp_path / "file" / "home")), 78)
+    assert str(tmp_path / "file") in message
+
+
+def test_alone_it_shows_its_help(run_edge: RunEdge) -> None:
+    for arguments in ([], ["keys"]):
+        done = run_edge(*arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("Usage: edge")
+
+
 def test_settings_show_values_with_their_source(run_edge: RunEdge, home: Path) -> None:
     (home / "edge.toml").write_text("[engine]\nslots = 3\n")
     done = run_edge("settings", "--changed", EDGE_LOG__LEVEL="debug")
@@ -163,6 +195,6 @@ def test_doctor_names_each_fault_and_its_cure(run_edge: RunEdge, tmp_path: Path)
     done = run_edge("doctor", EDGE_MODEL__NAME="nonesuch", EDGE_SERVER__HOST="0.0.0.0", EDGE_SERVER__PORT="0")
     assert done.returncode == 1
     assert re.search(r"^fail  API keys +none, .*\n +do: edge keys create NAME", done.stdout, re.MULTILINE)
-    assert re.search(r"^fail  model +unknown model 'nonesuch'.*\n +do: ", done.stdout, re.MULTILINE)
+    assert re.search(r"^fail  model +unknown model 'nonesuch'.*; or give the path of a", done.stdout, re.MULTILINE)
     done = run_edge("doctor", EDGE_SERVER__PORT="high")
     assert re.search(r"^fail  settings +server\.port = 'high'", done.stdout, re.MULTILINE)

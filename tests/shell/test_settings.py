@@ -101,6 +101,11 @@ def test_half_of_a_tls_pair_is_refused(home: Path) -> None:
     assert "EDGE_SERVER__TLS_CERT" in message
 
 
+def test_a_number_format_without_its_kernels_is_refused(home: Path) -> None:
+    message = refusal(home, {"EDGE_ENGINE__KV_TYPE": "q8_0", "EDGE_ENGINE__FLASH_ATTENTION": "off"})
+    assert "set engine.flash_attention to auto or on" in message
+
+
 def test_foreign_variables_and_empty_values_are_left_alone(home: Path) -> None:
     env = {"EDGE_PORT": "tcp://10.0.0.1:80", "EDGE_HOME": "/x", "EDGE_API_KEY": "k", "EDGE_SERVER__TLS_CERT": ""}
     assert load(home, env, {}).settings.server.port == 8080

@@ -1,0 +1,1 @@
+"""Speed, measured: model shapes with random weights, the comparison with llama-server, and the experiments behind ADRs."""

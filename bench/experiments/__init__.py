@@ -1,0 +1,1 @@
+"""Experiments whose figures decided something; each ADR names the one that it rests on."""

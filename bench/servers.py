@@ -1,0 +1,105 @@
+"""Servers under measurement: started with the same file and the same slots, watched for memory, stopped afterwards."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+_START_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server. `url` ends in /v1."""
+
+    name: str
+    url: str
+    model: str
+    pid: int
+
+    def pss_bytes(self) -> int:
+        """Proportional memory of the server and its children, in bytes."""
+        process = psutil.Process(self.pid)
+        return sum(p.memory_full_info().pss for p in [process, *process.children(recursive=True)])
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def edge(
+    model: Path, *, slots: int, context_tokens: int, threads: int, env: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """A node on a home of its own."""
+    port = free_port()
+    settings = {
+        "EDGE_ENGINE__SLOTS": str(slots),
+        "EDGE_ENGINE__CONTEXT_TOKENS": str(context_tokens),
+        "EDGE_ENGINE__THREADS": str(threads),
+        "EDGE_LOG__LEVEL": "warning",
+    }
+    with tempfile.TemporaryDirectory() as home:
+        command = [sys.executable, "-m", "edge", "serve", "--model", str(model), "--port", str(port)]
+        with _running(command, {**settings, "EDGE_HOME": home, **(env or {})}) as process:
+            _wait(f"http://127.0.0.1:{port}/health/ready", process)
+            yield Server("edge", f"http://127.0.0.1:{port}/v1", model.stem, process.pid)
+
+
+@contextmanager
+def llama_server(binary: Path, model: Path, *, slots: int, context_tokens: int, threads: int) -> Iterator[Server]:
+    """llama-server with the same slots and context; prompt caching is left at its default, the answers are not affected."""
+    port = free_port()
+    command = [str(binary), "-m", str(model), "--port", str(port), "--host", "127.0.0.1", "-np", str(slots)]
+    command += ["-c", str(slots * context_tokens), "-t", str(threads), "-tb", str(threads), "--no-webui", "-ngl", "0"]
+    with _running(command, {}) as process:
+        _wait(f"http://127.0.0.1:{port}/health", process)
+        yield Server("llama-server", f"http://127.0.0.1:{port}/v1", model.stem, process.pid)
+
+
+@contextmanager
+def _running(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
+    give_up = time.monotonic() + _START_S
+    while time.monotonic() < give_up:
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with status {process.returncode} before it was ready")
+        try:
+            if httpx.get(url, timeout=5, trust_env=False).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise SystemExit(f"no answer at {url} after {_START_S} s")
