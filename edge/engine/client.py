@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import socket
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -17,6 +14,7 @@ from typing import assert_never
 
 import msgspec
 
+from edge.engine.child import ChildProcess
 from edge.engine.port import EnginePhase, EngineStatus, StreamEvent
 from edge.errors import EdgeError, EngineDown, InvalidRequest, ModelLoading, ModelUnusable, Overloaded, from_code
 from edge.messages import (
@@ -36,7 +34,6 @@ from edge.messages import (
     Offer,
     Progress,
     Prompt,
-    Quit,
     Stats,
     Submit,
     ToFront,
@@ -51,12 +48,9 @@ log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 18
 _FIRST_BACKOFF_S = 0.1
-_LAST_WORDS = 12
 _STEPS_OF_PATIENCE = 10
 _MEMORY = 0.2
 """Weight of the newest request in the running mean of how long requests take."""
-_QUIT_GRACE_S = 5.0
-_LAST_BREATH_S = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +121,10 @@ class EngineClient:
         self._streams: dict[int, _Stream] = {}
         self._calls: dict[int, asyncio.Future[Tokenized | Detokenized]] = {}
         self._next_id = 0
-        self._writer: asyncio.StreamWriter | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._child: ChildProcess | None = None
         self._heard_s = 0.0
         self._longest_step_s = 0.0
         self._mean_request_s = 1.0
-        self._last_words: deque[str] = deque(maxlen=_LAST_WORDS)
         self._supervisor: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
 
@@ -141,7 +133,7 @@ class EngineClient:
     @property
     def status(self) -> EngineStatus:
         """Current phase and why."""
-        pid = self._process.pid if self._process is not None else None
+        pid = self._child.pid if self._child is not None else None
         return EngineStatus(self._phase, self._reason, self._progress, max(0, self._starts - 1), pid)
 
     @property
@@ -175,14 +167,14 @@ class EngineClient:
         """Start a request. Raises EngineDown, ModelLoading, Overloaded or InvalidRequest."""
         self.require_room()
         stream = _Stream(self, self._new_id())
-        self._send(_request_frame(msgspec.structs.replace(work, request_id=stream.request_id)))
+        self._to_child(_request_frame(msgspec.structs.replace(work, request_id=stream.request_id)))
         self._streams[stream.request_id] = stream
         return stream
 
     def abort(self, request_id: int) -> None:
         """Tell the child that nobody waits for a request any more; it stays in flight until the child confirms."""
-        if request_id in self._streams and self._writer is not None:
-            self._send(frame(Abort(request_id)))
+        if request_id in self._streams and self._child is not None:
+            self._child.say(Abort(request_id))
 
     async def tokenize(self, prompt: Prompt, *, add_special: bool = True) -> Tokenized:
         """Tokens of a prompt. Raises EdgeError."""
@@ -199,7 +191,7 @@ class EngineClient:
     async def _call(self, message: Tokenize | Detokenize) -> Tokenized | Detokenized:
         self._require_ready()
         future: asyncio.Future[Tokenized | Detokenized] = asyncio.get_running_loop().create_future()
-        self._send(_request_frame(message))
+        self._to_child(_request_frame(message))
         self._calls[message.request_id] = future
         try:
             return await future
@@ -213,13 +205,13 @@ class EngineClient:
             raise ModelLoading(f"the model is being loaded ({self._progress:.0%}); try again shortly")
         raise EngineDown(f"the engine is {self._phase}: {self._reason}; try again shortly")
 
+    def _to_child(self, data: bytes) -> None:
+        assert self._child is not None
+        self._child.send(data)
+
     def _new_id(self) -> int:
         self._next_id += 1
         return self._next_id
-
-    def _send(self, data: bytes) -> None:
-        assert self._writer is not None
-        self._writer.write(data)
 
     # --- life of the child --------------------------------------------------------------------------------------------
 
@@ -271,59 +263,25 @@ class EngineClient:
 
     async def _live(self) -> tuple[bool, str]:
         """One child from start to end. Returns whether it ever became ready, and why it ended."""
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
-        process = await self._spawn(theirs)
-        theirs.close()
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        self._process, self._writer, self._heard_s = process, writer, time.monotonic()
+        child = await ChildProcess.spawn({"GGML_NO_BACKTRACE": "1", **self._environment})
+        self._child, self._heard_s = child, time.monotonic()
         self._set("loading", "loading the model")
-        words = asyncio.create_task(self._hear_words(process))
-        watch = asyncio.create_task(self._watch(process))
-        self._send(frame(self._load))
+        watch = asyncio.create_task(self._watch(child), name="engine-watch")
+        child.say(self._load)
         was_ready, cause, stopping = False, "", True
         try:
-            was_ready, cause = await self._listen(reader)
+            was_ready, cause = await self._listen(child.reader)
             stopping = False
             self._set("down", cause or "the process ended")
         finally:
             watch.cancel()
-            self._writer = None
-            await self._bury(process, writer, quietly=stopping)
-            await asyncio.gather(words, watch, return_exceptions=True)
-            self._process = None
-            cause = cause or self._epitaph(process)
+            await child.end(quietly=stopping)
+            self._child = None
+            cause = cause or child.epitaph
             self._fail_all(EngineDown(f"the engine failed while it worked on this request: {cause}"))
         if self._facts is None and self._unusable is None and not was_ready:
             self._unusable = ModelUnusable(f"{self._load.path} cannot be loaded: {cause}")
         return was_ready, cause
-
-    async def _spawn(self, theirs: socket.socket) -> asyncio.subprocess.Process:
-        environment = {**os.environ, "GGML_NO_BACKTRACE": "1", **self._environment}
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "edge.engine.worker",
-            str(theirs.fileno()),
-            pass_fds=(theirs.fileno(),),
-            stdin=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env=environment,
-        )
-
-    async def _bury(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter, *, quietly: bool) -> None:
-        """End the process for certain. `quietly`: ask it first, and give it time; else it has closed its pipe
-        already."""
-        if quietly and not writer.is_closing():
-            writer.write(frame(Quit()))
-        try:
-            await asyncio.wait_for(process.wait(), _QUIT_GRACE_S if quietly else _LAST_BREATH_S)
-        except TimeoutError:
-            log.warning("engine did not end by itself", extra={"event": "engine_kill"})
-            process.kill()
-            await process.wait()
-        writer.close()
 
     async def _listen(self, reader: asyncio.StreamReader) -> tuple[bool, str]:
         """Read until the child closes the pipe. Returns (was ready, cause if one is known)."""
@@ -388,7 +346,7 @@ class EngineClient:
             if not call.done():
                 call.set_exception(error)
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self, child: ChildProcess) -> None:
         """Kill a child that has gone silent: it is wedged, whatever it believes."""
         while True:
             limit_s = self._patience_s() if self._phase == "ready" else self._limits.load_timeout_s
@@ -396,28 +354,13 @@ class EngineClient:
             if silent_s >= limit_s:
                 self._set("down", f"no sign of life for {silent_s:.1f} s")
                 log.error("engine wedged", extra={"event": "engine_wedged", "silent_s": round(silent_s, 1)})
-                process.kill()
+                child.kill()
                 return
             await asyncio.sleep(min(limit_s / 8, 1.0))
 
     def _patience_s(self) -> float:
         """How long a ready engine may be silent. A large model on a slow box takes seconds for one honest step."""
         return max(self._limits.wedge_timeout_s, _STEPS_OF_PATIENCE * self._longest_step_s)
-
-    async def _hear_words(self, process: asyncio.subprocess.Process) -> None:
-        """Keep the last lines of the child's standard error: an abort says there why."""
-        assert process.stderr is not None
-        self._last_words.clear()
-        while line := await process.stderr.readline():
-            text = line.decode("utf-8", "replace").rstrip()
-            self._last_words.append(text)
-            log.debug("engine says", extra={"event": "engine_stderr", "line": text})
-
-    def _epitaph(self, process: asyncio.subprocess.Process) -> str:
-        status = process.returncode
-        how = f"killed by signal {-status}" if status is not None and status < 0 else f"ended with status {status}"
-        words = next((w for w in reversed(self._last_words) if w), "")
-        return f"the process was {how}" + (f": {words}" if words else "")
 
 
 def _request_frame(message: Message) -> bytes:

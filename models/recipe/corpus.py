@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .dialogues import dialogue
+from .dialogues import MIXES, dialogue
 from .render import SPECIAL, Renderer
 from .requests import Speaker
 
@@ -19,9 +19,9 @@ Tokens = NDArray[np.uint16]
 Weights = NDArray[np.uint8]
 
 
-def make_part(job: tuple[int, int, float, str]) -> tuple[Tokens, Weights]:
-    """(seed, dialogues, share of long ones, tokenizer file) -> tokens [n], weight of each as a target [n]."""
-    seed, count, long_share, path = job
+def make_part(job: tuple[int, int, float, str, str]) -> tuple[Tokens, Weights]:
+    """(seed, dialogues, share of long ones, tokenizer file, mix) -> tokens [n], weight of each as a target [n]."""
+    seed, count, long_share, path, mix = job
     tokenizer = Tokenizer.from_file(path)
     speaker = Speaker(random.Random(seed), evaluation=False)
     renderer = Renderer()
@@ -30,7 +30,7 @@ def make_part(job: tuple[int, int, float, str]) -> tuple[Tokens, Weights]:
     tokens: list[int] = []
     weights: list[int] = []
     for _ in range(count):
-        made = dialogue(speaker, long_share=long_share)
+        made = dialogue(speaker, long_share=long_share, mix=mix)
         ids = [begin, *tokenizer.encode(renderer.text(made.messages, made.tools)).ids]
         speaking = False
         for token in ids:
@@ -43,9 +43,11 @@ def make_part(job: tuple[int, int, float, str]) -> tuple[Tokens, Weights]:
     return np.array(tokens, np.uint16), np.array(weights, np.uint8)
 
 
-def write(path: Path, tokenizer: Path, *, dialogues: int, long_share: float, seed: int, workers: int) -> int:
+def write(
+    path: Path, tokenizer: Path, *, dialogues: int, long_share: float, seed: int, workers: int, mix: str = "base"
+) -> int:
     """Write `path`.npz; returns the number of tokens."""
-    jobs = [(seed + i, 2000, long_share, str(tokenizer)) for i in range(dialogues // 2000)]
+    jobs = [(seed + i, 2000, long_share, str(tokenizer), mix) for i in range(dialogues // 2000)]
     with Pool(workers) as pool:
         parts = pool.map(make_part, jobs, chunksize=1)
     tokens = np.concatenate([t for t, _ in parts])
@@ -60,10 +62,12 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--dialogues", type=int, default=100_000)
     parser.add_argument("--long-share", type=float, default=0.0)
+    parser.add_argument("--mix", choices=sorted(MIXES), default="base")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     a = parser.parse_args()
-    count = write(a.out, a.tokenizer, dialogues=a.dialogues, long_share=a.long_share, seed=a.seed, workers=a.workers)
+    shape = {"dialogues": a.dialogues, "long_share": a.long_share, "seed": a.seed, "workers": a.workers, "mix": a.mix}
+    count = write(a.out, a.tokenizer, **shape)
     print(f"{count:,} tokens")
 
 

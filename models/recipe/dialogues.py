@@ -55,9 +55,9 @@ def system_messages(s: Speaker, *, long: bool = False) -> list[Message]:
     return [{"role": "system", "content": plant_description(s.rng, s.rng.randint(3, 16))}]
 
 
-def tool_dialogue(s: Speaker, *, long: bool = False) -> Dialogue:
+def tool_dialogue(s: Speaker, *, long: bool = False, two_share: float = 0.15) -> Dialogue:
     """A sentence and the calls it asks for; in a longer dialogue also the results and the answers."""
-    asked = ask_two(s) if s.rng.random() < 0.15 else ask(s)
+    asked = ask_two(s) if s.rng.random() < two_share else ask(s)
     tools = offer(s, must={name for name, _ in asked.calls})
     messages = [
         *system_messages(s, long=long),
@@ -138,7 +138,9 @@ def extraction(s: Speaker) -> Dialogue:
     return Dialogue("JSON", messages)
 
 
-MIX: tuple[tuple[Callable[[Speaker], Dialogue], float], ...] = (
+Mix = tuple[tuple[Callable[[Speaker], Dialogue], float], ...]
+
+BASE: Mix = (
     (tool_dialogue, 10.0),
     (result_dialogue, 1.6),
     (lambda s: result_dialogue(s, turns=s.rng.randint(2, 4)), 1.0),
@@ -149,10 +151,25 @@ MIX: tuple[tuple[Callable[[Speaker], Dialogue], float], ...] = (
 )
 
 
-def dialogue(s: Speaker, *, long_share: float = 0.0) -> Dialogue:
-    """One training dialogue."""
+HARD: Mix = (
+    (tool_dialogue, 5.0),
+    (lambda s: tool_dialogue(s, two_share=1.0), 5.0),
+    (result_dialogue, 2.5),
+    (lambda s: result_dialogue(s, turns=s.rng.randint(2, 4)), 1.5),
+    (missing_tool, 3.5),
+    (talk, 1.5),
+    (facts, 3.5),
+    (extraction, 1.5),
+)
+"""For the last phase: more of what the earlier phases leave weak."""
+
+MIXES = {"base": BASE, "hard": HARD}
+
+
+def dialogue(s: Speaker, *, long_share: float = 0.0, mix: str = "base") -> Dialogue:
+    """One training dialogue of one of MIXES."""
     if s.rng.random() < long_share:
         return tool_dialogue(s, long=True) if s.rng.random() < 0.6 else result_dialogue(s, turns=s.rng.randint(4, 14))
-    makers, weights = zip(*MIX, strict=True)
+    makers, weights = zip(*MIXES[mix], strict=True)
     made: Dialogue = s.rng.choices(makers, weights)[0](s)
     return made
