@@ -37,6 +37,9 @@ class Load(Message, frozen=True):
     context_cap_tokens: int
     prefill_chunk_tokens: int
     threads: int
+    """CPU threads; 0: measured at load, among 1, cores-1 and cores."""
+    cores: int
+    """Cores that this process may use."""
     gpu_layers: int
     kv_layout: Literal["streams", "unified"]
     kv_type: Literal["f16", "q8_0"]
@@ -156,6 +159,8 @@ class ModelFacts(msgspec.Struct, frozen=True):
     train_context_tokens: int
     slots: int
     threads: int
+    """CPU threads of a decode step."""
+    prefill_threads: int
     device: str
     kv_bytes: int
     compute_bytes: int

@@ -88,7 +88,9 @@ class Engine(Section):
         8192, description="Bound on context_tokens when that is 0, since memory grows with it."
     )
     slots: Annotated[int, Ge(1), Le(128)] = Field(8, description="Answers generated at one time.")
-    threads: Annotated[int, Ge(0), Le(1024)] = Field(0, description="CPU threads; 0: chosen from the cores at hand.")
+    threads: Annotated[int, Ge(0), Le(1024)] = Field(
+        0, description="CPU threads; 0: measured when the model is loaded."
+    )
     gpu_layers: Annotated[int, Ge(-1), Le(10_000)] = Field(
         -1, description="Layers on the GPU; -1: all of them if the build can use one."
     )

@@ -70,7 +70,7 @@ class Greedy:
 
     def __init__(self, library: Library, path: Path) -> None:
         self.model = Model(library, path, gpu_layers=0)
-        shape = ContextShape(1, 2048, 512, 2, unified=False, kv_type="f16", flash_attention="off")
+        shape = ContextShape(1, 2048, 512, 1, unified=False, kv_type="f16", flash_attention="off")
         self.context = Context(library, self.model, shape)
 
     def answer(self, prompt: str) -> str:

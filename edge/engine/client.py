@@ -250,7 +250,13 @@ class EngineClient:
         backoff_s = _FIRST_BACKOFF_S
         while True:
             self._starts += 1
-            was_ready, cause = await self._live()
+            try:
+                was_ready, cause = await self._live()
+            except OSError as error:
+                was_ready, cause = False, f"its process cannot be started: {error}"
+            except Exception:
+                log.exception("engine supervision failed", extra={"event": "bug"})
+                was_ready, cause = False, "the node met an error of its own; its log says more"
             if self._unusable is not None and self._facts is None:
                 self._set("down", self._unusable.message)
                 return

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from edge.engine.calibrate import Threads
 from edge.engine.llama.context import CellsExhausted, Context, ForwardFailed
 from edge.engine.sampler import BrokenLogits
 from edge.engine.scheduler import Chunk, Scheduler
@@ -36,9 +37,11 @@ class EngineLoop:
         inbox: queue.SimpleQueue[InboxItem],
         send: Send,
         *,
+        threads: Threads,
         heartbeat_s: float,
     ) -> None:
         self._context = context
+        self._threads = threads
         self._scheduler = scheduler
         self._inbox = inbox
         self._send = send
@@ -72,12 +75,14 @@ class EngineLoop:
     def warm(self, tokens: int) -> float:
         """Compute a prompt chunk in a free slot: builds the graphs that requests will use. Returns seconds."""
         begun = time.monotonic()
+        self._context.use_threads(self._threads.prefill)
         self._context.forward([0] * tokens, range(tokens), [0] * tokens, [False] * (tokens - 1) + [True])
         self._context.forget(0)
         return time.monotonic() - begun
 
     def beat(self) -> None:
         """A real forward pass of one token in a free slot: proof that the engine can still answer."""
+        self._context.use_threads(self._threads.decode)
         self._context.forward([0], [0], [0], [True])
         self._context.forget(0)
         self._forward_s = time.monotonic()
@@ -115,6 +120,7 @@ class EngineLoop:
         tokens = [s.last_token for s in sequences]
         positions = [s.position for s in sequences]
         slots = [s.slot for s in sequences]
+        self._context.use_threads(self._threads.decode)
         if self._forward(tokens, positions, slots, [True] * len(sequences), sequences):
             self._decode_tokens += len(sequences)
             for row, sequence in enumerate(sequences):
@@ -131,6 +137,7 @@ class EngineLoop:
         end = chunk.start + chunk.count
         outputs = [False] * (chunk.count - 1) + [chunk.last]
         tokens = request.tokens[chunk.start : end]
+        self._context.use_threads(self._threads.prefill)
         if self._forward(tokens, range(chunk.start, end), [sequence.slot] * chunk.count, outputs, (sequence,)):
             self._prefill_tokens += chunk.count
             followers = self._scheduler.prefilled(chunk)

@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from edge.dialects.template import DEFAULT_CHATML, ChatTemplate
+from edge.engine.calibrate import Threads, choose_threads
 from edge.engine.intake import Intake
 from edge.engine.llama.context import Context, ContextShape, ForwardFailed
 from edge.engine.llama.library import Library
@@ -168,12 +169,18 @@ class Engine:
             copies_sequences=self.model.copies_sequences,
         )
         self.inbox: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
-        self.loop = EngineLoop(self.context, scheduler, self.inbox, pipe.send, heartbeat_s=load.heartbeat_s)
+        pipe.send([Progress("measuring threads", 1.0)])
+        chunk = min(load.prefill_chunk_tokens, context_tokens)
+        fixed = Threads(load.threads, load.threads)
+        self.threads = fixed if load.threads else choose_threads(self.context, load.cores, chunk)
+        self.loop = EngineLoop(
+            self.context, scheduler, self.inbox, pipe.send, threads=self.threads, heartbeat_s=load.heartbeat_s
+        )
         pipe.send([Progress("preparing grammars", 1.0)])
         self.intake.grammars.warm()
         pipe.send([Progress("first forward passes", 1.0)])
         self.loop.beat()
-        chunk_s = self.loop.warm(min(load.prefill_chunk_tokens, context_tokens))
+        chunk_s = self.loop.warm(chunk)
         pipe.send([Loaded(self._facts(load, path, source), time.monotonic() - begun, chunk_s * IDLE_CHUNKS)])
 
     def _progress(self, fraction: float) -> None:
@@ -187,7 +194,7 @@ class Engine:
             slots=load.slots,
             context_tokens=wanted,
             chunk_tokens=load.prefill_chunk_tokens * IDLE_CHUNKS,
-            threads=load.threads,
+            threads=load.threads or load.cores,
             unified=load.kv_layout == "unified",
             kv_type=load.kv_type,
             flash_attention=load.flash_attention,
@@ -206,7 +213,8 @@ class Engine:
             context_tokens=shape.context_tokens,
             train_context_tokens=self.model.train_context_tokens,
             slots=shape.slots,
-            threads=shape.threads,
+            threads=self.threads.decode,
+            prefill_threads=self.threads.prefill,
             device="GPU" if offloaded else "CPU",
             kv_bytes=self.context.kv_bytes,
             compute_bytes=self.context.compute_bytes,

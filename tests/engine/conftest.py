@@ -27,6 +27,7 @@ def load_of(path: Path, **changes: Any) -> Load:
         "context_cap_tokens": 8192,
         "prefill_chunk_tokens": 64,
         "threads": 1,
+        "cores": 2,
         "gpu_layers": 0,
         "kv_layout": "streams",
         "kv_type": "f16",

@@ -65,7 +65,7 @@ class Context:
         params.n_batch = params.n_ubatch = self.rows_limit
         params.n_seq_max = shape.slots
         params.n_outputs_max = shape.slots
-        params.n_threads = params.n_threads_batch = shape.threads
+        params.n_threads = params.n_threads_batch = self._threads = shape.threads
         params.kv_unified = shape.unified
         params.flash_attn_type = _FLASH[shape.flash_attention]
         params.type_k = params.type_v = _KV_TYPES[shape.kv_type]
@@ -106,6 +106,12 @@ class Context:
             raise CellsExhausted
         if status != 0:
             raise ForwardFailed(status)
+
+    def use_threads(self, threads: int) -> None:
+        """CPU threads of the passes that follow."""
+        if threads != self._threads:
+            self._threads = threads
+            ll.llama_set_n_threads(self._handle, threads, threads)
 
     def logits(self, row: int) -> Logits:
         """Logits of a row of the last forward pass: float32[vocabulary], a view that the next pass overwrites."""
