@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -14,8 +12,6 @@ from edge.api.front import Front
 from edge.api.gate import Gate
 from edge.api.render import error_response
 from edge.errors import EdgeError, EngineFault, InvalidRequest, MethodNotAllowed, RouteNotFound
-
-log = logging.getLogger(__name__)
 
 
 def build_application(front: Front, version: str) -> FastAPI:
@@ -33,7 +29,6 @@ def build_application(front: Front, version: str) -> FastAPI:
     app.add_exception_handler(EdgeError, _edge_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
     app.add_middleware(Gate, front=front)
     return app
 
@@ -74,8 +69,3 @@ async def _http_error(_: Request, error: Exception) -> Response:
         case status if status < 500:
             return error_response(InvalidRequest(f"the body cannot be read: {error.detail}"))
     return error_response(EngineFault(str(error.detail)))
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("unexpected error", extra={"event": "bug", "path": request.url.path}, exc_info=error)
-    return error_response(EngineFault("the node met an error of its own; its log says more"))

@@ -7,6 +7,7 @@ Pure ASGI. Work is refused here before a byte of its body is parsed.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 import time
@@ -18,7 +19,9 @@ from edge.api.auth import Scope as KeyScope
 from edge.api.auth import authorize
 from edge.api.front import Front
 from edge.api.render import error_response
-from edge.errors import BodyTooLarge, EdgeError, NodeDraining, SlowClient
+from edge.errors import BodyTooLarge, EdgeError, EngineFault, NodeDraining, RouteNotFound, SlowClient
+
+log = logging.getLogger(__name__)
 
 INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"})
 PUBLIC = frozenset({"/health", "/healthz", "/health/live", "/health/ready"})
@@ -44,6 +47,8 @@ class Gate:
         request_id = _request_id(headers)
         tagged = self._tagged(send, request_id, scope["path"])
         try:
+            if not scope["path"].isprintable():  # a router may read "/metrics\n" as "/metrics"; a check here would not
+                raise RouteNotFound("the path holds characters that no path here has")
             self._admit(scope["path"], headers)
             body = await self._body(headers, receive) if scope["method"] in ("POST", "PUT", "PATCH", "DELETE") else b""
         except EdgeError as error:
@@ -52,7 +57,25 @@ class Gate:
         except _Vanished:
             return
         scope[READ_AT] = time.monotonic()
-        await self._app(scope, _replayed(body, receive), tagged)
+        await self._pass(scope, _replayed(body, receive), tagged)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand over. An error of our own is answered here, where nothing above closes the connection for it."""
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception as error:
+            log.error("unexpected error", extra={"event": "bug", "path": scope["path"]}, exc_info=error)
+            if begun:  # half an answer must not look like a whole one: the server cuts the connection
+                raise
+            answer = error_response(EngineFault("the node met an error of its own; its log says more"))
+            await answer(scope, receive, send)
 
     def _admit(self, path: str, headers: Headers) -> None:
         front = self._front
@@ -72,7 +95,7 @@ class Gate:
         """The whole body. Raises BodyTooLarge, SlowClient."""
         limit = self._front.config.max_body_bytes
         declared = headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > limit:
+        if declared.isdecimal() and int(declared) > limit:
             raise _too_large(limit)
         parts: list[bytes] = []
         size = 0

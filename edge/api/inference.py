@@ -15,9 +15,10 @@ from edge.api.front import Front
 from edge.api.gate import READ_AT
 from edge.api.job import ClientGone, Job, unless_gone
 from edge.api.render import json_response, usage
-from edge.api.schema import ChatRequest, CompletionRequest, DetokenizeRequest, ErrorAnswer, TokenizeRequest, _Generation
+from edge.api.schema import ChatRequest, CompletionRequest, DetokenizeRequest, ErrorAnswer, Generation, TokenizeRequest
 from edge.api.stream import ChunkWriter, EventStream, StreamWatch, frames
-from edge.api.translate import chat_messages, chat_work, completion_work, refuse_unsupported
+from edge.api.translate import chat_messages, chat_work, completion_work
+from edge.api.unsupported import refuse_unsupported
 from edge.errors import EngineFault, InvalidRequest
 from edge.messages import ChatPrompt, Offer, Prompt, Submit, TextPrompt, Token
 
@@ -67,7 +68,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     )
 
 
-async def _answer(request: Request, front: Front, body: _Generation, work: list[Submit], choices: Choices) -> Response:
+async def _answer(request: Request, front: Front, body: Generation, work: list[Submit], choices: Choices) -> Response:
     job = Job(front.engine, work)
     events = aiter(job)
     streaming = False
@@ -196,7 +197,13 @@ def _tokenize_prompt(body: TokenizeRequest) -> Prompt:
     if text is not None:
         return TextPrompt(text)
     tools = [t.model_dump(exclude_none=True) for t in body.tools] if body.tools else None
-    return ChatPrompt(chat_messages(body.messages or []), tools, {}, body.add_generation_prompt is not False)
+    return ChatPrompt(
+        chat_messages(body.messages or []),
+        tools,
+        body.chat_template_kwargs or {},
+        body.add_generation_prompt is not False,
+        continue_final=body.continue_final_message is True,
+    )
 
 
 def _piece(piece: bytes) -> str | list[int]:

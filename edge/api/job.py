@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
 from starlette.requests import Request
 
 from edge.engine.port import Engine, EngineStream, StreamEvent
-from edge.errors import EdgeError
+from edge.errors import EngineFault
 from edge.messages import Finished, FirstToken, Offer, Submit, Timing, Token
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class Job:
         try:
             for submit in work:
                 self._streams.append(engine.submit(submit))
-        except EdgeError:
+        except BaseException:
             self.abort()
             raise
         self.timing = Timing(0.0, 0.0, 0.0)
@@ -63,33 +64,45 @@ class Job:
                     self.timing = event.timing
             else:
                 yield prompt, event
+        if len(self.finished) < len(self._streams):
+            raise EngineFault("the engine ended the request without an answer")
 
     async def _merged(self) -> AsyncIterator[tuple[int, StreamEvent]]:
         if len(self._streams) == 1:
             async for event in self._streams[0]:
                 yield 0, event
             return
-        queue: asyncio.Queue[tuple[int, StreamEvent | EdgeError]] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[int, StreamEvent] | _End] = asyncio.Queue()
         pumps = [asyncio.create_task(_pump(n, s, queue)) for n, s in enumerate(self._streams)]
         try:
             left = len(pumps)
             while left:
-                prompt, item = await queue.get()
-                if isinstance(item, EdgeError):
-                    raise item
-                left -= isinstance(item, Finished)
-                yield prompt, item
+                item = await queue.get()
+                if isinstance(item, _End):
+                    if item.error is not None:
+                        raise item.error
+                    left -= 1
+                else:
+                    yield item
         finally:
             for pump in pumps:
                 pump.cancel()
 
 
-async def _pump(number: int, stream: EngineStream, queue: asyncio.Queue[tuple[int, StreamEvent | EdgeError]]) -> None:
+@dataclass(frozen=True, slots=True)
+class _End:
+    """One stream is over: well, or with an error."""
+
+    error: Exception | None = None
+
+
+async def _pump(number: int, stream: EngineStream, queue: asyncio.Queue[tuple[int, StreamEvent] | _End]) -> None:
     try:
         async for event in stream:
             queue.put_nowait((number, event))
-    except EdgeError as error:
-        queue.put_nowait((number, error))
+        queue.put_nowait(_End())
+    except Exception as error:
+        queue.put_nowait(_End(error))
 
 
 async def unless_gone(request: Request, work: asyncio.Task[T]) -> T:

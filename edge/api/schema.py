@@ -1,7 +1,7 @@
 """Request bodies of the OpenAI routes, checked strictly. Null stands for "not given" in every optional field.
 
 Source: the OpenAI API reference (chat completions, completions) and the extensions of vLLM and llama-server. Unknown
-fields are accepted unless they would change the answer: those are in REFUSED and named in a 400.
+fields are accepted unless they would change the answer: `edge.api.unsupported` refuses those by name.
 """
 
 from __future__ import annotations
@@ -14,40 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 MAX_ANSWERS = 32
 MAX_STOPS = 16
 
-REFUSED: dict[str, str] = {
-    "functions": "use `tools`",
-    "function_call": "use `tool_choice`",
-    "audio": "this node makes text only",
-    "prediction": "predicted outputs are not supported",
-    "web_search_options": "this node does not search the web",
-    "guided_json": "use `response_format`",
-    "guided_regex": "use `response_format` with a JSON schema",
-    "guided_grammar": "use `response_format` with a JSON schema",
-    "guided_choice": "use `response_format` with a JSON schema and `enum`",
-    "structured_outputs": "use `response_format`",
-    "grammar": "use `response_format`",
-    "json_schema": "use `response_format`",
-    "suffix": "fill-in-the-middle is not supported",
-    "typical_p": "leave it out",
-    "mirostat": "leave it out",
-    "dry_multiplier": "leave it out",
-    "xtc_probability": "leave it out",
-    "dynatemp_range": "leave it out",
-    "top_n_sigma": "leave it out",
-    "length_penalty": "beam search is not supported",
-    "use_beam_search": "beam search is not supported",
-    "min_tokens": "use `ignore_eos` with `max_tokens`",
-    "bad_words": "use `logit_bias`",
-    "allowed_token_ids": "use `logit_bias`",
-    "stop_token_ids": "use `stop`",
-    "prompt_logprobs": "leave it out",
-    "truncate_prompt_tokens": "nothing is ever cut off a prompt here; shorten it",
-    "lora": "adapters are not supported",
-    "verbosity": "leave it out",
-}
-"""Fields that would change the answer and that this node cannot honour, with the cure. Neutral values (null, false,
-0) pass."""
-
 Bias = Annotated[float, Ge(-100), Le(100)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Penalty = Annotated[float, Ge(-2), Le(2)]
@@ -55,24 +21,26 @@ Tokens = Annotated[int, Ge(1)]
 TokenId = Annotated[int, Ge(0), Le(2**31 - 1)]
 
 
-class _Body(BaseModel):
+class RequestBody(BaseModel):
+    """Base of every body and of what is nested in one."""
+
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
 
-class StreamOptions(_Body):
+class StreamOptions(RequestBody):
     """What a stream carries besides the answer."""
 
     include_usage: bool | None = None
 
 
-class FunctionCall(_Body):
+class FunctionCall(RequestBody):
     """Name and arguments (JSON text) of a call that the assistant made earlier."""
 
     name: str
     arguments: str = ""
 
 
-class ToolCall(_Body):
+class ToolCall(RequestBody):
     """A call in an assistant's message."""
 
     id: str | None = None
@@ -80,7 +48,7 @@ class ToolCall(_Body):
     function: FunctionCall
 
 
-class ChatMessage(_Body):
+class ChatMessage(RequestBody):
     """One message. Content is text, or a list of text parts."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -91,7 +59,7 @@ class ChatMessage(_Body):
     reasoning_content: str | None = None
 
 
-class FunctionDefinition(_Body):
+class FunctionDefinition(RequestBody):
     """A function that the model may call."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
@@ -100,27 +68,27 @@ class FunctionDefinition(_Body):
     strict: bool | None = None
 
 
-class Tool(_Body):
+class Tool(RequestBody):
     """A tool offered to the model."""
 
     type: Literal["function"]
     function: FunctionDefinition
 
 
-class NamedFunction(_Body):
+class NamedFunction(RequestBody):
     """The one function that must be called."""
 
     name: str
 
 
-class NamedTool(_Body):
+class NamedTool(RequestBody):
     """tool_choice by name."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
-class JsonSchemaFormat(_Body):
+class JsonSchemaFormat(RequestBody):
     """A named schema."""
 
     name: str | None = None
@@ -128,14 +96,16 @@ class JsonSchemaFormat(_Body):
     strict: bool | None = None
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(RequestBody):
     """What form the answer has."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    """Beside json_object, as llama-server and others take it."""
 
 
-class _Generation(_Body):
+class Generation(RequestBody):
     """Fields that chat and plain completions share."""
 
     model: str
@@ -160,7 +130,7 @@ class _Generation(_Body):
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
 
 
-class ChatRequest(_Generation):
+class ChatRequest(Generation):
     """Body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], MinLen(1)]
@@ -181,7 +151,7 @@ class ChatRequest(_Generation):
     safety_identifier: str | None = None
 
 
-class CompletionRequest(_Generation):
+class CompletionRequest(Generation):
     """Body of POST /v1/completions. Several prompts make several choices."""
 
     prompt: (
@@ -195,7 +165,7 @@ class CompletionRequest(_Generation):
     logprobs: Annotated[int, Ge(0), Le(5)] | None = None
 
 
-class TokenizeRequest(_Body):
+class TokenizeRequest(RequestBody):
     """Body of POST /tokenize: plain text, or messages as the chat route takes them."""
 
     model: str | None = None
@@ -206,10 +176,12 @@ class TokenizeRequest(_Body):
     add_special_tokens: bool | None = None
     add_special: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     with_pieces: bool | None = None
 
 
-class DetokenizeRequest(_Body):
+class DetokenizeRequest(RequestBody):
     """Body of POST /detokenize."""
 
     model: str | None = None

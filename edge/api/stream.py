@@ -16,7 +16,7 @@ from edge.api.answers import Choices, new_id
 from edge.api.front import Front
 from edge.api.job import Job
 from edge.api.render import error_object, usage
-from edge.errors import EdgeError
+from edge.errors import EdgeError, EngineFault
 from edge.messages import Offer, Token
 
 log = logging.getLogger(__name__)
@@ -73,9 +73,17 @@ async def frames(
                 yield data
     except EdgeError as error:
         log.warning("stream failed", extra={"event": "stream_failed", "code": error.code, "reason": error.message})
-        yield b"data: " + orjson.dumps(error_object(error)) + b"\n\n"
+        yield _failure(error)
+        return
+    except Exception:
+        log.exception("stream failed", extra={"event": "bug"})
+        yield _failure(EngineFault("the node met an error of its own; its log says more"))
         return
     yield (writer.usage(usage(job.finished)) if with_usage else b"") + DONE
+
+
+def _failure(error: EdgeError) -> bytes:
+    return b"data: " + orjson.dumps(error_object(error)) + b"\n\n"
 
 
 def _chunks(item: tuple[int, Token], choices: Choices, writer: ChunkWriter, watch: StreamWatch) -> bytes:

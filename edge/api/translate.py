@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from edge.api.schema import REFUSED, ChatMessage, ChatRequest, CompletionRequest, NamedTool, Tool, _Body, _Generation
+from edge.api.schema import ChatMessage, ChatRequest, CompletionRequest, Generation, NamedTool, Tool
+from edge.api.unsupported import refuse_unsupported
 from edge.dialects.reasoning import ReasoningTags, detect_reasoning
 from edge.dialects.tools import (
     ANY_OBJECT,
@@ -28,11 +29,13 @@ class Dialect:
 
     tool_format: ToolFormat | None
     reasoning: ReasoningTags | None
+    takes_effort: bool = False
+    """The template reads `reasoning_effort`."""
 
     @classmethod
     def of(cls, template: str) -> Dialect:
         """The dialect that a chat template shows."""
-        return cls(detect_tool_format(template), detect_reasoning(template))
+        return cls(detect_tool_format(template), detect_reasoning(template), "reasoning_effort" in template)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,6 @@ class ChatWork:
     logprobs: bool
 
 
-def refuse_unsupported(body: _Body) -> None:
-    """Refuse fields that would change the answer and cannot be honoured, by name."""
-    for name, value in (body.model_extra or {}).items():
-        if name in REFUSED and value not in (None, False, 0, 0.0, "", [], {}):
-            raise UnsupportedParameter(f"`{name}` is not supported: {REFUSED[name]}", param=name)
-
-
 def chat_work(body: ChatRequest, dialect: Dialect) -> ChatWork:
     """Translate a chat request."""
     refuse_unsupported(body)
@@ -62,11 +58,10 @@ def chat_work(body: ChatRequest, dialect: Dialect) -> ChatWork:
     parallel = body.parallel_tool_calls is not False
     grammar = _chat_grammar(body, dialect, tools, choice, parallel)
     fmt = dialect.tool_format if tools else None
-    effort = {"reasoning_effort": body.reasoning_effort} if body.reasoning_effort else {}
     prompt = ChatPrompt(
         messages=chat_messages(body.messages),
         tools=[t.model_dump(exclude_none=True) for t in body.tools or ()] if tools else None,
-        template_kwargs={**effort, **(body.chat_template_kwargs or {})},
+        template_kwargs={**_effort(body, dialect), **(body.chat_template_kwargs or {})},
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final=body.continue_final_message is True,
     )
@@ -80,6 +75,21 @@ def chat_work(body: ChatRequest, dialect: Dialect) -> ChatWork:
     )
     names = frozenset(t.name for t in tools)
     return ChatWork(submit, names, fmt, dialect.reasoning, parallel, bool(body.logprobs))
+
+
+def _effort(body: ChatRequest, dialect: Dialect) -> dict[str, Any]:
+    """Template variables for `reasoning_effort`. Not to reason is what a model without reasoning does anyway."""
+    effort = body.reasoning_effort
+    if effort is None or (effort == "none" and dialect.reasoning is None):
+        return {}
+    if dialect.takes_effort:
+        return {"reasoning_effort": effort}
+    if effort == "none":
+        return {"enable_thinking": False}
+    raise UnsupportedParameter(
+        "this model's chat template knows no levels of reasoning; leave `reasoning_effort` out",
+        param="reasoning_effort",
+    )
 
 
 def completion_work(body: CompletionRequest) -> list[Submit]:
@@ -105,7 +115,7 @@ def _prompts(prompt: str | list[Any]) -> list[Prompt]:
 
 
 def _submit(
-    body: _Generation,
+    body: Generation,
     prompt: Prompt,
     *,
     max_tokens: int | None,
@@ -132,7 +142,7 @@ def _submit(
     )
 
 
-def _sampling(body: _Generation) -> Sampling:
+def _sampling(body: Generation) -> Sampling:
     plain = Sampling()
     penalty = body.repeat_penalty if body.repeat_penalty is not None else body.repetition_penalty
     return Sampling(
@@ -162,7 +172,7 @@ def _bias(given: dict[str, float] | None) -> dict[int, float]:
     return bias
 
 
-def _check_stream(body: _Generation) -> None:
+def _check_stream(body: Generation) -> None:
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("`stream_options` goes with `stream: true` only", param="stream_options")
 
@@ -282,7 +292,7 @@ def _response_schema(body: ChatRequest) -> dict[str, Any] | None:
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":
-        return ANY_OBJECT
+        return wanted.schema_ or ANY_OBJECT
     if wanted.json_schema is None or wanted.json_schema.schema_ is None:
         raise InvalidRequest(
             "`response_format` of type json_schema needs `json_schema.schema`", param="response_format"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # `edge serve --help` waits for neither the server nor the ev
 
 _PLAIN_STEP = 0.25
 _LONG_READ_BYTES = 256 << 20
-_EXAMPLE = "Which alarms are active?"
+_EXAMPLE = "What can you do?"
 
 
 @click.command()

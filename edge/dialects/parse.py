@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edge.dialects.jsontext import ObjectSpan, arguments_of, string_of
 from edge.dialects.reasoning import ReasoningTags
 from edge.dialects.tools import ToolFormat
 
@@ -99,7 +100,7 @@ class AnswerParser:
         self._marker = ""  # what opened the call that is being read
         self._written = False  # some content went out
         self._trim = self._mode is _Mode.REASONING  # drop white space before what comes next
-        self._span = _Span()
+        self._span = ObjectSpan()
         self._calls = 0
         self._out: list[Piece] = []
 
@@ -196,12 +197,12 @@ class AnswerParser:
     def _call(self, final: bool) -> bool:
         head = (_ARGS_HEAD if self._fmt is ToolFormat.MISTRAL_ARGS else _JSON_HEAD).match(self._lead())
         if head is not None:
-            name = head[1] if self._fmt is ToolFormat.MISTRAL_ARGS else json.loads(f'"{head[1]}"')
-            if name not in self._tools:
+            name = head[1] if self._fmt is ToolFormat.MISTRAL_ARGS else string_of(head[1])
+            if name is None or name not in self._tools:
                 return self._give_up()
             self._buffer = self._lead()[head.end() :]
             self._begin(name)
-            self._span, self._mode = _Span(), _Mode.ARGUMENTS
+            self._span, self._mode = ObjectSpan(), _Mode.ARGUMENTS
             return True
         return self._whole_call(final)
 
@@ -215,31 +216,32 @@ class AnswerParser:
         start = len(text) - len(text.lstrip())
         if self._fmt is ToolFormat.MISTRAL_ARGS or (text.strip() and text.lstrip()[0] != "{"):
             return self._give_up() if final or self._fmt is not ToolFormat.MISTRAL_ARGS else False
-        end = _Span().end_of(text[start:])
+        end = ObjectSpan().end_of(text[start:])
         if end is None:
             return self._give_up() if final else False
         try:
             call = json.loads(text[start : start + end])
-            name, arguments = call["name"], call.get("arguments", call.get("parameters", {}))
+            name, arguments = call["name"], call.get("arguments", call.get("parameters"))
         except (ValueError, KeyError, RecursionError):
             return self._give_up()
-        if name not in self._tools:
+        if not isinstance(name, str) or name not in self._tools:
             return self._give_up()
         self._buffer = "}" + text[start + end :]  # the brace that `_after` expects
         self._begin(name)
-        self._arguments_piece(arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
+        self._arguments_piece(arguments_of(arguments))
         self._mode = _Mode.AFTER
         return True
 
     def _give_up(self) -> bool:
-        """It is no call: let it out as it was written."""
-        text, self._buffer = self._marker + self._buffer, ""
-        if self._fmt is ToolFormat.HERMES and (at := text.find("</tool_call>")) >= 0:
-            at += len("</tool_call>")
-            text, self._buffer = text[:at], text[at:]
-        self._mode = _Mode.TEXT
+        """It is no call: the marker was text. What follows it is read again, as text, wherever it was cut."""
+        text, self._marker, self._mode = self._marker, "", _Mode.TEXT
+        if text:
+            self._trim = False
+            self._out.append(ContentPiece(text))
+        else:  # a bare call: its beginning must not be taken for one again
+            self._content(self._buffer[:1])
+            self._buffer = self._buffer[1:]
         self._written = True
-        self._out.append(ContentPiece(text))
         return True
 
     def _arguments(self, _: bool) -> bool:
@@ -266,7 +268,7 @@ class AnswerParser:
             if not final and "</tool_call>".startswith(rest):
                 return False
         elif rest[:1] in (";", ","):
-            self._buffer, self._marker, self._mode = rest[1:], "", _Mode.CALL
+            self._buffer, self._marker, self._mode = rest[1:], rest[0], _Mode.CALL
             return True
         elif not rest and not final:
             return False
@@ -301,38 +303,6 @@ class AnswerParser:
         if text:
             self._trim = False
             self._out.append(ReasoningPiece(text))
-
-
-class _Span:
-    """Finds where a JSON object ends, over as many pieces of text as it takes."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
-
-    def end_of(self, text: str) -> int | None:
-        """Index just after the object's last brace, None if `text` does not hold it."""
-        for at, character in enumerate(text):
-            if self._in_string:
-                self._string(character)
-            elif character == '"':
-                self._in_string = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    return at + 1
-        return None
-
-    def _string(self, character: str) -> None:
-        if self._escaped:
-            self._escaped = False
-        elif character == "\\":
-            self._escaped = True
-        elif character == '"':
-            self._in_string = False
 
 
 def _uncertain(text: str, marker: str) -> int:

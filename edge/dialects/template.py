@@ -8,6 +8,7 @@ through.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -31,6 +32,10 @@ DEFAULT_CHATML = (
 """For files that carry no template: ChatML, which most of those understand."""
 
 _PROBE_ARGUMENT = "edge_probe_argument"
+_SHORT_ID = "call00001"
+"""Mistral's templates take ids of nine letters and digits only."""
+_CONTINUE_MARK = "\ue000edge\ue000"
+"""Stands where an answer is to be continued. Searching for the message's own text could find it in an end token."""
 
 
 class TemplateError(ValueError):
@@ -65,6 +70,7 @@ class ChatTemplate:
         self._fixed = {"bos_token": bos, "eos_token": eos}
         self.supports_tools = self._probe_tools()
         self._arguments_as_mapping = self._probe_mapping()
+        self._wants_short_ids = self._probe_short_ids()
         self._knows_developer = "developer" in source
 
     def render(
@@ -81,6 +87,8 @@ class ChatTemplate:
         Raises TemplateError when the template refuses the messages, or when the result is absurdly long.
         """
         shaped = [self._shaped(m) for m in messages]
+        if continue_final:
+            shaped = _marked_at_end(shaped)
         text = self._run(
             {
                 **(kwargs or {}),
@@ -89,7 +97,7 @@ class ChatTemplate:
                 "add_generation_prompt": add_generation_prompt and not continue_final,
             }
         )
-        return _cut_after_last(text, str(shaped[-1]["content"])) if continue_final and shaped else text
+        return _cut_at_mark(text) if continue_final else text
 
     def _run(self, variables: dict[str, Any]) -> str:
         parts: list[str] = []
@@ -100,15 +108,9 @@ class ChatTemplate:
                 if size > MAX_PROMPT_CHARACTERS:
                     raise TemplateError(f"the rendered prompt is over {MAX_PROMPT_CHARACTERS} characters")
                 parts.append(part)
-        except (
-            jinja2.TemplateError,
-            ArithmeticError,
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+        except TemplateError:
+            raise
+        except Exception as error:  # a template is a program that came with the file: it may raise anything
             raise TemplateError(str(error) or type(error).__name__) from error
         return "".join(parts)
 
@@ -118,6 +120,8 @@ class ChatTemplate:
             shaped["role"] = "system"
         if calls := message.get("tool_calls"):
             shaped["tool_calls"] = [self._shaped_call(c) for c in calls]
+        if "tool_call_id" in message:
+            shaped["tool_call_id"] = self._shaped_id(message["tool_call_id"])
         return shaped
 
     def _shaped_call(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +133,16 @@ class ChatTemplate:
             except json.JSONDecodeError as error:
                 raise TemplateError(f"the arguments of a tool call are not JSON: {error}") from error
             function["arguments"] = parsed
-        return {**call, "function": function}
+        shaped = {**call, "function": function}
+        if "id" in call:
+            shaped["id"] = self._shaped_id(call["id"])
+        return shaped
+
+    def _shaped_id(self, given: Any) -> Any:
+        """Ids as the template takes them. Clients bring whatever the server before gave out."""
+        if not self._wants_short_ids or not isinstance(given, str) or len(given) == len(_SHORT_ID):
+            return given
+        return hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()[: len(_SHORT_ID)]
 
     def _probe_tools(self) -> bool:
         tool = {
@@ -140,23 +153,29 @@ class ChatTemplate:
 
     def _probe_mapping(self) -> bool:
         """Whether this template wants arguments as a mapping: with a string it would quote them or fail."""
-        written = self._try(self._probe_call(json.dumps({_PROBE_ARGUMENT: 1})), None)
+        written = self._try(_probe_call(json.dumps({_PROBE_ARGUMENT: 1}), _SHORT_ID), None)
         return f'"{_PROBE_ARGUMENT}"' not in written or f'\\"{_PROBE_ARGUMENT}' in written
 
-    @staticmethod
-    def _probe_call(arguments: Any) -> list[Message]:
-        call = {"id": "call00001", "type": "function", "function": {"name": "edge_probe", "arguments": arguments}}
-        return [
-            {"role": "user", "content": "x"},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "content": "y", "tool_call_id": "call00001", "name": "edge_probe"},
-        ]
+    def _probe_short_ids(self) -> bool:
+        """Whether this template refuses all ids but those of Mistral's length."""
+        arguments = {_PROBE_ARGUMENT: 1} if self._arguments_as_mapping else json.dumps({_PROBE_ARGUMENT: 1})
+        usual = self._try(_probe_call(arguments, "call_0123456789abcdef"), None)
+        return not usual and bool(self._try(_probe_call(arguments, _SHORT_ID), None))
 
     def _try(self, messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
         try:
             return self._run({"messages": messages, "tools": tools, "add_generation_prompt": True})
         except TemplateError:
             return ""
+
+
+def _probe_call(arguments: Any, call_id: str) -> list[Message]:
+    call = {"id": call_id, "type": "function", "function": {"name": "edge_probe", "arguments": arguments}}
+    return [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "y", "tool_call_id": call_id, "name": "edge_probe"},
+    ]
 
 
 def _text(content: Any) -> str:
@@ -167,13 +186,20 @@ def _text(content: Any) -> str:
     return "".join(str(part.get("text", "")) for part in content)
 
 
-def _cut_after_last(text: str, content: str) -> str:
+def _marked_at_end(messages: list[Message]) -> list[Message]:
+    """The messages with a mark behind the last one's text, where its answer goes on."""
+    text = messages[-1]["content"].rstrip() if messages else ""
+    if not text:
+        raise TemplateError("the last message has no text that could be continued")
+    return [*messages[:-1], {**messages[-1], "content": text + _CONTINUE_MARK}]
+
+
+def _cut_at_mark(text: str) -> str:
     """Drop what the template writes after the last message's text: end tokens, newlines."""
-    wanted = content.rstrip()
-    at = text.rfind(wanted)
-    if at < 0:
+    before, mark, _ = text.rpartition(_CONTINUE_MARK)
+    if not mark:
         raise TemplateError("the template does not show the last message as it is; its answer cannot be continued")
-    return text[: at + len(wanted)]
+    return before
 
 
 def _tojson(

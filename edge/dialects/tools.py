@@ -37,12 +37,15 @@ class GrammarSpec:
     """What an answer must look like. Crosses the pipe.
 
     `lark` sources may hold `@@text@@` for markers: the compiler turns them into the vocabulary's control token of that
-    text where there is one, into plain text otherwise. `trigger`: the grammar begins after this text; None: at once.
+    text where there is one, into plain text otherwise. Each `%json` ends its line, and is left as it is. `trigger`: the
+    grammar begins after this text; None: at once. With a `lead`, the trigger counts only where the answer begins or
+    right behind the lead (white space aside); without one, anywhere.
     """
 
     kind: Literal["json_schema", "lark"]
     source: str
     trigger: str | None = None
+    lead: str | None = None
 
 
 class UnsupportedSchema(ValueError):
@@ -75,6 +78,7 @@ def visible_tokens(fmt: ToolFormat) -> tuple[str, ...]:
     return _VISIBLE[fmt]
 
 
+_BARE_HEAD = '{"name":'
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
@@ -121,14 +125,15 @@ def _hermes(tools: Sequence[ToolSpec], *, single: bool, at_once: bool) -> Gramma
 
 
 def _llama3(tools: Sequence[ToolSpec], *, single: bool, at_once: bool) -> GrammarSpec:
-    trigger = '{"name": "'
     heads = [_head(t.name, "parameters") for t in tools]
     calls = [f"{_quoted(h)} args_{i} {_quoted('}')}" for i, h in enumerate(heads)]
     more = "" if single else f" ({_quoted(';')} WS call)*"
     if at_once:
         return _lark(f"call{more}", calls, tools, None)
-    rest = [f"{_quoted(h.removeprefix(trigger))} args_{i} {_quoted('}')}" for i, h in enumerate(heads)]
-    return _lark(f"({' | '.join(rest)}){more}", calls, tools, trigger)
+    # The bare form has no marker, and JSON that an answer quotes may well have a "name": so only text that begins with
+    # a call's head is held to be one, as the parser does.
+    rest = [f"WS {_quoted(h.removeprefix(_BARE_HEAD).lstrip())} args_{i} {_quoted('}')}" for i, h in enumerate(heads)]
+    return _lark(f"({' | '.join(rest)}){more}", calls, tools, _BARE_HEAD, lead="<|python_tag|>")
 
 
 def _mistral(tools: Sequence[ToolSpec], *, single: bool, at_once: bool) -> GrammarSpec:
@@ -154,12 +159,14 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def _lark(start: str, calls: list[str], tools: Sequence[ToolSpec], trigger: str | None) -> GrammarSpec:
+def _lark(
+    start: str, calls: list[str], tools: Sequence[ToolSpec], trigger: str | None, lead: str | None = None
+) -> GrammarSpec:
     lines = [f"start: {start}", f"call: {' | '.join(f'call_{i}' for i in range(len(calls)))}"]
     lines += [f"call_{i}: {body}" for i, body in enumerate(calls)]
     lines += [f"args_{i}: %json {json.dumps(arguments_schema(t))}" for i, t in enumerate(tools)]
     lines.append("WS: /[ \\n]{0,2}/")
-    return GrammarSpec("lark", "\n".join(lines), trigger)
+    return GrammarSpec("lark", "\n".join(lines), trigger, lead)
 
 
 def arguments_schema(tool: ToolSpec) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from edge.messages import Message, Quit, frame
 log = logging.getLogger(__name__)
 
 _SEND_BUFFER_BYTES = 1 << 21
+_THREAD_WAIT = {"GOMP_SPINCOUNT": "1000"}
+"""How long OpenMP's threads spin for each other before they sleep; must be set before the process starts. The library's own
+default costs the whole scheduling quantum of a core that somebody else wants (docs/adr/0002). The environment overrides."""
 _STDERR_BYTES = 1 << 16
 _LAST_WORDS = 12
 _LONGEST_WORD = 300
@@ -50,7 +53,7 @@ class ChildProcess:
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, **environment},
+                env={**_THREAD_WAIT, **os.environ, **environment},
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         return cls(process, reader, writer)

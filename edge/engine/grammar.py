@@ -1,13 +1,14 @@
 """Grammars over a GGUF vocabulary: what may come next in an answer that has to be JSON or a tool call.
 
 llguidance compiles a JSON schema or Lark grammar once per request and answers two questions per token: may this token
-come
-next (tens of microseconds), and which may (one mask over the vocabulary, asked only when the first answer was no).
-Unsupported keywords of JSON schema are refused by name; nothing fails open.
+come next (tens of microseconds), and which may (one mask over the vocabulary, asked only when the first answer was
+no). Unsupported keywords of JSON schema are refused by name, and so is what would hold up the engine; nothing fails
+open.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import threading
@@ -16,14 +17,19 @@ from typing import Any
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
+from edge.dialects.cost import refuse_costly
+from edge.dialects.reasoning import ReasoningTags
 from edge.dialects.tools import JSON_STYLE, GrammarSpec, UnsupportedSchema
+from edge.dialects.trigger import TriggerWatch
 from edge.engine.llama.model import Vocabulary
 
 MAX_SOURCE_CHARACTERS = 256 * 1024
 _MARKER = re.compile(r"@@(.+?)@@")
+_EMBEDDED = re.compile(r"(?P<head>.*?)%json (?P<schema>.+)")
 _LONGEST_COMPLAINT = 300
 _SPECIAL = b"\xff"
 """llguidance's sign in front of a token that is no text."""
+_LEAD = "\x02"
 
 
 class _Words:
@@ -34,10 +40,38 @@ class _Words:
         self._vocabulary = vocabulary
         self.eos_token_id = vocabulary.eos if vocabulary.eos >= 0 else min(vocabulary.end_tokens)
         self.bos_token_id = vocabulary.bos if vocabulary.bos >= 0 else None
-        self.special_token_ids = [t for t, control in enumerate(table.control) if control]
-        self.tokens = [_SPECIAL + p if c else p for p, c in zip(table.pieces, table.control, strict=True)]
+        # Some files call an end token ordinary text; in a string it would end the answer in the middle.
+        ends = vocabulary.end_tokens
+        self.special_token_ids = [t for t, control in enumerate(table.control) if control or t in ends]
+        self.tokens = list(table.pieces)
+        for token in self.special_token_ids:
+            self.tokens[token] = _SPECIAL + self.tokens[token]
+
+        self._lead = self._tokenize(_LEAD)
 
     def __call__(self, text: str) -> list[int]:
+        """Tokens of exactly this text. Some tokenizers put a space before whatever they are given: behind a character
+        that joins no other they do not."""
+        tokens = self._tokenize(_LEAD + text)
+        behind = tokens[len(self._lead) :]
+        if tokens[: len(self._lead)] == self._lead and b"".join(map(self._vocabulary.piece, behind)) == text.encode():
+            return behind
+        return self._longest_pieces(text.encode())
+
+    def _longest_pieces(self, text: bytes) -> list[int]:
+        """For tokenizers that change text (case, accents): the longest piece that fits, again and again."""
+        special = set(self.special_token_ids)
+        ids = {piece: token for token, piece in enumerate(self.tokens) if token not in special and piece}
+        longest, found, at = max(map(len, ids), default=0), [], 0
+        while at < len(text):
+            piece = next((text[at:e] for e in range(at + longest, at, -1) if text[at:e] in ids), None)
+            if piece is None:
+                raise UnsupportedSchema(f"this model's vocabulary cannot write {text[at : at + 10]!r}")
+            found.append(ids[piece])
+            at += len(piece)
+        return found
+
+    def _tokenize(self, text: str) -> list[int]:
         return self._vocabulary.tokenize(text, add_special=False, parse_special=False)
 
 
@@ -55,19 +89,24 @@ class GrammarCompiler:
         """Build the tables now."""
         self._tables()
 
-    def compile(self, spec: GrammarSpec) -> GrammarState:
-        """A fresh state at the grammar's start. Raises UnsupportedSchema."""
+    def compile(
+        self, spec: GrammarSpec, *, reasoning: ReasoningTags | None = None, reasoning_open: bool = False
+    ) -> GrammarState:
+        """A fresh state at the grammar's start. `reasoning`: tags whose content the grammar does not concern;
+        `reasoning_open`: the answer begins inside them. Raises UnsupportedSchema."""
         if len(spec.source) > MAX_SOURCE_CHARACTERS:
             raise UnsupportedSchema(f"the schema has {len(spec.source)} characters; at most {MAX_SOURCE_CHARACTERS}")
         tokenizer = self._tables()
-        grammar = self._grammar(spec)
-        error, messages = LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=self._limits)
-        if error or messages:
-            raise UnsupportedSchema(_in_one_line(messages))
-        matcher = LLMatcher(tokenizer, grammar, limits=self._limits, log_level=0)
+        matcher = LLMatcher(tokenizer, self._grammar(spec), limits=self._limits, log_level=0)
+        matcher.compute_bitmask()  # a schema without any instance shows itself at the first step only
         if matcher.is_error():
-            raise UnsupportedSchema(_in_one_line([matcher.get_error()]))
-        return GrammarState(matcher, self._vocabulary, tokenizer, spec.trigger)
+            raise UnsupportedSchema(_complaint(matcher.get_error()))
+        if warnings := matcher.get_grammar_warnings():
+            raise UnsupportedSchema(_complaint(" ".join(warnings)))
+        watch = None
+        if spec.trigger is not None or reasoning_open:
+            watch = TriggerWatch(spec.trigger, lead=spec.lead, reasoning=reasoning, reasoning_open=reasoning_open)
+        return GrammarState(matcher, self._vocabulary, tokenizer, watch)
 
     def _tables(self) -> LLTokenizer:
         with self._lock:
@@ -84,11 +123,20 @@ class GrammarCompiler:
                     schema: Any = json.loads(spec.source)
                     if not isinstance(schema, dict):
                         raise UnsupportedSchema("a JSON schema must be an object")
+                    refuse_costly(schema)
                     return str(LLMatcher.grammar_from_json_schema({**schema, "x-guidance": JSON_STYLE}))
                 case "lark":
-                    return str(LLMatcher.grammar_from_lark(_MARKER.sub(self._marker, spec.source)))
+                    return str(LLMatcher.grammar_from_lark("\n".join(map(self._line, spec.source.split("\n")))))
         except (ValueError, RecursionError) as error:
             raise UnsupportedSchema(str(error)) from error
+
+    def _line(self, line: str) -> str:
+        """A line with its markers put in; what a client's schema says is no marker."""
+        embedded = _EMBEDDED.fullmatch(line)
+        if embedded is None:
+            return _MARKER.sub(self._marker, line)
+        refuse_costly(json.loads(embedded["schema"]))
+        return line
 
     def _marker(self, found: re.Match[str]) -> str:
         """A marker as one control token where the vocabulary has it, else as plain text."""
@@ -101,21 +149,22 @@ class GrammarCompiler:
 class GrammarState:
     """Where one answer stands in its grammar. Owned by the answer's sampler."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, tokenizer: LLTokenizer, trigger: str | None) -> None:
+    def __init__(
+        self, matcher: LLMatcher, vocabulary: Vocabulary, tokenizer: LLTokenizer, watch: TriggerWatch | None
+    ) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
-        self._trigger = trigger.encode() if trigger is not None else None
-        self._tail = b""
-        self.active = trigger is None
+        self._watch = watch
+
+    @property
+    def active(self) -> bool:
         """Whether the grammar constrains the next token; a lazy one waits for its trigger text."""
+        return self._watch is None
 
     def clone(self) -> GrammarState:
         """An independent state at the same place."""
-        trigger = self._trigger.decode() if self._trigger is not None else None
-        copy = GrammarState(self._matcher.deep_copy(), self._vocabulary, self._tokenizer, trigger)
-        copy.active, copy._tail = self.active, self._tail
-        return copy
+        return GrammarState(self._matcher.deep_copy(), self._vocabulary, self._tokenizer, copy.copy(self._watch))
 
     @property
     def finished(self) -> bool:
@@ -138,24 +187,28 @@ class GrammarState:
 
     def accept(self, token: int) -> None:
         """Advance over a token that was drawn."""
-        if self.active:
+        if self._watch is None:
             if token not in self._vocabulary.end_tokens:
                 self._matcher.consume_token(token)
             return
-        assert self._trigger is not None
-        self._tail += self._vocabulary.marked_piece(token)
-        at = self._tail.find(self._trigger)
-        if at < 0:
-            self._tail = self._tail[-len(self._trigger) :]
-            return
-        rest = self._tail[at + len(self._trigger) :]
-        self._tail = b""
+        rest = self._watch.feed(self._vocabulary.marked_piece(token))
         # Text of the same token behind the trigger is already written: the grammar starts after it, if it fits at all.
-        self.active = not rest or self._matcher.consume_tokens(self._tokenizer.tokenize_bytes(rest))
-        if not self.active:
-            self._matcher.reset()
+        if rest is not None and self._fits(rest):
+            self._watch = None
+
+    def _fits(self, text: bytes) -> bool:
+        if not text:
+            return True
+        # Not the model's own tokenizer: some put a space before whatever they are given.
+        tokens = self._tokenizer.greedy_tokenize(text.decode("utf-8", "replace"))
+        if self._matcher.try_consume_tokens(tokens) == len(tokens):
+            return True
+        self._matcher.reset()
+        return False
 
 
-def _in_one_line(messages: list[str]) -> str:
-    text = " ".join(" ".join(messages).split()) or "the grammar cannot be compiled"
-    return text[:_LONGEST_COMPLAINT]
+def _complaint(text: str) -> str:
+    """The first line: the rest is the compiler's state."""
+    if text.startswith("NoExtension"):
+        return "no value can satisfy this schema"
+    return (text.strip().split("\n")[0] or "the grammar cannot be compiled")[:_LONGEST_COMPLAINT]

@@ -101,13 +101,13 @@ class Intake:
         room = self._context_tokens - count
         limit = room if work.max_tokens is None else min(work.max_tokens, room)
         request = Request(work, prompt.tokens, limit, received_s)
-        grammar = self._grammar(work)
+        grammar = self._grammar(work, prompt)
         visible = self._visible(work.visible_tokens)
         for index in range(work.n):
             request.sequences.append(self._sequence(request, index, grammar, visible))
         return request, prompt
 
-    def _grammar(self, work: Submit) -> GrammarState | None:
+    def _grammar(self, work: Submit, prompt: Tokens) -> GrammarState | None:
         if work.grammar is None:
             return None
         if work.ignore_eos:
@@ -115,7 +115,7 @@ class Intake:
                 "ignore_eos contradicts a grammar: the answer must be able to end", param="ignore_eos"
             )
         try:
-            return self.grammars.compile(work.grammar)
+            return self.grammars.compile(work.grammar, reasoning=self._reasoning, reasoning_open=prompt.reasoning_open)
         except GrammarRefused as error:
             raise UnsupportedSchema(str(error), param="response_format") from error
 

@@ -23,6 +23,18 @@ CALLS = {
     ),
     ToolFormat.MISTRAL_ARGS: '[TOOL_CALLS]set[ARGS]{"a": "}<x", "b": [1, {"c": 2}]}[TOOL_CALLS]get[ARGS]{}',
 }
+SCRAPS = [
+    *("<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "set[ARGS]", "nope[ARGS]"),
+    *('{"name": "set", "arguments": {"a": 1}}', '{"name": "get"}', '{"name": "get", "arguments": null}'),
+    *('{"name": "nope", "arguments": {}}', '{"name": ["x"], "arguments": 1}', '{"name": {"a": 1}}'),
+    *(
+        '{"name": "a\\q", "arguments": {}}',
+        '{"name": "set", "arguments": [1]}',
+        '{"arguments": "\\ud800", "name": "set"}',
+    ),
+    *("{", "}", "{}", '"', "[", "]", ";", ", ", " ", "\n", "text ", "\\", "<think>", "</think>"),
+]
+"""What a model that has lost its way may write, in any order."""
 
 
 def parser(fmt: ToolFormat | None = ToolFormat.HERMES, **changes: Any) -> AnswerParser:
@@ -68,6 +80,29 @@ def test_any_cut_of_a_text_gives_what_the_whole_gives(fmt: ToolFormat, data: st.
     assert read(parser(fmt, reasoning=THINK), pieces) == read(parser(fmt, reasoning=THINK), [text])
 
 
+@pytest.mark.parametrize("fmt", list(ToolFormat))
+@given(data=st.data())
+def test_nothing_that_a_model_writes_trips_the_parser_or_depends_on_the_cuts(
+    fmt: ToolFormat, data: st.DataObject
+) -> None:
+    text = "".join(data.draw(st.lists(st.sampled_from(SCRAPS), max_size=7)))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    whole = read(parser(fmt, reasoning=THINK), [text])
+    assert read(parser(fmt, reasoning=THINK), pieces) == whole
+    assert read(parser(fmt, reasoning=THINK), list(text)) == whole
+    json.dumps(whole, ensure_ascii=False).encode()  # a lone surrogate could not be sent
+
+
+@pytest.mark.parametrize("fmt", list(ToolFormat))
+@given(data=st.data())
+def test_an_answer_without_a_call_comes_out_whole(fmt: ToolFormat, data: st.DataObject) -> None:
+    text = "".join(data.draw(st.lists(st.sampled_from(SCRAPS), max_size=7)))
+    reader = parser(fmt)
+    content, _, _ = read(reader, [text])
+    assert reader.saw_tool_calls or content == text
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -75,6 +110,8 @@ def test_any_cut_of_a_text_gives_what_the_whole_gives(fmt: ToolFormat, data: st.
         "x <tool_call>not JSON</tool_call> y",
         '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>',
         '<tool_call>{"arguments": {}}</tool_call>',
+        '<tool_call>{"name": "a\\q", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": ["set"], "arguments": 1}</tool_call>',
         "<tool_call>",
     ],
 )
@@ -86,6 +123,23 @@ def test_what_is_no_call_comes_out_as_it_was_written(text: str) -> None:
 
 def test_a_call_with_its_keys_in_another_order_is_read() -> None:
     assert read(parser(), ['<tool_call>{"arguments": {"q": 1}, "name": "set"}</tool_call>'])[2] == [("set", '{"q": 1}')]
+
+
+def test_a_call_behind_text_that_only_looked_like_one_is_read() -> None:
+    text = "[TOOL_CALLS]unknown[ARGS]{}[TOOL_CALLS]get[ARGS]{}"
+    for pieces in ([text], list(text)):
+        content, _, calls = read(parser(ToolFormat.MISTRAL_ARGS), pieces)
+        assert (content, calls) == ("[TOOL_CALLS]unknown[ARGS]{}", [("get", "{}")])
+
+
+def test_text_behind_a_call_is_kept_with_what_joined_them() -> None:
+    content, _, calls = read(parser(ToolFormat.LLAMA3), ['{"name": "get", "parameters": {}}; done'])
+    assert (content, calls) == ("; done", [("get", "{}")])
+
+
+@pytest.mark.parametrize("written", ['"get"}', '"get", "arguments": null}'])
+def test_a_call_without_arguments_has_empty_ones(written: str) -> None:
+    assert read(parser(), [f'<tool_call>{{"name": {written}</tool_call>'])[2] == [("get", "{}")]
 
 
 def test_a_call_that_is_cut_short_is_reported_incomplete() -> None:

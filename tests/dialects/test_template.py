@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from edge.dialects.reasoning import ReasoningTags, detect_reasoning, prompt_opens_reasoning
 from edge.dialects.template import DEFAULT_CHATML, ChatTemplate, TemplateError
 from edge.dialects.tools import ToolFormat, detect_tool_format
+from tests.dialects.families import DEEPSEEK_R1, GEMMA, LLAMA3, MISTRAL_V3, MISTRAL_V13, QWEN
 
 BUILTIN = (Path(__file__).resolve().parents[2] / "models/recipe/template.jinja").read_text()
 ARGUMENTS_FILTERED = (
@@ -79,6 +81,99 @@ def test_an_answer_is_continued_from_the_end_of_its_text() -> None:
     assert text.endswith("assistant\nThe pump is")
 
 
+@pytest.mark.parametrize("content", ["<", "</s", "im_end", "a |", "assistant"])
+def test_text_that_end_tokens_contain_is_continued_at_its_own_place(content: str) -> None:
+    messages = [USER, {"role": "assistant", "content": content}]
+    text = template(DEFAULT_CHATML).render(messages, tools=None, continue_final=True)
+    assert text == f"<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{content}"
+
+
+def test_a_message_without_text_cannot_be_continued() -> None:
+    with pytest.raises(TemplateError, match="no text that could be continued"):
+        template(DEFAULT_CHATML).render([USER, {"role": "assistant", "content": " "}], tools=None, continue_final=True)
+
+
+def test_a_template_that_hides_the_last_message_cannot_continue_it() -> None:
+    with pytest.raises(TemplateError, match="cannot be continued"):
+        template("{{ messages[0].content }}").render(
+            [USER, {"role": "assistant", "content": "x"}], tools=None, continue_final=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (QWEN, '<tool_call>\n{"name": "f", "arguments": {"a": "ü"}}\n</tool_call>'),
+        (LLAMA3, '{"name": "f", "parameters": {"a": "ü"}}<|eot_id|>'),
+        (MISTRAL_V3, '[TOOL_CALLS] [{"name": "f", "arguments": {"a": "ü"}, "id": "'),
+        (MISTRAL_V13, '[TOOL_CALLS]f[ARGS]{"a": "ü"}</s>'),
+    ],
+)
+def test_every_family_renders_an_earlier_call_and_its_result(source: str, expected: str) -> None:
+    asked = {"id": "call_0123456789abcdef01234567", "type": "function"}
+    messages = [
+        USER,
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{**asked, "function": {"name": "f", "arguments": '{"a": "ü"}'}}],
+        },
+        {"role": "tool", "tool_call_id": asked["id"], "content": "42"},
+    ]
+    text = template(source).render(messages, tools=[{"type": "function", "function": {"name": "f"}}])
+    assert expected in text
+    assert text.index("42") > text.index(expected)
+
+
+def test_ids_of_any_length_fit_templates_that_want_nine_characters() -> None:
+    calls = [
+        {"id": i, "type": "function", "function": {"name": "f", "arguments": "{}"}} for i in ("call_1", "nine00001")
+    ]
+    messages = [
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "call_1", "content": "1"},
+    ]
+    text = template(MISTRAL_V3).render(messages, tools=None)
+    short = text.partition('"id": "')[2][:9]
+    assert short.isalnum()
+    assert f'"call_id": "{short}"' in text
+    assert '"id": "nine00001"' in text
+
+
+@pytest.mark.parametrize(
+    ("source", "tools", "fmt", "reasons"),
+    [
+        (QWEN, True, ToolFormat.HERMES, True),
+        (LLAMA3, True, ToolFormat.LLAMA3, False),
+        (MISTRAL_V3, True, ToolFormat.MISTRAL, False),
+        (MISTRAL_V13, True, ToolFormat.MISTRAL_ARGS, False),
+        (DEEPSEEK_R1, False, None, True),
+        (GEMMA, False, None, False),
+    ],
+)
+def test_what_a_family_can_do_is_seen_from_its_template(
+    source: str, tools: bool, fmt: ToolFormat | None, reasons: bool
+) -> None:
+    assert template(source).supports_tools == tools
+    assert detect_tool_format(source) == fmt
+    assert (detect_reasoning(source) is not None) == reasons
+
+
+def test_a_prompt_that_opens_reasoning_is_told_from_one_that_closes_it() -> None:
+    tags = ReasoningTags("<think>", "</think>")
+    assert prompt_opens_reasoning(template(DEEPSEEK_R1).render([USER], tools=None), tags)
+    closed = template(QWEN).render([USER], tools=None, kwargs={"enable_thinking": False})
+    assert closed.endswith("</think>\n\n")
+    assert not prompt_opens_reasoning(closed, tags)
+    assert not prompt_opens_reasoning(template(QWEN).render([USER], tools=None), tags)
+
+
+def test_a_family_that_refuses_a_role_says_so() -> None:
+    with pytest.raises(TemplateError, match="System role not supported"):
+        template(GEMMA).render([{"role": "system", "content": "x"}, USER], tools=None)
+
+
 def test_kwargs_reach_the_template() -> None:
     source = "{% if enable_thinking %}think{% else %}answer{% endif %}"
     assert template(source).render([USER], tools=None, kwargs={"enable_thinking": True}) == "think"
@@ -102,6 +197,9 @@ def test_a_template_that_refuses_says_why() -> None:
         "{% for i in range(10**9) %}xxxxxxxx{% endfor %}",
         "{{ 1 // 0 }}",
         "{{ messages[99].content.x }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ strftime_now(3) }}",
+        "{{ messages | tojson(nonsense=1) }}",
     ],
 )
 def test_a_hostile_template_is_an_error_and_no_harm(source: str) -> None:

@@ -26,7 +26,7 @@ def test_one_question_gets_one_answer(run_edge: RunEdge, base_url: str) -> None:
 
 
 def test_tool_calls_are_shown(run_edge: RunEdge, base_url: str) -> None:
-    done = run_edge("chat", "Set pump 3 to 40 percent.", "--tools", str(TOOLS), "--url", base_url)
+    done = run_edge("chat", "Set the speed of pump 3 to 40 percent.", "--tools", str(TOOLS), "--url", base_url)
     assert done.returncode == 0, done.stderr
     assert '-> set_value({"device"' in done.stdout
 
@@ -88,7 +88,7 @@ class Terminal:
 def test_a_conversation_is_held_reset_and_left(base_url: str, home: Path) -> None:
     terminal = Terminal("chat", "--url", base_url, home=home)
     terminal.wait_for("> ")
-    terminal.type("Which alarms are active?\n")
+    terminal.type("What can you do?\n")
     terminal.wait_for("\n> ", times=2)
     terminal.type("/reset\n")
     terminal.wait_for("forgotten")
@@ -96,13 +96,13 @@ def test_a_conversation_is_held_reset_and_left(base_url: str, home: Path) -> Non
     terminal.wait_for("/quit (or Ctrl-D) leaves", times=2)
     terminal.type("/quit\n")
     assert terminal.close() == 0
-    assert "Which alarms are active?" in (home / "chat_history").read_text()
+    assert "What can you do?" in (home / "chat_history").read_text()
 
 
 def test_a_tools_result_is_asked_for_and_answered_to(base_url: str, home: Path) -> None:
     terminal = Terminal("chat", "--tools", str(TOOLS), "--url", base_url, home=home)
     terminal.wait_for("> ")
-    terminal.type("Set pump 3 to 40 percent.\n")
+    terminal.type("Set the speed of pump 3 to 40 percent.\n")
     terminal.wait_for("what did set_value return? [ok] ")
     terminal.type('{"ok": true}\n')
     terminal.wait_for("\n> ", times=2)

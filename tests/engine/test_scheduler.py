@@ -16,7 +16,7 @@ NO_WRITER: Any = SimpleNamespace()
 
 def make_request(number: int, prompt_tokens: int, answers: int = 1) -> Request:
     work = Submit(request_id=number, prompt=TokenPrompt(tokens=[]), n=answers)
-    request = Request(work, list(range(prompt_tokens)), limit=8, grammar=None, received_s=float(number))
+    request = Request(work, list(range(prompt_tokens)), limit=8, received_s=float(number))
     request.sequences.extend(Sequence(request, index, NO_WRITER) for index in range(answers))
     return request
 

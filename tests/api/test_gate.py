@@ -1,0 +1,127 @@
+"""What no request slips past: authority, room, the form of the path; and errors that take no other request with them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from edge.api import KeyStore
+from edge.errors import Overloaded
+from edge.messages import ModelFacts
+from tests.api.conftest import Serve
+from tests.api.fake_engine import FakeEngine, says
+
+CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+NO_PATHS = ["/v1/chat/completions%0A", "/metrics%0a", "/v1/models%0D", "/tokenize%00", "/v1/models/%E2%80%A8"]
+
+
+def raw(
+    connection: socket.socket, path: str, body: bytes = b"", key: str = "none"
+) -> tuple[int, dict[str, str], bytes]:
+    """One exchange on an open connection: status, headers, body."""
+    method = b"POST" if body else b"GET"
+    head = b"%s %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nauthorization: Bearer %s\r\n"
+    head %= (method, path.encode(), key.encode())
+    connection.sendall(head + b"content-length: %d\r\n\r\n%s" % (len(body), body))
+    stream = connection.makefile("rb")
+    status = int(stream.readline().split()[1])
+    headers = {}
+    while line := stream.readline().strip():
+        name, _, value = line.decode().partition(": ")
+        headers[name.lower()] = value
+    return status, headers, stream.read(int(headers["content-length"]))
+
+
+@pytest.mark.parametrize("path", NO_PATHS)
+def test_a_path_with_a_line_end_is_no_path(serve: Serve, keys: KeyStore, path: str) -> None:
+    """A router's `$` also matches before a line end; whoever compares paths would be slipped past."""
+    key = keys.create("metrics only", scopes=("metrics",), requests_per_minute=None, created="2026-01-01")
+    node = serve(keys_required=True)
+    with node.connect() as connection:
+        status, _, body = raw(connection, path, json.dumps(CHAT).encode() if "chat" in path else b"", key)
+    assert (status, json.loads(body)["error"]["code"]) == (404, "not_found")
+    assert node.engine.streams == []
+
+
+def test_an_error_of_our_own_leaves_the_connection_and_the_next_request_alone(serve: Serve) -> None:
+    class Broken(FakeEngine):
+        def submit(self, work: Any) -> Any:
+            self.submit = super().submit  # type: ignore[method-assign]
+            raise RuntimeError("a bug")
+
+    node = serve(Broken())
+    with node.connect() as connection:
+        status, headers, body = raw(connection, "/v1/chat/completions", json.dumps(CHAT).encode())
+        assert (status, json.loads(body)["error"]["type"]) == (500, "server_error")
+        assert headers["x-request-id"]
+        assert raw(connection, "/v1/chat/completions", json.dumps(CHAT).encode())[0] == 200
+    counted = node.http().get("/metrics").text
+    assert 'status="500"' in counted
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_prompts_end_together_when_one_meets_an_error_of_our_own(serve: Serve, stream: bool) -> None:
+    asked: list[int] = []
+
+    def script(work: Any) -> Any:
+        asked.append(1)
+        return [RuntimeError("a bug")] if len(asked) == 2 else says("a", "b")(work)
+
+    node = serve(FakeEngine(script))
+    answer = node.http().post("/v1/completions", json={"model": "fake", "prompt": ["x", "y", "z"], "stream": stream})
+    assert answer.status_code == 500 or "server_error" in answer.text
+    assert node.engine.in_flight == 0
+    assert "[DONE]" not in answer.text
+
+
+def test_a_stream_that_just_stops_is_an_error_and_no_empty_answer(serve: Serve) -> None:
+    asked: list[int] = []
+
+    def script(work: Any) -> Any:
+        asked.append(1)
+        return [] if len(asked) == 2 else says("a", "b")(work)
+
+    answer = serve(FakeEngine(script)).http().post("/v1/completions", json={"model": "fake", "prompt": ["x", "y"]})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+
+
+def test_a_full_node_refuses_before_it_reads_the_body_as_json(serve: Serve) -> None:
+    node = serve(FakeEngine(refusal=Overloaded("full", retry_after_s=2.5)))
+    answer = node.http().post("/v1/chat/completions", content=b"{no JSON at all")
+    assert answer.status_code == 429
+    assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == ("3", "2500")
+
+
+def test_an_error_within_a_stream_is_an_event_and_no_end(serve: Serve) -> None:
+    def script(work: Any) -> Any:
+        return [*says("a", "b")(work)[:-1], RuntimeError("a bug")]
+
+    with serve(FakeEngine(script)).http().stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as got:
+        text = got.read().decode()
+    last = [line for line in text.split("\n") if line.startswith("data: ")][-1]
+    assert json.loads(last[6:])["error"]["type"] == "server_error"
+
+
+def test_a_client_that_leaves_before_the_answer_frees_its_place(serve: Serve) -> None:
+
+    never = threading.Event()
+    node = serve(FakeEngine(lambda work: [never]))
+    with pytest.raises(httpx.ReadTimeout):
+        node.http().post("/v1/chat/completions", json=CHAT, timeout=0.3)
+    deadline = time.monotonic() + 10
+    while node.engine.in_flight and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert node.engine.in_flight == 0
+
+
+def test_facts_of_no_model_are_a_503(serve: Serve) -> None:
+    engine = FakeEngine()
+    engine.facts = None
+    assert isinstance(FakeEngine().facts, ModelFacts)
+    assert serve(engine).http().post("/v1/chat/completions", json=CHAT).status_code == 503
