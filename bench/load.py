@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-
-import httpx
+from typing import Any
 
 from bench.servers import Server
+from bench.wire import Connection
 
 SENTENCE = "The operator checks the pressure of the pump and writes it down before the shift ends. "
 
@@ -40,8 +40,8 @@ class Trace:
         return (self.tokens - 1) / (self.arrivals_s[-1] - self.arrivals_s[0])
 
 
-async def stream(client: httpx.AsyncClient, server: Server, prompt: str, tokens: int) -> Trace:
-    """One greedy completion of exactly `tokens` tokens. Raises httpx.HTTPStatusError."""
+async def stream(connection: Connection, server: Server, prompt: str, tokens: int) -> Trace:
+    """One greedy completion of exactly `tokens` tokens. Raises RefusedError."""
     body = {
         "model": server.model,
         "prompt": prompt,
@@ -52,19 +52,24 @@ async def stream(client: httpx.AsyncClient, server: Server, prompt: str, tokens:
         "stream_options": {"include_usage": True},
         "cache_prompt": False,
     }
-    trace = Trace(time.perf_counter())
-    async with client.stream("POST", f"{server.url}/completions", json=body) as answer:
-        answer.raise_for_status()
-        trace.engine_s = _engine_s(answer.headers.get("server-timing", ""))
-        async for line in answer.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = json.loads(line[6:])
-            if chunk.get("choices") and chunk["choices"][0].get("text"):
-                trace.arrivals_s.append(time.perf_counter() - trace.sent_s)
-            if chunk.get("usage"):
-                trace.tokens = chunk["usage"]["completion_tokens"]
+    sent, answer = await connection.post("/v1/completions", json.dumps(body).encode())
+    trace = Trace(sent, engine_s=_engine_s(answer.headers.get("server-timing", "")))
+    for arrived, event in _events(answer.chunks):
+        if event.get("choices") and event["choices"][0].get("text"):
+            trace.arrivals_s.append(arrived - sent)
+        if event.get("usage"):
+            trace.tokens = event["usage"]["completion_tokens"]
     return trace
+
+
+def _events(chunks: list[tuple[float, bytes]]) -> Iterator[tuple[float, dict[str, Any]]]:
+    """Server-sent events, each with the time at which its last byte came. Read after the stream, not beside it."""
+    rest = b""
+    for arrived, data in chunks:
+        *whole, rest = (rest + data).split(b"\n\n")
+        for event in whole:
+            if event.startswith(b"data: {"):
+                yield arrived, json.loads(event[6:])
 
 
 def _engine_s(header: str) -> float | None:
@@ -74,10 +79,16 @@ def _engine_s(header: str) -> float | None:
 
 async def together(server: Server, prompts: list[str], tokens: int) -> list[Trace]:
     """All prompts at the same time, one stream each."""
-    limits = httpx.Limits(max_connections=len(prompts) + 1)
-    async with httpx.AsyncClient(timeout=120, trust_env=False, limits=limits) as client:
-        await client.get(f"{server.url}/models")
-        return list(await asyncio.gather(*(stream(client, server, p, tokens) for p in prompts)))
+    connections = [await Connection.open(server.url) for _ in prompts]
+    try:
+        return list(
+            await asyncio.gather(
+                *(stream(c, server, p, tokens) for c, p in zip(connections, prompts, strict=True)),
+            )
+        )
+    finally:
+        for connection in connections:
+            connection.close()
 
 
 def throughput(traces: list[Trace]) -> float:

@@ -90,6 +90,11 @@ class Bed:
         for slot in [*slots, new]:
             self.context.forget(slot, depth)
 
+    def share(self) -> None:
+        """Give every slot the cells of slot 0: shared where the layout can, copied elsewhere."""
+        for slot in range(1, SLOTS):
+            self.context.copy(0, slot)
+
     def copy(self, depth: int) -> None:
         """Give slot 1 the cells of slot 0, and make use of them."""
         self.context.copy(0, 1)
@@ -139,6 +144,11 @@ def run(path: Path, depths: list[int], threads: int, repeats: int) -> list[Cell]
             bed.fill(depth)
         for rows in (1, 4, 8):
             cells += measure(beds, "decode", depth, rows, lambda b, r=rows, d=depth: b.decode(r, d), repeats)  # type: ignore[misc]
+        for bed in beds.values():
+            bed.share()
+        cells += measure(beds, "decode, shared prefix", depth, 8, lambda b, d=depth: b.decode(8, d), repeats)  # type: ignore[misc]
+        for bed in beds.values():
+            bed.fill(depth)
         for passes in (1, 2):
             name = f"4 rows + chunk, {passes} pass{'es' if passes == 2 else ''}"
             cells += measure(beds, name, depth, 4, lambda b, p=passes, d=depth: b.mixed(4, d, p), max(5, repeats // 2))  # type: ignore[misc]

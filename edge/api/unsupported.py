@@ -68,7 +68,7 @@ REFUSED: _Refusals = {
     "top_n_sigma": _unless_off(_SAMPLER, -1),
     "adaptive_target": _unless_off(_SAMPLER, -1),
     "samplers": _unless_off("the order of the samplers is fixed; leave it out"),
-    "repeat_last_n": _unless_off("the repeat penalty counts the whole context; leave it out", -1),
+    "repeat_last_n": _unless_off("the penalties count the whole answer; leave it out", -1),
     "no_repeat_ngram_size": _unless_off(_SAMPLER),
     "length_penalty": _unless_off(_BEAM, 1),
     "use_beam_search": _unless_off(_BEAM),

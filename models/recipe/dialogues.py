@@ -161,9 +161,33 @@ HARD: Mix = (
     (facts, 3.5),
     (extraction, 1.5),
 )
-"""For the last phase: more of what the earlier phases leave weak."""
+"""More of what the earlier phases leave weak."""
 
-MIXES = {"base": BASE, "hard": HARD}
+FINAL: Mix = (
+    (tool_dialogue, 8.0),
+    (lambda s: tool_dialogue(s, two_share=1.0), 3.0),
+    (result_dialogue, 1.6),
+    (lambda s: result_dialogue(s, turns=s.rng.randint(2, 4)), 1.0),
+    (missing_tool, 1.7),
+    (talk, 1.8),
+    (facts, 1.6),
+    (extraction, 0.8),
+)
+"""In between: what the served model is left with."""
+
+POLISH: Mix = (
+    (tool_dialogue, 8.0),
+    (lambda s: tool_dialogue(s, two_share=1.0), 3.0),
+    (result_dialogue, 1.4),
+    (lambda s: result_dialogue(s, turns=s.rng.randint(2, 4)), 1.0),
+    (missing_tool, 4.5),
+    (talk, 2.2),
+    (facts, 1.6),
+    (extraction, 0.8),
+)
+"""What is still weak at the end: missing tools above all."""
+
+MIXES = {"base": BASE, "hard": HARD, "final": FINAL, "polish": POLISH}
 
 
 def dialogue(s: Speaker, *, long_share: float = 0.0, mix: str = "base") -> Dialogue:
