@@ -24,6 +24,7 @@ from edge.listener import bind, http_server, is_loopback, url
 from edge.logs import start_logging
 from edge.machine import resident_bytes, usable_cores
 from edge.messages import Load, ModelFacts
+from edge.quiet import settle_collector
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.settings import Engine, Settings
 from edge.systemd import Notifier
@@ -118,6 +119,7 @@ class Node:
         serving.add_done_callback(lambda _: self._stop.set())  # it ends by itself only when it fails
         try:
             if await self._loaded():
+                settle_collector()
                 self._observer.ready(self._started())
                 self._notifier.ready(f"serving {self._model_name}")
                 await self._watch()

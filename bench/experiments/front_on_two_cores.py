@@ -23,7 +23,7 @@ from bench.machine import describe, largest_gap_s
 WAITING = {
     "default": {"GOMP_SPINCOUNT": "300000"},  # what libgomp does if nobody says otherwise
     "spin 0": {"GOMP_SPINCOUNT": "0"},
-    "spin 1000": {"GOMP_SPINCOUNT": "1000"},
+    "spin 5000": {"GOMP_SPINCOUNT": "5000"},
     "passive": {"OMP_WAIT_POLICY": "passive"},
 }
 

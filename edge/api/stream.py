@@ -129,29 +129,38 @@ class EventStream(Response):
         self._body = body
         self._job = job
         self._write_timeout_s = write_timeout_s
+        self._writing_since_s: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the end, the client's leaving, or a write that takes too long."""
         writing = asyncio.create_task(self._write(send))
-        leaving = asyncio.create_task(_left(receive))
+        others = [asyncio.create_task(_left(receive)), asyncio.create_task(self._stalled())]
         try:
-            await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({writing, *others}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._job.abort()
-            leaving.cancel()
-            if not writing.done():
-                writing.cancel()
-            outcome = (await asyncio.gather(writing, leaving, return_exceptions=True))[0]
+            for task in (writing, *others):
+                if not task.done():
+                    task.cancel()
+            outcome = (await asyncio.gather(writing, *others, return_exceptions=True))[0]
         if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
             raise outcome
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for data in self._body:
-            # A client that does not read must not hold memory and a slot for ever: TimeoutError is an OSError.
-            async with asyncio.timeout(self._write_timeout_s):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+            self._writing_since_s = time.monotonic()
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            self._writing_since_s = None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _stalled(self) -> None:
+        """Return when one write has taken too long: a client that does not read must not hold memory and a slot for ever.
+
+        Looks now and then; a timer for every write would cost more than the write.
+        """
+        while self._writing_since_s is None or time.monotonic() - self._writing_since_s < self._write_timeout_s:
+            await asyncio.sleep(self._write_timeout_s / 4)
 
 
 async def _left(receive: Receive) -> None:

@@ -8,14 +8,15 @@ import os
 import socket
 import sys
 from collections import deque
-from typing import Self
+from collections.abc import Callable
+from typing import Self, cast
 
 from edge.messages import Message, Quit, frame
 
 log = logging.getLogger(__name__)
 
 _SEND_BUFFER_BYTES = 1 << 21
-_THREAD_WAIT = {"GOMP_SPINCOUNT": "1000"}
+_THREAD_WAIT = {"GOMP_SPINCOUNT": "5000"}
 """How long OpenMP's threads spin for each other before they sleep; must be set before the process starts. The library's own
 default costs the whole scheduling quantum of a core that somebody else wants (docs/adr/0002). The environment overrides."""
 _STDERR_BYTES = 1 << 16
@@ -25,18 +26,54 @@ _QUIT_GRACE_S = 5.0
 _LAST_BREATH_S = 0.3
 
 
+class _Pipe(asyncio.Protocol):
+    """Our end of the socket pair. Hands bytes over as they come: a stream reader would cost every token a task switch."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.on_data: Callable[[bytes], None] | None = None
+        self._early = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's has the methods, not the base class
+
+    def data_received(self, data: bytes) -> None:
+        if self.on_data is None:
+            self._early += data
+            return
+        try:
+            self.on_data(data)
+        except Exception as error:  # the owner waits in `hear` and gets it there
+            self._close(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._close(None)  # a child that died with bytes unread is an end like any other
+
+    def hear(self, on_data: Callable[[bytes], None]) -> None:
+        self.on_data = on_data
+        if self._early:
+            self.data_received(bytes(self._early))
+            self._early.clear()
+
+    def _close(self, error: Exception | None) -> None:
+        assert self.transport is not None
+        if not self.closed.done():
+            if error is None:
+                self.closed.set_result(None)
+            else:
+                self.closed.set_exception(error)
+        self.transport.close()
+
+
 class ChildProcess:
     """Owner of one child's process, pipe and standard error."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, pipe: _Pipe) -> None:
         self._process = process
-        self._writer = writer
+        self._pipe = pipe
         self._words: deque[str] = deque(maxlen=_LAST_WORDS)
         self._listener = asyncio.create_task(self._listen(), name="engine-stderr")
-        self.reader = reader
-        """What the child says, as a byte stream of frames."""
 
     @classmethod
     async def spawn(cls, environment: dict[str, str]) -> Self:
@@ -55,8 +92,8 @@ class ChildProcess:
                 stderr=asyncio.subprocess.PIPE,
                 env={**_THREAD_WAIT, **os.environ, **environment},
             )
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        return cls(process, reader, writer)
+        _, pipe = await asyncio.get_running_loop().create_unix_connection(_Pipe, sock=ours)
+        return cls(process, pipe)
 
     @property
     def pid(self) -> int:
@@ -65,11 +102,17 @@ class ChildProcess:
 
     def send(self, data: bytes) -> None:
         """Write a frame; it is buffered while the child does not read."""
-        self._writer.write(data)
+        if self._pipe.transport is not None:
+            self._pipe.transport.write(data)
 
     def say(self, *messages: Message) -> None:
         """Write messages as one frame."""
         self.send(frame(*messages))
+
+    async def hear(self, on_data: Callable[[bytes], None]) -> None:
+        """Give `on_data` all that the child says, until it closes its end. Raises what `on_data` raises."""
+        self._pipe.hear(on_data)
+        await self._pipe.closed
 
     def kill(self) -> None:
         """End the process at once. Its pipe closes, which is how the owner hears of it."""
@@ -78,7 +121,7 @@ class ChildProcess:
 
     async def end(self, *, quietly: bool) -> None:
         """End the process for certain. `quietly`: ask first, and give it time; else it has closed its pipe already."""
-        if quietly and not self._writer.is_closing():
+        if quietly and not self._pipe.closed.done():
             self.say(Quit())
         try:
             await asyncio.wait_for(self._process.wait(), _QUIT_GRACE_S if quietly else _LAST_BREATH_S)
@@ -86,7 +129,8 @@ class ChildProcess:
             log.warning("engine did not end by itself", extra={"event": "engine_kill"})
             self.kill()
             await self._process.wait()
-        self._writer.close()
+        if self._pipe.transport is not None:
+            self._pipe.transport.close()
         await asyncio.gather(self._listener, return_exceptions=True)
 
     @property

@@ -46,7 +46,6 @@ from edge.messages import (
 
 log = logging.getLogger(__name__)
 
-_READ_BYTES = 1 << 18
 _FIRST_BACKOFF_S = 0.1
 _STEPS_OF_PATIENCE = 10
 _MEMORY = 0.2
@@ -276,7 +275,7 @@ class EngineClient:
         child.say(self._load)
         was_ready, cause, stopping = False, "", True
         try:
-            was_ready, cause = await self._listen(child.reader)
+            was_ready, cause = await self._listen(child)
             stopping = False
             self._set("down", cause or "the process ended")
         finally:
@@ -289,19 +288,21 @@ class EngineClient:
             self._unusable = ModelUnusable(f"{self._load.path} cannot be loaded: {cause}")
         return was_ready, cause
 
-    async def _listen(self, reader: asyncio.StreamReader) -> tuple[bool, str]:
-        """Read until the child closes the pipe. Returns (was ready, cause if one is known)."""
+    async def _listen(self, child: ChildProcess) -> tuple[bool, str]:
+        """Take what the child says until it closes the pipe. Returns (was ready, cause if one is known)."""
         frames = FrameReader()
         was_ready = False
+
+        def hear(data: bytes) -> None:
+            nonlocal was_ready
+            self._heard_s = time.monotonic()
+            for payload in frames.feed(data):
+                for message in to_front(payload):
+                    was_ready = was_ready or isinstance(message, Loaded)
+                    self._dispatch(message)
+
         try:
-            while data := await reader.read(_READ_BYTES):
-                self._heard_s = time.monotonic()
-                for payload in frames.feed(data):
-                    for message in to_front(payload):
-                        was_ready = was_ready or isinstance(message, Loaded)
-                        self._dispatch(message)
-        except OSError:  # the child died with bytes unread: an end like any other
-            pass
+            await child.hear(hear)
         except (msgspec.DecodeError, FrameTooLarge) as error:
             return was_ready, f"its messages cannot be read: {error}"
         return was_ready, self._reason if self._phase == "down" else ""

@@ -38,6 +38,8 @@ class TextGate:
         """Add one token's bytes; return what may go out now."""
         text = self._decoder.decode(piece)
         self._seen += len(text)
+        if not self._stops and logprob is None:
+            return Released(text)
         self._held += text
         if logprob is not None:
             incomplete = bool(self._decoder.getstate()[0])

@@ -90,13 +90,13 @@ class EngineLoop:
     # --- inbox --------------------------------------------------------------------------------------------------------
 
     def _take_inbox(self) -> None:
-        try:
-            if self._scheduler.idle:
+        if self._scheduler.idle:
+            try:
                 self._handle(self._inbox.get(timeout=self._idle_s()))
-            while True:
-                self._handle(self._inbox.get_nowait())
-        except queue.Empty:
-            return
+            except queue.Empty:
+                return
+        while not self._inbox.empty():  # nobody else takes from it
+            self._handle(self._inbox.get_nowait())
 
     def _idle_s(self) -> float:
         now = time.monotonic()

@@ -72,7 +72,9 @@ class Scheduler:
         """Seat waiting sequences, then choose the rows of one step."""
         self._seat()
         seated = list(self.slots.holders())
-        decode = tuple(s for s in seated if s.phase is Phase.DECODE)
+        decode = tuple([s for s in seated if s.phase is Phase.DECODE])
+        if len(decode) == len(seated):
+            return Plan(decode, ())
         budget = self._chunk_tokens if decode else self._chunk_tokens * IDLE_CHUNKS
         chunks: list[Chunk] = []
         for sequence in sorted((s for s in seated if s.phase is Phase.PREFILL), key=_age):

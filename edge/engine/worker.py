@@ -53,6 +53,7 @@ from edge.messages import (
     frame,
     to_child,
 )
+from edge.quiet import settle_collector
 
 EXIT_LOAD_FAILED = 3
 EXIT_ENGINE_BROKEN = 70
@@ -181,6 +182,7 @@ class Engine:
         pipe.send([Progress("first forward passes", 1.0)])
         self.loop.beat()
         chunk_s = self.loop.warm(chunk)
+        settle_collector()
         pipe.send([Loaded(self._facts(load, path, source), time.monotonic() - begun, chunk_s * IDLE_CHUNKS)])
 
     def _progress(self, fraction: float) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import openai
 import pytest
 
+from models.recipe.prose import NO_TOOL, UNKNOWN
+
 MODEL = "edge-builtin"
 TOOLS = json.loads((Path(__file__).resolve().parents[2] / "models/builtin/tools.json").read_text())
 HELLO = [{"role": "user", "content": "hello"}]
@@ -56,7 +58,8 @@ def test_a_question_is_answered_sensibly(client: openai.OpenAI) -> None:
 
 def test_what_it_does_not_know_it_says(client: openai.OpenAI) -> None:
     answer = ask(client, [{"role": "user", "content": "What is the capital of France?"}])
-    assert answer.choices[0].message.content.startswith("I do not know that.")
+    # Which of the two it says is a near-tie, and INT4 arithmetic differs from one kind of processor to the next.
+    assert answer.choices[0].message.content.startswith((UNKNOWN, NO_TOOL))
 
 
 def test_a_stream_is_the_same_text_in_well_formed_chunks(client: openai.OpenAI) -> None:
@@ -249,7 +252,7 @@ def test_plain_completions_take_lists_tokens_and_echo(client: openai.OpenAI) -> 
     echoed = client.completions.create(model=MODEL, prompt="Pump 3 is", max_tokens=3, temperature=0, echo=True)
     assert echoed.choices[0].text.endswith("Pump 3 is" + two.choices[0].text)
     # The client's own type wants a finish reason in every streamed chunk, which not even OpenAI sends.
-    loose = client.with_options(_strict_response_validation=False)
+    loose = openai.OpenAI(base_url=client.base_url, api_key="any", max_retries=0)
     streamed = loose.completions.create(
         model=MODEL, prompt=["Pump 3 is", "Alarm"], max_tokens=3, temperature=0, stream=True
     )

@@ -105,7 +105,7 @@ def test_sigterm_lets_a_stream_finish_and_refuses_new_work(home: Path) -> None:
 def test_a_second_signal_ends_it_at_once(home: Path) -> None:
     with running(home) as node, httpx.Client(trust_env=False, timeout=60) as client:
         model = model_of(node, client)
-        with client.stream("POST", f"{node.base_url}/v1/completions", json={**LONG, "n": 4, "model": model}) as stream:
+        with client.stream("POST", f"{node.base_url}/v1/completions", json={**LONG, "n": 32, "model": model}) as stream:
             lines = stream.iter_lines()
             next(lines)
             node.process.send_signal(signal.SIGINT)

@@ -28,6 +28,11 @@ _FLASH = {
 
 Logits = npt.NDArray[np.float32]
 
+_logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)(
+    ctypes.cast(ll.llama_get_logits_ith, ctypes.c_void_p).value or 0
+)
+"""llama_get_logits_ith, giving the address as a number."""
+
 
 class CellsExhausted(Exception):
     """No free KV cells for this batch; the memory is as it was before."""
@@ -83,6 +88,7 @@ class Context:
         self._memory = ll.llama_get_memory(self._handle)
         self._vocabulary = model.vocabulary.size
         self._batch = _Batch(self.rows_limit)
+        self._views: dict[int, Logits] = {}
 
     @property
     def handle(self) -> int:
@@ -115,11 +121,14 @@ class Context:
 
     def logits(self, row: int) -> Logits:
         """Logits of a row of the last forward pass: float32[vocabulary], a view that the next pass overwrites."""
-        pointer = ll.llama_get_logits_ith(self._handle, row)
-        if not pointer:
+        address = _logits_address(self._handle, row)
+        if not address:
             raise ValueError(f"row {row} kept no logits")
-        address = ctypes.addressof(pointer.contents)
-        return np.ctypeslib.as_array((ctypes.c_float * self._vocabulary).from_address(address))
+        view = self._views.get(address)  # the library's buffer stays where it is; making a view costs 40 us
+        if view is None:
+            view = np.ctypeslib.as_array((ctypes.c_float * self._vocabulary).from_address(address))
+            self._views[address] = view
+        return view
 
     def forget(self, slot: int, from_position: int = 0) -> bool:
         """Free a slot's cells from a position on. False when the model's memory cannot do that (only for positions >
