@@ -24,6 +24,7 @@ from edge.listener import bind, http_server, is_loopback, url
 from edge.logs import start_logging
 from edge.machine import resident_bytes, usable_cores
 from edge.messages import Load, ModelFacts
+from edge.pinned import read_pinned
 from edge.quiet import settle_collector
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.settings import Engine, Settings
@@ -34,6 +35,10 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.2
 _WATCH_S = 1.0
 _START_GRACE_S = 30.0
+_MARGIN = 0.1
+"""Part of each objective that is kept back for what no prediction sees."""
+_FRONT_S = 0.003
+"""What the front adds to the time to the first token, at its worst on a small box (docs/bench.md)."""
 _WEDGED_AFTER = 3.0
 """The engine's client replaces a silent child after `engine.wedge_timeout_s`. Silence for this many times as long means
 that the client itself has failed, and only the service manager's watchdog is left."""
@@ -94,7 +99,8 @@ class Node:
         self._model_name = settings.model.alias or model.name
         self._keys = KeyStore(effective.keys_file)
         self._keys_required = require_keys(settings, self._keys)
-        self._engine = EngineClient(load_message(model, settings.engine), engine_limits(settings.engine))
+        load = load_message(model, settings, effective.home)
+        self._engine = EngineClient(load, engine_limits(settings.engine))
         self._drain = DrainState()
         self._server = http_server(build_application(self._front(), __version__), settings.server)
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
@@ -108,6 +114,8 @@ class Node:
             max_body_bytes=server.max_body_bytes,
             body_timeout_s=server.body_timeout_s,
             write_timeout_s=server.write_timeout_s,
+            ttft_slo_s=self._settings.slo.ttft_ms / 1000,
+            itl_slo_s=self._settings.slo.itl_ms / 1000,
         )
         return Front(self._engine, config, self._keys, self._drain)
 
@@ -217,21 +225,29 @@ def require_keys(settings: Settings, keys: KeyStore) -> bool:
     return required
 
 
-def load_message(model: ResolvedModel, settings: Engine) -> Load:
-    """What the engine child is told to load, with every `auto` decided."""
+def load_message(model: ResolvedModel, settings: Settings, home: Path) -> Load:
+    """What the engine child is told to load, with every `auto` decided. Raises ConfigurationError."""
+    engine, slo = settings.engine, settings.slo
     return Load(
         path=str(model.path),
-        slots=settings.slots,
-        context_tokens=settings.context_tokens,
-        context_cap_tokens=settings.context_cap_tokens,
-        prefill_chunk_tokens=settings.prefill_chunk_tokens,
-        threads=settings.threads,
+        slots=engine.slots,
+        context_tokens=engine.context_tokens,
+        context_cap_tokens=engine.context_cap_tokens,
+        pass_tokens=engine.pass_tokens,
+        threads=engine.threads,
         cores=usable_cores(),
-        gpu_layers=settings.gpu_layers,
-        kv_layout="streams" if settings.kv_layout == "auto" else settings.kv_layout,
-        kv_type=settings.kv_type,
-        flash_attention=settings.flash_attention,
-        heartbeat_s=settings.heartbeat_s,
+        gpu_layers=engine.gpu_layers,
+        kv_layout="streams" if engine.kv_layout == "auto" else engine.kv_layout,
+        kv_type=engine.kv_type,
+        flash_attention=engine.flash_attention,
+        heartbeat_s=engine.heartbeat_s,
+        ttft_target_s=slo.ttft_ms / 1000 * (1 - _MARGIN) - _FRONT_S,
+        itl_target_s=slo.itl_ms / 1000 * (1 - _MARGIN),
+        admission=settings.admission.mode,
+        cache_bytes=settings.cache.host_mib << 20,
+        isolate_keys=settings.cache.isolate_keys,
+        state_directory=str(home / "engine"),
+        pinned=read_pinned(home / settings.cache.pinned_file) if settings.cache.pinned_file else [],
     )
 
 

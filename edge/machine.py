@@ -41,6 +41,16 @@ def memory_available_bytes(proc: Path = _PROC) -> int | None:
     return available if limit is None else min(available, limit)
 
 
+def processor(proc: Path = _PROC) -> str:
+    """What kind of processor this is: figures taken on another do not hold here."""
+    try:
+        lines = (proc / "cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "CPU part"))}
+    return f"{', '.join(sorted(names))}; {len(os.sched_getaffinity(0))} cores"
+
+
 def resident_bytes(pid: int, proc: Path = _PROC) -> int:
     """Memory that a process holds at present; 0 if it has gone."""
     try:

@@ -27,26 +27,6 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 # --- front to child ---------------------------------------------------------------------------------------------------
 
 
-class Load(Message, frozen=True):
-    """The first message: which model to load, and how."""
-
-    path: str
-    slots: int
-    context_tokens: int
-    """Per slot; 0 means the model's own training context, capped by `context_cap_tokens`."""
-    context_cap_tokens: int
-    prefill_chunk_tokens: int
-    threads: int
-    """CPU threads; 0: measured at load, among 1, cores-1 and cores."""
-    cores: int
-    """Cores that this process may use."""
-    gpu_layers: int
-    kv_layout: Literal["streams", "unified"]
-    kv_type: Literal["f16", "q8_0"]
-    flash_attention: Literal["auto", "on", "off"]
-    heartbeat_s: float
-
-
 class ChatPrompt(msgspec.Struct, frozen=True, tag=True):
     """Messages in OpenAI's form, rendered by the child through the model's own template."""
 
@@ -71,6 +51,38 @@ class TokenPrompt(msgspec.Struct, frozen=True, tag=True):
 
 
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+class Load(Message, frozen=True):
+    """The first message: which model to load, and how."""
+
+    path: str
+    slots: int
+    context_tokens: int
+    """Per slot; 0 means the model's own training context, capped by `context_cap_tokens`."""
+    context_cap_tokens: int
+    pass_tokens: int
+    """Most tokens in one forward pass."""
+    threads: int
+    """CPU threads; 0: measured at load, among 1, cores-1 and cores."""
+    cores: int
+    """Cores that this process may use."""
+    gpu_layers: int
+    kv_layout: Literal["streams", "unified"]
+    kv_type: Literal["f16", "q8_0"]
+    flash_attention: Literal["auto", "on", "off"]
+    heartbeat_s: float
+    ttft_target_s: float
+    itl_target_s: float
+    admission: Literal["best-effort", "strict", "off"]
+    cache_bytes: int
+    """Most memory for saved prefixes; 0: none are kept."""
+    isolate_keys: bool
+    """Prefixes of one key are never found by another."""
+    state_directory: str
+    """Where calibration and pinned prefixes outlive the process; empty: nowhere."""
+    pinned: list[Prompt] = []
+    """Beginnings of prompts that are computed before the first request and never given up."""
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -107,6 +119,10 @@ class Submit(Message, frozen=True):
     """Completions only: the prompt's text comes first in the answer."""
     key: str = ""
     """Name of the API key, for fairness and logs; empty when authentication is off."""
+    arrived_s: float = 0.0
+    """Monotonic time at which the front had read the request; 0: when the child reads it."""
+    cache: bool = True
+    """Its prompt may begin with what others computed, and others with what it computes."""
 
 
 class Abort(Message, frozen=True):
@@ -164,6 +180,12 @@ class ModelFacts(msgspec.Struct, frozen=True):
     device: str
     kv_bytes: int
     compute_bytes: int
+    admits_tokens: int
+    """Longest new prompt that an idle node answers within the TTFT target."""
+    admits_streams: int
+    """Answers that can run at a time, half-way through their context, within the ITL target."""
+    caches_prefixes: bool
+    """False where this model's memory cannot be cut or copied: every prompt is computed whole."""
     chat_template: str
     """Source of the template in use; the front derives tool format and reasoning tags from it."""
     library: str
@@ -191,7 +213,6 @@ class Offer(Message, frozen=True):
 
     request_id: int
     prompt_tokens: int
-    cached_tokens: int
     reasoning_open: bool
     """The rendered prompt ended inside the model's reasoning tags."""
 
@@ -232,6 +253,8 @@ class FirstToken(Message, frozen=True):
 
     request_id: int
     timing: Timing
+    admitted: bool = True
+    """Its tokens come within the targets; false: in the gaps that others leave."""
 
 
 class Finished(Message, frozen=True):
@@ -275,7 +298,17 @@ class Stats(Message, frozen=True):
     waiting: int
     slots: int
     cells_used: int
+    """Held by running answers."""
     cells: int
+    cache_bytes: int
+    cache_hits: int
+    """Requests whose prompt began with known cells."""
+    cache_evictions: int
+    cached_tokens: int
+    """Prompt tokens that were not computed, of all requests."""
+    admitted: int
+    refused: int
+    """Requests since start, by what was decided on arrival; the rest was answered in the gaps."""
     prefill_tokens: int
     decode_tokens: int
     steps: int

@@ -99,9 +99,9 @@ class Engine(Section):
     )
     kv_type: Literal["f16", "q8_0"] = Field("f16", description="Number format of the attention memory.")
     flash_attention: Literal["auto", "on", "off"] = Field("auto", description="Flash attention; kv_type q8_0 needs it.")
-    prefill_chunk_tokens: Annotated[int, Ge(1), Le(8192)] = Field(
-        64,
-        description="Most prompt tokens in one step: few keep running answers smooth, many read prompts faster.",
+    pass_tokens: Annotated[int, Ge(16), Le(8192)] = Field(
+        256,
+        description="Most prompt tokens in one forward pass; how many it is each time follows from the [slo] targets.",
     )
     max_waiting: Annotated[int, Ge(0), Le(100_000)] = Field(
         64, description="Requests that may wait for a slot; the next get 429."
@@ -116,6 +116,43 @@ class Engine(Section):
         if self.kv_type == "q8_0" and self.flash_attention == "off":
             raise ValueError("engine.kv_type q8_0 needs flash attention: set engine.flash_attention to auto or on")
         return self
+
+
+class Slo(Section):
+    """What is promised for every request that is admitted, at the 99th percentile."""
+
+    ttft_ms: Annotated[float, Gt(0), Le(600_000)] = Field(
+        50.0, description="Request read to first token written, in milliseconds."
+    )
+    itl_ms: Annotated[float, Gt(0), Le(600_000)] = Field(
+        50.0, description="Gap between two tokens of one answer, in milliseconds."
+    )
+
+
+class Admission(Section):
+    """What happens to a request that cannot be answered within the targets."""
+
+    mode: Literal["best-effort", "strict", "off"] = Field(
+        "best-effort",
+        description="`best-effort`: answered in the gaps, and marked so. `strict`: refused with 429. `off`: nothing is "
+        "promised to anybody, and all are served alike.",
+    )
+
+
+class Cache(Section):
+    """Beginnings of prompts that are computed once and used again."""
+
+    host_mib: Annotated[int, Ge(0), Le(1 << 20)] = Field(
+        256, description="Memory for saved beginnings in MiB; 0: only what lies in free slots is used again."
+    )
+    pinned_file: Path | None = Field(
+        None,
+        description="File of beginnings that are computed before the first request and never given up, one JSON object "
+        "a line: `messages` and perhaps `tools` as in a chat request, or `text`. Relative to EDGE_HOME.",
+    )
+    isolate_keys: bool = Field(
+        False, description="Each API key uses its own beginnings only: no key can tell by the time what another asked."
+    )
 
 
 class Log(Section):
@@ -134,6 +171,9 @@ class Settings(Section):
     auth: Auth = Auth()
     model: Model = Model()
     engine: Engine = Engine()
+    slo: Slo = Slo()
+    admission: Admission = Admission()
+    cache: Cache = Cache()
     log: Log = Log()
 
 
@@ -173,6 +213,8 @@ def _allowed(field: FieldInfo) -> str:
     kind, bounds = field.annotation, field.metadata
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
+    if kind is bool:
+        return "true or false"
     if kind in (int, float):
         noun = "a whole number" if kind is int else "a number"
         above = next((b.gt for b in bounds if isinstance(b, Gt)), None)
@@ -186,4 +228,4 @@ def _allowed(field: FieldInfo) -> str:
 
 def toml_value(value: str | Path | int | float) -> str:
     """A setting's value as TOML writes it."""
-    return json.dumps(str(value)) if isinstance(value, str | Path) else repr(value)
+    return json.dumps(str(value)) if isinstance(value, str | Path) else json.dumps(value)

@@ -23,6 +23,8 @@ class FrontConfig:
     max_body_bytes: int
     body_timeout_s: float
     write_timeout_s: float
+    ttft_slo_s: float
+    itl_slo_s: float
 
 
 class DrainState:

@@ -28,6 +28,9 @@ PUBLIC = frozenset({"/health", "/healthz", "/health/live", "/health/ready"})
 READ_AT = "edge.read_s"
 """Key of the ASGI scope: monotonic time at which the request's last byte was read."""
 
+KEY_NAME = "edge.key"
+"""Key of the ASGI scope: name of the API key, empty when none is asked for."""
+
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 
 
@@ -49,7 +52,7 @@ class Gate:
         try:
             if not scope["path"].isprintable():  # a router may read "/metrics\n" as "/metrics"; a check here would not
                 raise RouteNotFound("the path holds characters that no path here has")
-            self._admit(scope["path"], headers)
+            scope[KEY_NAME] = self._admit(scope["path"], headers)
             body = await self._body(headers, receive) if scope["method"] in ("POST", "PUT", "PATCH", "DELETE") else b""
         except EdgeError as error:
             await error_response(error, {"connection": "close"})(scope, receive, tagged)
@@ -77,19 +80,22 @@ class Gate:
             answer = error_response(EngineFault("the node met an error of its own; its log says more"))
             await answer(scope, receive, send)
 
-    def _admit(self, path: str, headers: Headers) -> None:
-        front = self._front
+    def _admit(self, path: str, headers: Headers) -> str:
+        """Raises EdgeError unless the request may go on. Returns the name of its key."""
+        front, name = self._front, ""
         if path in PUBLIC:
-            return
+            return name
         if front.config.keys_required:
             wanted: KeyScope | None = "metrics" if path == "/metrics" else "inference" if path in INFERENCE else None
             key = authorize(front.keys, _secret(headers), wanted)
+            name = key.name
             if path in INFERENCE:
                 front.rates.take(key)
         if path in INFERENCE:
             if front.drain.draining:
                 raise NodeDraining("the node is shutting down and takes no new work")
             front.engine.require_room()
+        return name
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body. Raises BodyTooLarge, SlowClient."""

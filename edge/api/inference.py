@@ -7,12 +7,13 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from edge.api.answers import ChatChoices, Choices, TextChoices, new_id
 from edge.api.front import Front
-from edge.api.gate import READ_AT
+from edge.api.gate import KEY_NAME, READ_AT
 from edge.api.job import ClientGone, Job, unless_gone
 from edge.api.render import json_response, usage
 from edge.api.schema import ChatRequest, CompletionRequest, DetokenizeRequest, ErrorAnswer, Generation, TokenizeRequest
@@ -69,21 +70,22 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 
 
 async def _answer(request: Request, front: Front, body: Generation, work: list[Submit], choices: Choices) -> Response:
-    job = Job(front.engine, work)
+    stamps: dict[str, Any] = {"arrived_s": request.scope[READ_AT], "key": request.scope[KEY_NAME]}
+    job = Job(front.engine, [msgspec.structs.replace(w, **stamps) for w in work])
     events = aiter(job)
     streaming = False
     try:
         # Nothing is promised by a 200 before the engine has really produced something.
         first = await unless_gone(request, asyncio.create_task(_first(events, choices)))
         fingerprint = f"fp_{front.facts().digest}"
-        headers = {"server-timing": _server_timing(job)}
+        headers = {"server-timing": _server_timing(job), "x-edge-class": "slo" if job.admitted else "best-effort"}
         front.metrics.queue.observe(job.timing.queue_s)
         front.metrics.prefill.observe(job.timing.prefill_s)
         if body.stream:
             streaming = True
             with_usage = bool(body.stream_options and body.stream_options.include_usage)
             writer = ChunkWriter(choices, front, fingerprint, with_usage=with_usage)
-            watch = StreamWatch(front, request.scope[READ_AT])
+            watch = StreamWatch(front, request.scope[READ_AT], admitted=job.admitted)
             chunks = frames(first, events, job=job, choices=choices, writer=writer, watch=watch, with_usage=with_usage)
             return EventStream(_counted(chunks, front, job), job, headers, front.config.write_timeout_s)
         await unless_gone(request, asyncio.create_task(_rest(first, events, choices)))

@@ -35,6 +35,8 @@ class Job:
             raise
         self.timing = Timing(0.0, 0.0, 0.0)
         """Of the prompt that was answered first."""
+        self.admitted = True
+        """Every prompt that has been answered so far was admitted within the targets."""
         self.finished: list[Finished] = []
         self.begun_s = time.monotonic()
         self._events = self._merged()
@@ -60,6 +62,7 @@ class Job:
             if isinstance(event, Finished):
                 self.finished.append(event)
             elif isinstance(event, FirstToken):
+                self.admitted = self.admitted and event.admitted
                 if self.timing.prefill_s == 0.0:
                     self.timing = event.timing
             else:

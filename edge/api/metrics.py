@@ -32,6 +32,12 @@ class NodeMetrics:
         self.requests = Counter("edge_requests", "Requests answered.", ["route", "status"], registry=self._registry)
         self.ttft = self._histogram("edge_ttft_seconds", "Request read to first text written.")
         self.itl = self._histogram("edge_itl_seconds", "Gap between two content events of one stream.")
+        self.violations = Counter(
+            "edge_slo_violations",
+            "Admitted answers' first tokens (ttft) and gaps (itl) that took longer than promised.",
+            ["kind"],
+            registry=self._registry,
+        )
         self.queue = self._histogram("edge_queue_seconds", "Request read by the engine to its first step.")
         self.prefill = self._histogram("edge_prefill_seconds", "First step of the prompt to the first token.")
         self.prompt_tokens = Counter(
@@ -65,7 +71,13 @@ class _EngineGauges(Collector):
         yield GaugeMetricFamily("edge_slots", "Slots.", stats.slots)
         yield GaugeMetricFamily("edge_kv_cells_used", "KV cells in use.", stats.cells_used)
         yield GaugeMetricFamily("edge_kv_cells", "KV cells.", stats.cells)
-        yield GaugeMetricFamily("edge_step_p50_seconds", "Median of the last 512 steps.", stats.step_p50_s)
-        yield GaugeMetricFamily("edge_step_p99_seconds", "99th percentile of the last 512 steps.", stats.step_p99_s)
+        yield CounterMetricFamily("edge_requests_admitted", "Requests promised the targets on arrival.", stats.admitted)
+        yield CounterMetricFamily("edge_requests_not_admitted", "Requests refused on arrival (strict).", stats.refused)
+        yield GaugeMetricFamily("edge_prefix_cache_bytes", "Memory of saved beginnings of prompts.", stats.cache_bytes)
+        yield CounterMetricFamily("edge_prefix_cache_hits", "Prompts that began with known cells.", stats.cache_hits)
+        yield CounterMetricFamily("edge_prefix_cache_evictions", "Saved beginnings given up.", stats.cache_evictions)
+        yield CounterMetricFamily("edge_prefix_cache_tokens", "Prompt tokens not computed.", stats.cached_tokens)
+        yield GaugeMetricFamily("edge_step_p50_seconds", "Median of the last 512 passes.", stats.step_p50_s)
+        yield GaugeMetricFamily("edge_step_p99_seconds", "99th percentile of the last 512 passes.", stats.step_p99_s)
         yield GaugeMetricFamily("edge_forward_age_seconds", "Since the last forward pass.", stats.forward_age_s)
         yield GaugeMetricFamily("edge_engine_resident_bytes", "Resident memory of the engine.", stats.resident_bytes)

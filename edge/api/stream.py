@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import orjson
+from prometheus_client import Histogram
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -101,8 +102,10 @@ def _has_content(choice: dict[str, Any]) -> bool:
 class StreamWatch:
     """Times of one answer's content events, for the promise's two figures."""
 
-    def __init__(self, front: Front, read_s: float) -> None:
+    def __init__(self, front: Front, read_s: float, *, admitted: bool) -> None:
         self._metrics = front.metrics
+        self._config = front.config
+        self._admitted = admitted
         self._read_s = read_s
         self._last_s: dict[tuple[int, int], float] = {}
 
@@ -110,10 +113,15 @@ class StreamWatch:
         """New text of an answer goes out now."""
         now = time.monotonic()
         if not self._last_s:
-            self._metrics.ttft.observe(now - self._read_s)
+            self._seen("ttft", self._metrics.ttft, now - self._read_s, self._config.ttft_slo_s)
         if answer in self._last_s:
-            self._metrics.itl.observe(now - self._last_s[answer])
+            self._seen("itl", self._metrics.itl, now - self._last_s[answer], self._config.itl_slo_s)
         self._last_s[answer] = now
+
+    def _seen(self, kind: str, histogram: Histogram, took_s: float, promised_s: float) -> None:
+        histogram.observe(took_s)
+        if self._admitted and took_s > promised_s:
+            self._metrics.violations.labels(kind).inc()
 
 
 class EventStream(Response):

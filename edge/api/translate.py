@@ -139,6 +139,7 @@ def _submit(
         ignore_eos=bool(body.ignore_eos),
         visible_tokens=visible,
         echo=echo,
+        cache=body.cache_prompt is not False,
     )
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from edge.engine.llama.context import Context
 
+CALIBRATION_CHUNK = 64
+"""Prompt tokens of the passes by which threads are judged."""
 _ROUNDS = 15
 _BUDGET_S = 1.5
 _LEAST_ROUNDS = 3

@@ -112,7 +112,7 @@ class ChildProcess:
     async def hear(self, on_data: Callable[[bytes], None]) -> None:
         """Give `on_data` all that the child says, until it closes its end. Raises what `on_data` raises."""
         self._pipe.hear(on_data)
-        await self._pipe.closed
+        await asyncio.shield(self._pipe.closed)  # a listener that is given up does not close the pipe
 
     def kill(self) -> None:
         """End the process at once. Its pipe closes, which is how the owner hears of it."""

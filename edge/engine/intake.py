@@ -100,7 +100,7 @@ class Intake:
                 raise InvalidRequest(f"token {token} is not in this model's vocabulary", param="logit_bias")
         room = self._context_tokens - count
         limit = room if work.max_tokens is None else min(work.max_tokens, room)
-        request = Request(work, prompt.tokens, limit, received_s)
+        request = Request(work, prompt.tokens, limit, received_s, work.arrived_s or received_s)
         grammar = self._grammar(work, prompt)
         visible = self._visible(work.visible_tokens)
         for index in range(work.n):

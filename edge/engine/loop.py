@@ -11,12 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from edge.engine.admission import Mode, Verdict
 from edge.engine.calibrate import Threads
-from edge.engine.llama.context import CellsExhausted, Context, ForwardFailed
+from edge.engine.llama.context import CellsExhausted, Context, ForwardFailed, Saved
+from edge.engine.prefix import Prefix
 from edge.engine.sampler import BrokenLogits
-from edge.engine.scheduler import Chunk, Scheduler
+from edge.engine.scheduler import Chunk, Placement, Scheduler
 from edge.engine.sequence import Phase, Request, Sequence
-from edge.errors import EngineFault
+from edge.errors import EngineFault, Overloaded
 from edge.messages import Abort, Failed, Finished, FirstToken, Message, Quit, Stats, Timing, Token
 
 Send = Callable[[Iterable[Message]], None]
@@ -39,6 +41,8 @@ class EngineLoop:
         *,
         threads: Threads,
         heartbeat_s: float,
+        mode: Mode,
+        at_end: Callable[[], None],
     ) -> None:
         self._context = context
         self._threads = threads
@@ -46,45 +50,44 @@ class EngineLoop:
         self._inbox = inbox
         self._send = send
         self._heartbeat_s = heartbeat_s
+        self._mode = mode
+        self._at_end = at_end
         self._requests: dict[int, Request] = {}
         self._outgoing: list[Message] = []
         self._forward_s = time.monotonic()
         self._stats_due_s = 0.0
         self._was_idle = True
         self._step_s: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
-        self._steps = self._prefill_tokens = self._decode_tokens = 0
+        self._steps = self._prefill_tokens = self._decode_tokens = self._cached_tokens = 0
+        self._admitted = self._refused = 0
         self._quit = False
 
     def run(self) -> None:
-        """Work until Quit. Raises ForwardFailed when the context cannot be trusted any more."""
+        """Work until Quit, one pass at a time. Raises ForwardFailed when the context cannot be trusted any more."""
         while not self._quit:
             self._take_inbox()
-            plan = self._scheduler.plan()
-            if plan:
-                begun = time.monotonic()
-                if plan.decode:
-                    self._decode(plan.decode)
-                for chunk in plan.prefill:
-                    self._prefill(chunk)
-                self._steps += 1
-                self._step_s.append(time.monotonic() - begun)
+            while (placement := self._scheduler.next_placement(time.monotonic())) is not None:
+                self._place(placement)
+            if (chunk := self._scheduler.next_chunk(time.monotonic())) is not None:
+                self._prefill(chunk)
+            elif rows := self._scheduler.decode_rows(time.monotonic()):
+                self._decode(rows)
             elif time.monotonic() - self._forward_s >= self._heartbeat_s:
                 self.beat()
             self._report()
-
-    def warm(self, tokens: int) -> float:
-        """Compute a prompt chunk in a free slot: builds the graphs that requests will use. Returns seconds."""
-        begun = time.monotonic()
-        self._context.use_threads(self._threads.prefill)
-        self._context.forward([0] * tokens, range(tokens), [0] * tokens, [False] * (tokens - 1) + [True])
-        self._context.forget(0)
-        return time.monotonic() - begun
+        self._at_end()
 
     def beat(self) -> None:
-        """A real forward pass of one token in a free slot: proof that the engine can still answer."""
-        self._context.use_threads(self._threads.decode)
-        self._context.forward([0], [0], [0], [True])
-        self._context.forget(0)
+        """A real forward pass of one token, behind what lies in a slot: proof that the engine can still answer."""
+        context = self._context
+        slot = min(range(context.shape.slots), key=context.length)
+        at = context.length(slot)
+        if at >= context.shape.context_tokens:
+            self._clear(slot)
+            at = 0
+        context.use_threads(self._threads.decode)
+        context.forward([0], [at], [slot], [True])
+        context.forget(slot, at)
         self._forward_s = time.monotonic()
 
     # --- inbox --------------------------------------------------------------------------------------------------------
@@ -105,8 +108,7 @@ class EngineLoop:
     def _handle(self, item: InboxItem) -> None:
         match item:
             case Request():
-                self._requests[item.id] = item
-                self._scheduler.add(item)
+                self._accept(item)
             case Abort(request_id=request_id):
                 if request := self._requests.get(request_id):
                     self._fail(request, "cancelled", "the client went away")
@@ -114,14 +116,85 @@ class EngineLoop:
             case Quit():
                 self._quit = True
 
-    # --- steps --------------------------------------------------------------------------------------------------------
+    def _accept(self, request: Request) -> None:
+        self._requests[request.id] = request
+        if self._mode == "strict" and (verdict := self._scheduler.judge(request, time.monotonic())).reason:
+            self._refused += 1
+            self._fail(request, Overloaded.code or "", _refusal(verdict))
+            self._flush()
+            return
+        self._scheduler.add(request, time.monotonic())
+        self._admitted += request.admitted
+
+    # --- slots and prefixes -------------------------------------------------------------------------------------------
+
+    def _place(self, placement: Placement) -> None:
+        """Make a slot hold the beginning of a prompt, and nothing else."""
+        slot, source, tokens = placement.slot, placement.source, placement.tokens
+        cache, context = self._scheduler.cache, self._context
+        resident = cache.resident(slot) if placement.save_resident else None
+        if resident is not None and (saved := self._snapshot(resident)) is not None:
+            self._keep(resident, saved)
+        if placement.how == "stay":
+            cache.vacate(slot)
+            if not context.forget(slot, tokens):
+                context.forget(slot)
+                tokens = 0
+        else:
+            copied = source is not None and self._copied(source, tokens, slot)
+            tokens = tokens if copied else 0
+            if not copied:
+                self._clear(slot)
+        self._scheduler.placed(placement, tokens)
+
+    def _copied(self, source: Prefix, tokens: int, slot: int) -> bool:
+        """Give a slot another prefix's first cells. False if they are gone or libllama refuses; the slot is empty then."""
+        saved: Saved | None = source.saved if source.saved_tokens >= tokens else self._snapshot(source)
+        self._clear(slot)
+        copied = saved is not None and self._context.restore(saved, slot)
+        if saved is not None and saved is not source.saved:
+            self._keep(source, saved)
+        if copied and self._context.forget(slot, tokens):
+            return True
+        self._context.forget(slot)
+        return False
+
+    def _snapshot(self, prefix: Prefix) -> Saved | None:
+        """A copy of a slot's prefix outside the slots."""
+        return self._context.save(prefix.slot, prefix.computed) if prefix.slot >= 0 else None
+
+    def _keep(self, prefix: Prefix, saved: Saved) -> None:
+        for freed in self._scheduler.cache.keep(prefix, saved, prefix.computed, saved.size_bytes):
+            self._context.release(freed)
+
+    def _clear(self, slot: int) -> None:
+        self._scheduler.cache.vacate(slot)
+        self._context.forget(slot)
+
+    def _make_room(self) -> bool:
+        """In the unified layout all cells are shared: give up what nobody uses. False if there is nothing left."""
+        cache = self._scheduler.cache
+        for slot in self._scheduler.slots.free_slots():
+            if cache.resident(slot) is not None:
+                self._clear(slot)
+                return True
+        freed = cache.shrink()
+        for saved in freed:
+            self._context.release(saved)
+        return bool(freed)
+
+    # --- passes -------------------------------------------------------------------------------------------------------
 
     def _decode(self, sequences: tuple[Sequence, ...]) -> None:
         tokens = [s.last_token for s in sequences]
         positions = [s.position for s in sequences]
         slots = [s.slot for s in sequences]
         self._context.use_threads(self._threads.decode)
+        begun = time.monotonic()
         if self._forward(tokens, positions, slots, [True] * len(sequences), sequences):
+            now = self._forward_s
+            self._passed(now - begun)
+            self._scheduler.decoded(sequences, now, now - begun)
             self._decode_tokens += len(sequences)
             for row, sequence in enumerate(sequences):
                 self._write(sequence, row)
@@ -129,24 +202,29 @@ class EngineLoop:
 
     def _prefill(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
-        if sequence.phase is not Phase.PREFILL:  # its request failed earlier in this step
-            return
         request = sequence.request
+        begun = time.monotonic()
         if request.started_s == 0.0:
-            request.started_s = time.monotonic()
+            request.started_s = begun
         end = chunk.start + chunk.count
         outputs = [False] * (chunk.count - 1) + [chunk.last]
         tokens = request.tokens[chunk.start : end]
         self._context.use_threads(self._threads.prefill)
         if self._forward(tokens, range(chunk.start, end), [sequence.slot] * chunk.count, outputs, (sequence,)):
+            now = self._forward_s
+            self._passed(now - begun)
             self._prefill_tokens += chunk.count
-            followers = self._scheduler.prefilled(chunk)
-            for follower in followers:
-                self._context.copy(sequence.slot, follower.slot)
+            siblings = self._scheduler.prefilled(chunk, now, now - begun)
+            for sibling in siblings:
+                self._context.copy(sequence.slot, sibling.slot)
             if chunk.last:
-                for member in (sequence, *followers):
+                for member in (sequence, *siblings):
                     self._write(member, chunk.count - 1)
         self._flush()
+
+    def _passed(self, took_s: float) -> None:
+        self._steps += 1
+        self._step_s.append(took_s)
 
     def _forward(
         self,
@@ -157,19 +235,28 @@ class EngineLoop:
         sequences: tuple[Sequence, ...],
     ) -> bool:
         """Run one pass. On failure the requests concerned fail and False comes back; a fatal failure is raised."""
-        try:
-            self._context.forward(list(tokens), list(positions), slots, outputs)
-        except CellsExhausted:
-            reason = "the engine ran out of KV cells"
-        except ForwardFailed as failure:
-            if failure.fatal:
-                raise
-            reason = f"a forward pass failed: {failure}"
-        else:
-            self._forward_s = time.monotonic()
-            return True
+        rows, places = list(tokens), list(positions)
+        suspect: list[int] = []
+        while True:
+            try:
+                self._context.forward(rows, places, slots, outputs)
+            except CellsExhausted:
+                if self._make_room():
+                    continue
+                reason = "the engine ran out of KV cells"
+            except ForwardFailed as failure:
+                if failure.fatal:
+                    raise
+                reason = f"a forward pass failed: {failure}"
+                suspect = list(dict.fromkeys(slots))
+            else:
+                self._forward_s = time.monotonic()
+                return True
+            break
         for request in {s.request.id: s.request for s in sequences}.values():
             self._fail(request, EngineFault.code or "", reason)
+        for slot in suspect:  # what a failed pass left there is nobody's beginning
+            self._clear(slot)
         return False
 
     def _write(self, sequence: Sequence, row: int) -> None:
@@ -184,11 +271,11 @@ class EngineLoop:
         now = time.monotonic()
         if request.first_token_s == 0.0:
             request.first_token_s = now
-            self._outgoing.append(FirstToken(request.id, _timing(request, now)))
+            self._outgoing.append(FirstToken(request.id, _timing(request, now), request.admitted))
         request.last_token_s = now
         self._outgoing.append(message)
+        self._scheduler.sampled(sequence, token, now)
         if message.finish is None:
-            self._scheduler.sampled(sequence, token)
             return
         self._end(sequence, message)
         if not request.open:
@@ -209,7 +296,8 @@ class EngineLoop:
         del self._requests[request.id]
         written = sum(s.writer.count for s in request.sequences)
         timing = _timing(request, request.last_token_s)
-        self._outgoing.append(Finished(request.id, len(request.tokens), 0, written, timing))
+        self._cached_tokens += request.cached_tokens
+        self._outgoing.append(Finished(request.id, len(request.tokens), request.cached_tokens, written, timing))
 
     def _fail(self, request: Request, code: str, reason: str) -> None:
         for sequence in request.sequences:
@@ -235,13 +323,19 @@ class EngineLoop:
         """The loop's own account of itself."""
         shape = self._context.shape
         ordered = sorted(self._step_s) or [0.0]
-        held = sum(self._context.length(slot) for slot in range(shape.slots))
+        cache = self._scheduler.cache
         return Stats(
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
             slots=shape.slots,
-            cells_used=held,
+            cells_used=sum(s.cells for s in self._scheduler.slots.holders()),
             cells=shape.slots * shape.context_tokens,
+            cache_bytes=cache.saved_bytes,
+            cache_hits=cache.hits,
+            cache_evictions=cache.evictions,
+            cached_tokens=self._cached_tokens,
+            admitted=self._admitted,
+            refused=self._refused,
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,
             steps=self._steps,
@@ -250,6 +344,17 @@ class EngineLoop:
             forward_age_s=now_s - self._forward_s,
             resident_bytes=int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES,
         )
+
+
+_REFUSALS = {
+    "slots": "all answers that can run at a time are running",
+    "slo_itl": "one more answer would slow the running ones down below what was promised",
+    "slo_ttft": "its prompt cannot be read in time",
+}
+
+
+def _refusal(verdict: Verdict) -> str:
+    return f"{_REFUSALS[verdict.reason]} (admission.mode is strict); try again shortly"
 
 
 def _timing(request: Request, last_s: float) -> Timing:

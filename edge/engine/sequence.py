@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from edge.messages import FinishReason, Submit
 
 if TYPE_CHECKING:
+    from edge.engine.prefix import Prefix
     from edge.engine.writer import AnswerWriter
 
 
 class Phase(enum.Enum):
-    """Where a sequence stands. FOLLOWING: its prompt is being computed by another answer of the same request."""
+    """Where a sequence stands. FOLLOWING: it holds a slot, and another answer computes (part of) its prompt."""
 
     WAITING = enum.auto()
     PREFILL = enum.auto()
@@ -25,7 +26,7 @@ class Phase(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One answer. Written by the scheduler (phase, slot, cursor, generated) and by nobody else."""
+    """One answer. Written by the scheduler (phase, slot, cursor, generated, times) and by nobody else."""
 
     request: Request
     index: int
@@ -36,12 +37,24 @@ class Sequence:
     """Prompt tokens whose cells are computed."""
     generated: int = 0
     last_token: int = -1
+    emitted_s: float = 0.0
+    """When its last token was drawn."""
+    prefix: Prefix | None = None
+    """The cache's record of its slot while its prompt is computed and its answer runs."""
+    awaits: Prefix | None = None
+    """FOLLOWING: the prompt of another request that is being computed and begins alike; None: of a sibling."""
+    awaited_tokens: int = 0
     finish: FinishReason | None = None
 
     @property
     def position(self) -> int:
         """Position of the next row: where `last_token` goes in decode."""
         return self.cursor + self.generated - 1
+
+    @property
+    def cells(self) -> int:
+        """Cells that it holds."""
+        return self.cursor + max(0, self.generated - 1)
 
     @property
     def prompt_left(self) -> int:
@@ -58,6 +71,15 @@ class Request:
     limit: int
     """Most tokens that each answer may have: asked for, and held by the context."""
     received_s: float
+    """When the child read it."""
+    arrived_s: float
+    """When the front had read it: the promise counts from here."""
+    admitted: bool = False
+    """Both targets will be met, so it goes before those of which that is not certain. Decided once, on arrival."""
+    prompt_s: float = 0.0
+    """What its prompt takes where nothing of it is known."""
+    cached_tokens: int = 0
+    """Prompt tokens that were not computed for it."""
     sequences: list[Sequence] = field(default_factory=list)
     started_s: float = 0.0
     first_token_s: float = 0.0

@@ -19,13 +19,15 @@ class SlotPool:
         """Slots that nobody holds."""
         return self._holders.count(None)
 
-    def take(self, sequence: Sequence) -> int | None:
-        """Give the lowest free slot to `sequence`; None when all are held."""
-        for slot, holder in enumerate(self._holders):
-            if holder is None:
-                self._holders[slot] = sequence
-                return slot
-        return None
+    def free_slots(self) -> list[int]:
+        """Numbers of the slots that nobody holds."""
+        return [slot for slot, holder in enumerate(self._holders) if holder is None]
+
+    def take(self, sequence: Sequence, slot: int) -> None:
+        """Give a free slot to `sequence`."""
+        assert self._holders[slot] is None
+        self._holders[slot] = sequence
+        sequence.slot = slot
 
     def release(self, sequence: Sequence) -> int | None:
         """Take the slot back. Returns its number, None if the sequence held none."""

@@ -23,14 +23,20 @@ from pathlib import Path
 import msgspec
 
 from edge.dialects.template import DEFAULT_CHATML, ChatTemplate
-from edge.engine.calibrate import Threads, choose_threads
+from edge.engine.admission import Targets, capacity
+from edge.engine.calibrate import CALIBRATION_CHUNK, Threads, choose_threads
+from edge.engine.gauge import StepGauge
 from edge.engine.intake import Intake
-from edge.engine.llama.context import Context, ContextShape, ForwardFailed
+from edge.engine.llama.context import Context, ContextShape, ForwardFailed, Saved
 from edge.engine.llama.library import Library
 from edge.engine.llama.model import Model
 from edge.engine.loop import EngineLoop, InboxItem
-from edge.engine.scheduler import IDLE_CHUNKS, Scheduler
-from edge.errors import EdgeError, EngineFault
+from edge.engine.prefix import PrefixCache
+from edge.engine.scheduler import Scheduler
+from edge.engine.statefiles import StateFiles
+from edge.engine.steps import StepModel
+from edge.errors import EdgeError, EngineFault, ModelUnusable
+from edge.machine import processor
 from edge.messages import (
     Abort,
     Detokenize,
@@ -45,6 +51,7 @@ from edge.messages import (
     ModelFacts,
     Offer,
     Progress,
+    Prompt,
     Quit,
     Submit,
     ToChild,
@@ -120,7 +127,7 @@ class Reader(threading.Thread):
     def _submit(self, work: Submit) -> Iterable[Message]:
         request, prompt = self._intake.accept(work, time.monotonic())
         # The Offer leaves before the loop can see the request: no Token overtakes it.
-        self._pipe.send([Offer(work.request_id, len(prompt.tokens), 0, prompt.reasoning_open)])
+        self._pipe.send([Offer(work.request_id, len(prompt.tokens), prompt.reasoning_open)])
         self._inbox.put(request)
         return ()
 
@@ -162,28 +169,126 @@ class Engine:
         vocabulary = self.model.vocabulary
         template = ChatTemplate(source, bos=_text(self.model, vocabulary.bos), eos=_text(self.model, vocabulary.eos))
         self.context = Context(self.library, self.model, self._shape(load))
-        context_tokens = self.context.shape.context_tokens
-        self.intake = Intake(vocabulary, template, source, context_tokens=context_tokens)
-        scheduler = Scheduler(
-            slots=load.slots,
-            chunk_tokens=load.prefill_chunk_tokens,
-            copies_sequences=self.model.copies_sequences,
-        )
+        self.intake = Intake(vocabulary, template, source, context_tokens=self.context.shape.context_tokens)
+        self._digest = _fingerprint(path)
+        self._files = StateFiles(Path(load.state_directory) if load.state_directory else None, self._depends_on(load))
+        self.threads, self._steps = self._measured(load)
+        self.scheduler = self._scheduler(load)
         self.inbox: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
-        pipe.send([Progress("measuring threads", 1.0)])
-        chunk = min(load.prefill_chunk_tokens, context_tokens)
-        fixed = Threads(load.threads, load.threads)
-        self.threads = fixed if load.threads else choose_threads(self.context, load.cores, chunk)
         self.loop = EngineLoop(
-            self.context, scheduler, self.inbox, pipe.send, threads=self.threads, heartbeat_s=load.heartbeat_s
+            self.context,
+            self.scheduler,
+            self.inbox,
+            pipe.send,
+            threads=self.threads,
+            heartbeat_s=load.heartbeat_s,
+            mode=load.admission,
+            at_end=self._keep_steps,
         )
         pipe.send([Progress("preparing grammars", 1.0)])
         self.intake.grammars.warm()
-        pipe.send([Progress("first forward passes", 1.0)])
         self.loop.beat()
-        chunk_s = self.loop.warm(chunk)
+        self._pin(load.pinned)
         settle_collector()
-        pipe.send([Loaded(self._facts(load, path, source), time.monotonic() - begun, chunk_s * IDLE_CHUNKS)])
+        longest_s = self._steps.prompt_s(load.pass_tokens, 0)
+        pipe.send([Loaded(self._facts(load, path, source), time.monotonic() - begun, longest_s)])
+
+    def _measured(self, load: Load) -> tuple[Threads, StepModel]:
+        """Threads and step times: as kept from the last start if they still hold, else measured."""
+        if (kept := self._files.read_steps()) is not None:
+            table, threads = kept
+            self._pipe.send([Progress("checking step times", 1.0)])
+            if load.threads in (0, threads.decode) and StepGauge(self.context, threads).confirms(table):
+                return threads, StepModel(table)
+        self._pipe.send([Progress("measuring threads", 1.0)])
+        chunk = min(CALIBRATION_CHUNK, load.pass_tokens, self.context.shape.context_tokens)
+        fixed = Threads(load.threads, load.threads)
+        threads = fixed if load.threads else choose_threads(self.context, load.cores, chunk)
+        self._pipe.send([Progress("measuring step times", 1.0)])
+        table = StepGauge(self.context, threads).measure()
+        self._files.write_steps(table, threads)
+        self._complain()
+        return threads, StepModel(table)
+
+    def _scheduler(self, load: Load) -> Scheduler:
+        copies = self.model.copies_sequences
+        return Scheduler(
+            slots=load.slots,
+            steps=self._steps,
+            cache=PrefixCache(cap_bytes=load.cache_bytes, isolated=load.isolate_keys, enabled=copies),
+            targets=self._targets(load),
+            chunk_tokens=min(load.pass_tokens, self.context.shape.context_tokens),
+            copies_sequences=copies,
+        )
+
+    @staticmethod
+    def _targets(load: Load) -> Targets:
+        return Targets(load.ttft_target_s, load.itl_target_s, load.admission)
+
+    def _depends_on(self, load: Load) -> list[str]:
+        shape = self.context.shape
+        return [self._digest, self.library.system, processor(), str(load.gpu_layers), repr(shape), str(load.threads)]
+
+    def _keep_steps(self) -> None:
+        self._files.write_steps(self._steps.corrected(), self.threads)
+
+    def _complain(self) -> None:
+        if self._files.complaint:
+            print(f"engine: {self._files.complaint}; the next start measures anew", file=sys.stderr, flush=True)
+
+    # --- pinned prefixes ----------------------------------------------------------------------------------------------
+
+    def _pin(self, prompts: list[Prompt]) -> None:
+        """Compute, or take from disk, the beginnings that are never given up. Raises ModelUnusable if they do not fit."""
+        pinned = [self._pinnable(number, prompt) for number, prompt in enumerate(prompts, 1)]
+        self._files.keep_only(pinned)
+        if not self.scheduler.cache.enabled:
+            return
+        for number, tokens in enumerate(pinned):
+            self._pipe.send([Progress("pinning prompts", number / len(pinned))])
+            saved = self._from_disk(tokens) or self._computed(tokens)
+            recompute_s = self._steps.whole_prompt_s(len(tokens), 0, self.context.rows_limit, safe=False)
+            freed = self.scheduler.cache.adopt(
+                tokens, "", saved, saved.size_bytes, pinned=True, recompute_s=recompute_s
+            )
+            for old in freed:
+                self.context.release(old)
+
+    def _pinnable(self, number: int, prompt: Prompt) -> list[int]:
+        try:
+            tokens = self.intake.tokenize(prompt).tokens
+        except EdgeError as error:
+            raise ModelUnusable(f"entry {number} of cache.pinned_file: {error.message}") from None
+        if len(tokens) >= self.context.shape.context_tokens:
+            raise ModelUnusable(f"entry {number} of cache.pinned_file has {len(tokens)} tokens, more than the context")
+        return tokens
+
+    def _from_disk(self, tokens: list[int]) -> Saved | None:
+        """Cells kept by an earlier start, tried out in a slot: what libllama does not take is not used."""
+        state = None if self.context.shape.unified else self._files.read_cells(tokens)
+        if state is None:
+            return None
+        saved = Saved(len(state), state=state)
+        taken = self.context.restore(saved, 0) and self.context.length(0) == len(tokens)
+        self.context.forget(0)
+        return saved if taken else None
+
+    def _computed(self, tokens: list[int]) -> Saved:
+        context, most = self.context, self.context.rows_limit
+        for start in range(0, len(tokens), most):
+            part = tokens[start : start + most]
+            places = list(range(start, start + len(part)))
+            context.forward(part, places, [0] * len(part), [False] * len(part))
+        saved = context.save(0, len(tokens))
+        context.forget(0)
+        if saved is None:
+            raise ModelUnusable("no room for another pinned prompt; make cache.pinned_file shorter")
+        if saved.state is not None:
+            self._files.write_cells(tokens, saved.state)
+            self._complain()
+        return saved
+
+    # --- facts --------------------------------------------------------------------------------------------------------
 
     def _progress(self, fraction: float) -> None:
         if fraction - self._reported >= 0.01 or fraction >= 1.0:
@@ -195,7 +300,7 @@ class Engine:
         return ContextShape(
             slots=load.slots,
             context_tokens=wanted,
-            chunk_tokens=load.prefill_chunk_tokens * IDLE_CHUNKS,
+            chunk_tokens=min(load.pass_tokens, wanted),
             threads=load.threads or load.cores,
             unified=load.kv_layout == "unified",
             kv_type=load.kv_type,
@@ -205,10 +310,17 @@ class Engine:
     def _facts(self, load: Load, path: Path, source: str) -> ModelFacts:
         shape = self.context.shape
         offloaded = self.library.offloads and load.gpu_layers != 0
+        tokens, streams = capacity(
+            self._steps,
+            self._targets(load),
+            slots=shape.slots,
+            context_tokens=shape.context_tokens,
+            chunk=load.pass_tokens,
+        )
         return ModelFacts(
             name=path.stem,
             description=self.model.description,
-            digest=_fingerprint(path),
+            digest=self._digest,
             parameters=self.model.parameters,
             model_bytes=self.model.size_bytes,
             vocabulary=self.model.vocabulary.size,
@@ -220,6 +332,9 @@ class Engine:
             device="GPU" if offloaded else "CPU",
             kv_bytes=self.context.kv_bytes,
             compute_bytes=self.context.compute_bytes,
+            admits_tokens=tokens,
+            admits_streams=streams,
+            caches_prefixes=self.scheduler.cache.enabled,
             chat_template=source,
             library=self.library.system,
         )

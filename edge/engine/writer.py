@@ -30,12 +30,15 @@ class AnswerWriter:
         self._limit = limit
         self._visible = visible
         self._count = 0
+        self.tokens: list[int] = []
+        """All that were drawn, an end token too."""
         self.prefix = ""
         """Text that goes out with the first token (a completion's echoed prompt)."""
 
     def write(self, context: Context, row: int) -> tuple[int, Token]:
         """Draw the next token from a row's logits. Returns it and what to send. Raises BrokenLogits."""
         draw = self.sampler.draw(context, row)
+        self.tokens.append(draw.token)
         if draw.token in self._vocabulary.end_tokens:
             return draw.token, self._message(self._gate.finish(), 0, "stop")
         self._count += 1

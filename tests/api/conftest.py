@@ -28,6 +28,8 @@ CONFIG = FrontConfig(
     max_body_bytes=1 << 20,
     body_timeout_s=10.0,
     write_timeout_s=10.0,
+    ttft_slo_s=0.05,
+    itl_slo_s=0.05,
 )
 
 

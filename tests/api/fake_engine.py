@@ -50,6 +50,9 @@ def facts(template: str = HERMES) -> ModelFacts:
         device="none",
         kv_bytes=1,
         compute_bytes=1,
+        admits_tokens=64,
+        admits_streams=2,
+        caches_prefixes=True,
         chat_template=template,
         library="none",
     )
@@ -65,7 +68,7 @@ def whole(*tokens: Step, reasoning_open: bool = False) -> list[Step]:
     """A complete stream around these tokens."""
     count = sum(t.tokens for t in tokens if isinstance(t, Token))
     return [
-        Offer(0, 7, 3, reasoning_open),
+        Offer(0, 7, reasoning_open),
         FirstToken(0, TIMING),
         *tokens,
         Finished(0, 7, 3, count, TIMING),

@@ -25,7 +25,7 @@ def load_of(path: Path, **changes: Any) -> Load:
         "slots": 8,
         "context_tokens": 0,
         "context_cap_tokens": 8192,
-        "prefill_chunk_tokens": 64,
+        "pass_tokens": 64,
         "threads": 1,
         "cores": 2,
         "gpu_layers": 0,
@@ -33,6 +33,12 @@ def load_of(path: Path, **changes: Any) -> Load:
         "kv_type": "f16",
         "flash_attention": "off",
         "heartbeat_s": 1.0,
+        "ttft_target_s": 0.05,
+        "itl_target_s": 0.05,
+        "admission": "off",
+        "cache_bytes": 64 << 20,
+        "isolate_keys": False,
+        "state_directory": "",
     }
     return Load(**{**defaults, **changes})
 

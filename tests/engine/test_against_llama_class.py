@@ -63,7 +63,7 @@ def test_greedy_answers_equal_the_llama_class_on_f16(prompts: list[str]) -> None
         for tokens, expected in zip(asked, await spelled(client, answered), strict=True):
             assert pieces(await collect(client, work_for(tokens))) == expected
 
-    run_with_engine(load_of(F16, prefill_chunk_tokens=128), use)
+    run_with_engine(load_of(F16, pass_tokens=128), use)
 
 
 @pytest.mark.parametrize("path", [F16, Q4_0], ids=["f16", "q4_0"])
@@ -81,4 +81,4 @@ def test_eight_at_a_time_differ_at_near_ties_only(path: Path, prompts: list[str]
         for answer, expected in zip(answers, await spelled(client, answered), strict=True):
             same_or_near_tie(answer, expected, NEAR_TIE[path])
 
-    run_with_engine(load_of(path, prefill_chunk_tokens=128), use)
+    run_with_engine(load_of(path, pass_tokens=128), use)

@@ -1,120 +1,367 @@
-"""The scheduler as a state machine: what it plans, and that no slot and no sequence is ever lost."""
+"""The scheduler as a state machine: what it plans, what it promises, and that no slot and no cell is ever lost."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.engine.scheduler import IDLE_CHUNKS, Plan, Scheduler
+from edge.engine.admission import Mode, Targets
+from edge.engine.prefix import PrefixCache
+from edge.engine.scheduler import FIXED_CHUNK, PASS_SHARE, Scheduler
 from edge.engine.sequence import Phase, Request, Sequence
+from edge.engine.steps import StepModel, StepTable
 from edge.messages import Submit, TokenPrompt
 
-CHUNK = 16
-NO_WRITER: Any = SimpleNamespace()
+ITL_S = TTFT_S = 0.050
+TOKEN_S = 0.001
+TABLE = StepTable(
+    decode=[(1, 0.002), (8, 0.009)],
+    prompt=[(1, TOKEN_S), (1024, 1024 * TOKEN_S)],
+    decode_cell_s=0.0,
+    prompt_cell_s=0.0,
+    restore_byte_s=0.0,
+)
 
 
-def make_request(number: int, prompt_tokens: int, answers: int = 1) -> Request:
-    work = Submit(request_id=number, prompt=TokenPrompt(tokens=[]), n=answers)
-    request = Request(work, list(range(prompt_tokens)), limit=8, received_s=float(number))
-    request.sequences.extend(Sequence(request, index, NO_WRITER) for index in range(answers))
+@dataclass
+class Writer:
+    """Of the real one, what the scheduler reads."""
+
+    tokens: list[int] = field(default_factory=list)
+
+
+def make_request(
+    number: int, prompt: int | list[int], *, answers: int = 1, limit: int = 8, at_s: float = 0.0, **work: Any
+) -> Request:
+    tokens = [number * 1000 + n for n in range(prompt)] if isinstance(prompt, int) else prompt
+    submit = Submit(request_id=number, prompt=TokenPrompt(tokens=[]), n=answers, **work)
+    request = Request(submit, tokens, limit, received_s=at_s, arrived_s=at_s)
+    writers: list[Any] = [Writer() for _ in range(answers)]
+    request.sequences.extend(Sequence(request, index, writer) for index, writer in enumerate(writers))
     return request
 
 
-def make_scheduler(slots: int = 4, *, copies: bool = True) -> Scheduler:
-    return Scheduler(slots=slots, chunk_tokens=CHUNK, copies_sequences=copies)
+class Machine:
+    """Carries out what the scheduler says, on cells that are lists of tokens and a clock that each pass moves."""
+
+    def __init__(self, slots: int = 4, *, mode: Mode = "best-effort", caches: bool = True, cap: int = 1 << 20) -> None:
+        self.cache = PrefixCache(cap_bytes=cap, isolated=False, enabled=caches)
+        self.scheduler = Scheduler(
+            slots=slots,
+            steps=StepModel(TABLE),
+            cache=self.cache,
+            targets=Targets(TTFT_S, ITL_S, mode),
+            chunk_tokens=1024,
+            copies_sequences=caches,
+        )
+        self.cells: list[list[int]] = [[] for _ in range(slots)]
+        self.now_s = 0.0
+        self.prefilled = 0
+        self.emitted: dict[int, list[float]] = {}
+        self.log: list[str] = []
+
+    def add(self, request: Request) -> Request:
+        self.scheduler.add(request, self.now_s)
+        return request
+
+    def step(self) -> str:
+        """One turn of the loop; says which pass it made."""
+        scheduler = self.scheduler
+        while (placement := scheduler.next_placement(self.now_s)) is not None:
+            self._place(placement)
+        if (chunk := scheduler.next_chunk(self.now_s)) is not None:
+            took_s = scheduler._steps.prompt_s(chunk.count, chunk.start)
+            self.now_s += took_s
+            sequence = chunk.sequence
+            cells = self.cells[sequence.slot]
+            assert len(cells) == chunk.start
+            cells += sequence.request.tokens[chunk.start : chunk.start + chunk.count]
+            self.prefilled += chunk.count
+            siblings = scheduler.prefilled(chunk, self.now_s, took_s)
+            for sibling in siblings:
+                self.cells[sibling.slot] = list(cells)
+            if chunk.last:
+                for member in (sequence, *siblings):
+                    self._draw(member)
+            return f"prompt {sequence.request.id}"
+        if rows := scheduler.decode_rows(self.now_s):
+            took_s = scheduler._steps.decode_s(len(rows), 0)
+            self.now_s += took_s
+            for sequence in rows:
+                assert len(self.cells[sequence.slot]) == sequence.position
+                self.cells[sequence.slot].append(sequence.last_token)
+            scheduler.decoded(rows, self.now_s, took_s)
+            for sequence in rows:
+                self._draw(sequence)
+            return "decode " + " ".join(str(s.request.id) for s in rows)
+        return "idle"
+
+    def run(self, turns: int = 10_000) -> list[str]:
+        """Work until nothing is left."""
+        done: list[str] = []
+        while not self.scheduler.idle:
+            done.append(self.step())
+            assert len(done) < turns, "it does not come to an end"
+        return done
+
+    def end(self, sequence: Sequence) -> None:
+        if (slot := self.scheduler.end(sequence)) is not None:
+            self.cells[slot] = []
+
+    def _place(self, placement: Any) -> None:
+        slot, source, tokens = placement.slot, placement.source, placement.tokens
+        resident = self.cache.resident(slot)
+        if placement.save_resident and resident is not None:
+            self.cache.keep(resident, list(self.cells[slot]), resident.computed, len(self.cells[slot]))
+        if placement.how == "copy":
+            saved = source.saved if source.saved_tokens >= tokens else list(self.cells[source.slot])
+            if saved is not source.saved:
+                self.cache.keep(source, saved, source.computed, len(saved))
+            self.cells[slot] = list(saved)
+        self.cache.vacate(slot)
+        self.cells[slot] = self.cells[slot][:tokens] if placement.how != "cold" else []
+        expected = list(placement.sequence.request.tokens[:tokens])
+        assert self.cells[slot] == expected, "cells of another prompt"
+        self.scheduler.placed(placement, tokens)
+
+    def _draw(self, sequence: Sequence) -> None:
+        token = 7_000_000 + sequence.request.id
+        sequence.writer.tokens.append(token)
+        self.emitted.setdefault(sequence.request.id, []).append(self.now_s)
+        self.scheduler.sampled(sequence, token, self.now_s)
+        if sequence.generated >= sequence.request.limit:
+            self.end(sequence)
+
+    def check(self) -> None:
+        """Nobody's cells are lost, doubled or mistaken."""
+        self.cache.check()
+        slots = self.scheduler.slots
+        held = {s.slot: s for s in slots.holders()}
+        assert len(held) == self.scheduler.running == slots.size - slots.free
+        for slot, cells in enumerate(self.cells):
+            resident, holder = self.cache.resident(slot), held.get(slot)
+            if holder is not None and holder.phase in (Phase.PREFILL, Phase.DECODE):
+                assert len(cells) == holder.cells
+                assert cells[: holder.cursor] == list(holder.request.tokens[: holder.cursor])
+            elif resident is not None:
+                assert cells == list(resident.tokens) and not resident.live
+            else:
+                assert cells == []
 
 
-def carry_out(scheduler: Scheduler, plan: Plan) -> None:
-    for sequence in plan.decode:
-        scheduler.sampled(sequence, 7)
-    for chunk in plan.prefill:
-        followers = scheduler.prefilled(chunk)
-        if chunk.last:
-            for member in (chunk.sequence, *followers):
-                scheduler.sampled(member, 7)
+def test_an_idle_node_reads_a_prompt_in_passes_that_leave_room_for_the_next_arrival() -> None:
+    machine = Machine()
+    machine.add(make_request(1, 100, limit=1))
+    sizes = []
+    while not machine.scheduler.idle:
+        before = machine.prefilled
+        machine.step()
+        sizes.append(machine.prefilled - before)
+    assert sum(sizes) == 100
+    assert max(sizes) * TOKEN_S <= ITL_S * PASS_SHARE
 
 
-def test_an_idle_node_computes_a_prompt_in_large_steps() -> None:
-    scheduler = make_scheduler()
-    scheduler.add(make_request(1, CHUNK * IDLE_CHUNKS + 5))
-    first, second = scheduler.plan(), None
-    carry_out(scheduler, first)
-    second = scheduler.plan()
-    assert [c.count for c in first.prefill] == [CHUNK * IDLE_CHUNKS]
-    assert [(c.count, c.last) for c in second.prefill] == [(5, True)]
+def test_a_long_prompt_delays_no_admitted_stream_beyond_its_target() -> None:
+    machine = Machine()
+    machine.add(make_request(1, 5, limit=60))
+    while not machine.emitted:
+        machine.step()
+    long = machine.add(make_request(2, 900, limit=1, at_s=machine.now_s))
+    assert not long.admitted
+    machine.run()
+    gaps = [b - a for a, b in zip(machine.emitted[1], machine.emitted[1][1:], strict=False)]
+    assert max(gaps) <= ITL_S
+    assert 2 in machine.emitted, "the long prompt was starved"
 
 
-def test_a_running_stream_gets_its_row_in_every_step_while_a_long_prompt_arrives() -> None:
-    scheduler = make_scheduler()
-    scheduler.add(make_request(1, 3))
-    carry_out(scheduler, scheduler.plan())
-    scheduler.add(make_request(2, CHUNK * 5))
-    for _ in range(5):
-        plan = scheduler.plan()
-        assert [s.request.id for s in plan.decode] == [1]
-        assert sum(c.count for c in plan.prefill) <= CHUNK
-        carry_out(scheduler, plan)
-    assert {s.request.id for s in scheduler.plan().decode} == {1, 2}
+def test_a_long_prompt_beside_a_stream_takes_one_pass_between_two_tokens() -> None:
+    machine = Machine()
+    machine.add(make_request(1, 5, limit=20))
+    while not machine.emitted:
+        machine.step()
+    machine.add(make_request(2, 500, limit=1, at_s=machine.now_s))
+    kinds = [machine.step().split()[0] for _ in range(10)]
+    assert kinds == ["decode", "prompt"] * 5
 
 
-def test_short_prompts_share_one_step_oldest_first() -> None:
-    scheduler = make_scheduler()
-    for number in (1, 2, 3):
-        scheduler.add(make_request(number, 10))
-    plan = scheduler.plan()
-    assert [(c.sequence.request.id, c.count) for c in plan.prefill] == [(1, 10), (2, 10), (3, 10)]
+def test_short_prompts_are_admitted_and_go_before_a_long_one_that_came_first() -> None:
+    machine = Machine()
+    long = machine.add(make_request(1, 800, limit=1))
+    machine.step()
+    short = machine.add(make_request(2, 10, limit=1, at_s=machine.now_s))
+    assert (long.admitted, short.admitted) == (False, True)
+    assert machine.step() == "prompt 2"
+
+
+def test_what_is_admitted_meets_both_targets() -> None:
+    machine = Machine(slots=8)
+    admitted = []
+    for number in range(1, 30):
+        request = machine.add(make_request(number, 12, limit=6, at_s=machine.now_s))
+        if request.admitted:
+            admitted.append(request)
+        machine.step()
+    machine.run()
+    assert len(admitted) > 5
+    for request in admitted:
+        times = machine.emitted[request.id]
+        assert times[0] - request.arrived_s <= TTFT_S
+        assert all(b - a <= ITL_S for a, b in zip(times, times[1:], strict=False))
+
+
+def test_more_than_fits_is_not_admitted() -> None:
+    machine = Machine(slots=8)
+    decisions = [machine.add(make_request(n, 20, limit=4)).admitted for n in range(1, 6)]
+    assert decisions == [True, True, False, False, False]
+
+
+def test_answers_that_were_not_admitted_leave_slots_for_those_that_can_be() -> None:
+    machine = Machine(slots=4)
+    for number in range(1, 8):
+        machine.add(make_request(number, 200, limit=50))
+    for _ in range(100):
+        machine.step()
+    assert machine.scheduler.slots.free >= 1
+    assert machine.add(make_request(9, 5, limit=2, at_s=machine.now_s)).admitted
+
+
+def test_strangers_take_turns_between_keys() -> None:
+    machine = Machine(slots=4)
+    for number in range(1, 7):
+        machine.add(make_request(number, 400, limit=1, key="greedy"))
+    for _ in range(40):
+        machine.step()
+    machine.add(make_request(10, 400, limit=1, at_s=machine.now_s, key="modest"))
+    order = [line for line in machine.run() if line.startswith("prompt")]
+    last = {name: max(i for i, line in enumerate(order) if line == f"prompt {name}") for name in (6, 10)}
+    assert last[10] < last[6]
+
+
+def test_without_targets_a_prompt_takes_a_fixed_part_of_every_step() -> None:
+    machine = Machine(mode="off")
+    machine.add(make_request(1, 5, limit=20))
+    machine.step()
+    request = machine.add(make_request(2, FIXED_CHUNK * 2, limit=1))
+    assert [machine.step() for _ in range(4)] == ["decode 1", "prompt 2", "decode 1", "prompt 2"]
+    assert not request.admitted
+
+
+def test_a_model_too_slow_for_the_targets_still_answers() -> None:
+    machine = Machine()
+    slow = StepTable([(1, 0.3)], [(1, 0.3), (64, 2.0)], 0.0, 0.0, 0.0)
+    machine.scheduler = Scheduler(
+        slots=4,
+        steps=StepModel(slow),
+        cache=machine.cache,
+        targets=Targets(TTFT_S, ITL_S, "best-effort"),
+        chunk_tokens=64,
+        copies_sequences=True,
+    )
+    request = machine.add(make_request(1, 200, limit=3))
+    machine.run()
+    assert len(machine.emitted[1]) == 3 and not request.admitted
 
 
 def test_answers_to_one_prompt_compute_it_once() -> None:
-    scheduler = make_scheduler()
-    request = make_request(1, 10, answers=3)
-    scheduler.add(request)
-    plan = scheduler.plan()
-    assert len(plan.prefill) == 1
-    followers = scheduler.prefilled(plan.prefill[0])
-    assert [s.index for s in followers] == [1, 2]
-    assert all(s.phase is Phase.DECODE and s.cursor == 10 for s in request.sequences)
+    machine = Machine()
+    machine.add(make_request(1, 10, answers=3, limit=2))
+    machine.run()
+    assert machine.prefilled == 10
 
 
 def test_answers_compute_the_prompt_each_where_memory_cannot_be_copied() -> None:
-    scheduler = make_scheduler(copies=False)
-    scheduler.add(make_request(1, 4, answers=3))
-    assert len(scheduler.plan().prefill) == 3
+    machine = Machine(caches=False)
+    machine.add(make_request(1, 10, answers=3, limit=2))
+    machine.run()
+    assert machine.prefilled == 30
 
 
-def test_a_follower_takes_over_when_the_first_answer_is_cancelled_in_its_prompt() -> None:
-    scheduler = make_scheduler()
-    request = make_request(1, CHUNK * IDLE_CHUNKS + 1, answers=2)
-    scheduler.add(request)
-    carry_out(scheduler, scheduler.plan())
-    scheduler.end(request.sequences[0])
-    plan = scheduler.plan()
-    assert [(c.sequence.index, c.start) for c in plan.prefill] == [(1, 0)]
+def test_a_sibling_takes_over_when_the_first_answer_is_cancelled_in_its_prompt() -> None:
+    machine = Machine(slots=2)
+    request = machine.add(make_request(1, 60, answers=2, limit=2))
+    machine.step()
+    computed = machine.prefilled
+    assert 0 < computed < 60
+    machine.end(request.sequences[0])
+    machine.run()
+    assert machine.prefilled == 60, "what the first had computed was thrown away"
+    assert len(machine.emitted[1]) == 2
 
 
+def test_a_second_request_computes_only_what_is_new() -> None:
+    machine = Machine()
+    prompt = list(range(200))
+    machine.add(make_request(1, [*prompt, 901], limit=2))
+    machine.run()
+    second = machine.add(make_request(2, [*prompt, 902, 903], limit=2))
+    machine.run()
+    assert (second.cached_tokens, machine.prefilled) == (200, 203)
+
+
+def test_a_conversation_goes_on_behind_its_own_answer() -> None:
+    machine = Machine(slots=1)
+    first = machine.add(make_request(1, 50, limit=4))
+    machine.run()
+    history = [*first.tokens, *first.sequences[0].writer.tokens[:3]]
+    second = machine.add(make_request(2, [*history, 5, 6], limit=1))
+    machine.run()
+    assert second.cached_tokens == len(history)
+
+
+def test_simultaneous_requests_with_one_new_beginning_compute_it_once() -> None:
+    machine = Machine(slots=8)
+    for number in range(1, 9):
+        machine.add(make_request(number, [*range(1000), 5000 + number], limit=2))
+    machine.run()
+    assert machine.prefilled <= 1000 * 1.02
+    assert len(machine.emitted) == 8
+
+
+def test_who_waits_for_a_cancelled_prompt_goes_on_from_what_was_computed() -> None:
+    machine = Machine()
+    leader = machine.add(make_request(1, [*range(300), 1], limit=2))
+    machine.add(make_request(2, [*range(300), 2], limit=2))
+    for _ in range(3):
+        machine.step()
+    machine.end(leader.sequences[0])
+    machine.run()
+    assert machine.prefilled == 301
+
+
+def test_a_request_that_wants_no_cache_neither_takes_nor_gives() -> None:
+    machine = Machine()
+    prompt = list(range(100))
+    machine.add(make_request(1, prompt, limit=1, cache=False))
+    machine.run()
+    machine.add(make_request(2, prompt, limit=1))
+    machine.run()
+    third = machine.add(make_request(3, prompt, limit=1, cache=False))
+    machine.run()
+    assert third.cached_tokens == 0 and machine.prefilled == 300
+
+
+@settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_no_slot_leaks_whatever_arrives_and_is_cancelled(data: st.DataObject) -> None:
-    scheduler = make_scheduler(slots=3)
+def test_nothing_leaks_and_nothing_is_mistaken_whatever_arrives_and_is_cancelled(data: st.DataObject) -> None:
+    caches = data.draw(st.booleans())
+    mode: Mode = data.draw(st.sampled_from(["best-effort", "off"]))
+    machine = Machine(slots=data.draw(st.integers(1, 4)), mode=mode, caches=caches, cap=data.draw(st.integers(0, 400)))
+    beginnings = [list(range(base, base + 120)) for base in (0, 10_000)]
     requests: list[Request] = []
-    for number in range(data.draw(st.integers(1, 25))):
+    for number in range(1, data.draw(st.integers(2, 25))):
         if data.draw(st.booleans()):
-            request = make_request(number, data.draw(st.integers(1, 70)), answers=data.draw(st.integers(1, 3)))
-            requests.append(request)
-            scheduler.add(request)
+            known = data.draw(st.sampled_from(beginnings))[: data.draw(st.integers(0, 120))]
+            prompt = [*known, *(50_000 + number * 100 + n for n in range(data.draw(st.integers(1, 60))))]
+            answers, limit = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
+            cache = data.draw(st.integers(0, 5)) > 0
+            requests.append(machine.add(make_request(number, prompt, answers=answers, limit=limit, cache=cache)))
         alive = [s for r in requests for s in r.sequences if s.phase is not Phase.DONE]
-        if alive and data.draw(st.booleans()):
-            scheduler.end(data.draw(st.sampled_from(alive)))
-        carry_out(scheduler, scheduler.plan())
-        seated = list(scheduler.slots.holders())
-        assert len({s.slot for s in seated}) == len(seated) == scheduler.running
-        assert all(s.phase in (Phase.PREFILL, Phase.FOLLOWING, Phase.DECODE) for s in seated)
-        for s in seated:
-            assert s.cursor <= len(s.request.tokens)
-            if s.phase is Phase.FOLLOWING:
-                assert any(o.phase is Phase.PREFILL for o in s.request.sequences)
-    for request in requests:
-        for sequence in request.sequences:
-            if sequence.phase is not Phase.DONE:
-                scheduler.end(sequence)
-    assert scheduler.idle
+        if alive and data.draw(st.integers(0, 3)) == 0:
+            machine.end(data.draw(st.sampled_from(alive)))
+        for _ in range(data.draw(st.integers(0, 4))):
+            machine.step()
+            machine.check()
+    machine.run()
+    machine.check()
+    assert all(s.phase is Phase.DONE for r in requests for s in r.sequences)

@@ -1,6 +1,7 @@
 """KV cells and forward passes of one model.
 
-Sequence ids are slot numbers 0..slots-1. All calls come from one thread, the engine loop's.
+Sequence ids are slot numbers 0..slots-1; in the unified layout ids above them hold saved prefixes, which costs a graph
+nothing. All calls come from one thread, the engine loop's.
 """
 
 from __future__ import annotations
@@ -32,6 +33,21 @@ _logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_in
     ctypes.cast(ll.llama_get_logits_ith, ctypes.c_void_p).value or 0
 )
 """llama_get_logits_ith, giving the address as a number."""
+
+
+_SEQUENCE_IDS = 256
+"""What libllama's memory operations accept in the unified layout."""
+
+
+class Saved:
+    """Cells of a slot, kept outside the slots: a copy in host memory, or a hidden sequence that shares them."""
+
+    __slots__ = ("holder", "size_bytes", "state")
+
+    def __init__(self, size_bytes: int, *, state: npt.NDArray[np.uint8] | None = None, holder: int = -1) -> None:
+        self.size_bytes = size_bytes
+        self.state = state
+        self.holder = holder
 
 
 class CellsExhausted(Exception):
@@ -89,6 +105,7 @@ class Context:
         self._vocabulary = model.vocabulary.size
         self._batch = _Batch(self.rows_limit)
         self._views: dict[int, Logits] = {}
+        self._free_holders = list(range(shape.slots, _SEQUENCE_IDS)) if shape.unified else []
 
     @property
     def handle(self) -> int:
@@ -140,6 +157,44 @@ class Context:
         self.forget(target)
         ll.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
+    def save(self, slot: int, tokens: int) -> Saved | None:
+        """Keep a slot's first `tokens` cells: in the unified layout shared at no cost, else all of the slot's as a copy in
+        host memory. None if nothing more can be kept."""
+        if self.shape.unified:
+            if not self._free_holders:
+                return None
+            holder = self._free_holders.pop()
+            ll.llama_memory_seq_cp(self._memory, slot, holder, 0, tokens)
+            return Saved(tokens * self.cell_bytes, holder=holder)
+        size = ll.llama_state_seq_get_size(self._handle, slot)
+        state = np.empty(size, np.uint8)
+        written = ll.llama_state_seq_get_data(self._handle, _bytes(state), size, slot)
+        return Saved(size, state=state) if written == size else None
+
+    def restore(self, saved: Saved, slot: int) -> bool:
+        """Fill an empty slot with what was saved. False, and the slot is empty, if libllama refuses it."""
+        if saved.state is None:
+            ll.llama_memory_seq_cp(self._memory, saved.holder, slot, 0, -1)
+            return True
+        read = ll.llama_state_seq_set_data(self._handle, _bytes(saved.state), saved.size_bytes, slot)
+        if read != saved.size_bytes:
+            self.forget(slot)
+            return False
+        return True
+
+    def release(self, saved: Saved) -> None:
+        """What was saved is not wanted any more."""
+        if saved.holder >= 0:
+            self.forget(saved.holder)
+            self._free_holders.append(saved.holder)
+            saved.holder = -1
+        saved.state = None
+
+    @property
+    def cell_bytes(self) -> int:
+        """Size of one token's cells."""
+        return self.kv_bytes // (self.shape.slots * self.shape.context_tokens)
+
     def length(self, slot: int) -> int:
         """Tokens that a slot holds, by the library's own account."""
         return int(ll.llama_memory_seq_pos_max(self._memory, slot)) + 1
@@ -149,6 +204,10 @@ class Context:
         if self._handle:
             ll.llama_free(self._handle)
             self._handle = None
+
+
+def _bytes(array: npt.NDArray[np.uint8]) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
 
 
 class _Batch:
