@@ -71,7 +71,7 @@ class Target:
     url: str
     model: str
     api: Api
-    key: str = "none"
+    key: str = ""
     tls: ssl.SSLContext | None = None
     dropped: tuple[str, ...] = ()
 
@@ -111,7 +111,7 @@ def find_target(
     timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
     with httpx.Client(headers=headers, timeout=timeout, verify=tls or nobody, trust_env=False) as http:
         try:
-            target = Target(address.name, address.url, model or _model_of(http, address), api, key or "none", tls)
+            target = Target(address.name, address.url, model or _model_of(http, address), api, key, tls)
             return _try(http, target, first)
         except httpx.HTTPError as error:
             raise _unreachable(address.url, error, timeout_s) from None

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from edge.bench.report import Judged, Report, Result
 
-_NAME_WIDTH = 14
+_NAME_WIDTH = 21
 _GOOD_SHARE = 0.99
 
 
@@ -111,7 +111,15 @@ def _admitted(report: Report) -> Table:
 
 
 def _new(title: str, *left: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1))
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1),
+        collapse_padding=True,
+    )
     for heading in left:
         table.add_column(heading, max_width=_NAME_WIDTH, no_wrap=True)
     return table

@@ -97,8 +97,9 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange = Exchange()
         self._parser = httptools.HttpResponseParser(self)
         self._body_bytes = 0
+        authorization = f"Authorization: Bearer {key}\r\n" if key else ""
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nAuthorization: Bearer {key}\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\n{authorization}"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         if self._transport.is_closing():

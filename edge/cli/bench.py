@@ -80,25 +80,22 @@ _WORDS = click.IntRange(min=0, max=100_000)
     "--rounds",
     type=click.IntRange(min=1, max=100),
     default=1,
-    show_default=True,
     metavar="N",
-    help="Go through all levels so many times.",
+    help="Go through all levels so many times [default: 1].",
 )
 @click.option(
     "--slo-ttft-ms",
     type=click.FloatRange(min=0, min_open=True),
     default=50.0,
-    show_default=True,
     metavar="MS",
-    help="Longest time to the first token of a good request.",
+    help="Longest time to the first token of a good request [default: 50].",
 )
 @click.option(
     "--slo-itl-ms",
     type=click.FloatRange(min=0, min_open=True),
     default=50.0,
-    show_default=True,
     metavar="MS",
-    help="Longest p99 gap between tokens of a good request.",
+    help="Longest p99 gap between tokens of a good request [default: 50].",
 )
 @click.option(
     "--mix",
@@ -130,9 +127,8 @@ _WORDS = click.IntRange(min=0, max=100_000)
     "--api",
     type=click.Choice(("chat", "completions")),
     default="chat",
-    show_default=True,
     metavar="API",
-    help="chat or completions.",
+    help="chat or completions [default: chat].",
 )
 @click.option(
     "--model",
@@ -161,26 +157,24 @@ _WORDS = click.IntRange(min=0, max=100_000)
     help="Write a page with plots, readable without a network.",
 )
 @click.option(
-    "--timeout", type=_SECONDS, default=60.0, show_default=True, metavar="SECONDS", help="Longest wait for one answer."
+    "--timeout", type=_SECONDS, default=60.0, metavar="SECONDS", help="Longest wait for one answer [default: 60]."
 )
 @click.option(
     "--time-limit",
     type=_SECONDS,
     default=3600.0,
-    show_default=True,
     metavar="SECONDS",
-    help="Longest run; what was measured by then is shown.",
+    help="Longest run; what was measured by then is shown [default: 3600].",
 )
 @click.option(
-    "--max-requests", type=_COUNT, default=2000, show_default=True, metavar="N", help="Most requests of one level."
+    "--max-requests", type=_COUNT, default=2000, metavar="N", help="Most requests of one level [default: 2000]."
 )
 @click.option(
     "--max-in-flight",
     type=click.IntRange(min=1, max=_MOST_CONCURRENT),
     default=256,
-    show_default=True,
     metavar="N",
-    help="Most requests under way; further ones count as not sent.",
+    help="Most requests under way; further ones count as not sent [default: 256].",
 )
 def command(url: str, against: tuple[str, ...], **options: Any) -> int:
     """Measure how many requests a second a server answers in time: goodput against offered load.

@@ -174,11 +174,14 @@ def test_one_level_at_which_nothing_succeeded_can_be_shown() -> None:
 
 def test_the_table_fits_100_columns() -> None:
     out = io.StringIO()
-    show(a_report(name="a-long-name-of-a-server"), Console(file=out, width=100))
+    report = a_report(name="a-long-name-of-a-server")
+    busy = [r.model_copy(update={"load": "1024 at once", "goodput_rps": 1234.5}) for r in report.results[:2]]
+    show(report.model_copy(update={"results": [*report.results, *busy]}), Console(file=out, width=100))
     text = out.getvalue()
     assert max(len(line) for line in text.splitlines()) <= 100
     (row,) = [line for line in text.splitlines() if line.startswith("40/s") and " two " in line][:1]
     assert row.split()[2:5] == ["0.70", "0.00", "0%"]
+    assert "1024 at once" in text and "1234.50" in text
     assert "1 times: <b>broke</b>" in text
 
 

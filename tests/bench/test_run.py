@@ -57,6 +57,7 @@ def test_a_closed_loop_measures_what_the_server_did() -> None:
     assert (result.edge_class, result.edge_route) == ({"slo": 6}, {"local": 6})
     assert result.admitted == result.all
     assert (result.complete, report.interrupted) == (True, None)
+    assert server.keys == {""}  # no key is given, so none is sent
 
 
 def test_an_open_loop_sends_every_server_the_same_requests_in_turns() -> None:
