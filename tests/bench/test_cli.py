@@ -48,7 +48,7 @@ def test_a_run_prints_a_table_and_writes_json_and_a_page(run_edge: RunEdge, tmp_
         done = run_edge("bench", f"left={one.url}", "--against", f"right={two.url}", *BRIEF, *files)
     assert (done.returncode, done.stderr) == (0, "")
     for name in ("left", "right"):
-        assert re.search(rf"^2 at once  {name} +\d+\.\d\d +\d+\.\d\d +\d+%", done.stdout, re.MULTILINE), done.stdout
+        assert re.search(rf"^2 at once +{name} +\d+\.\d\d +\d+\.\d\d +\d+%", done.stdout, re.MULTILINE), done.stdout
     report = Report.model_validate_json((tmp_path / "r.json").read_text())
     assert [result.statuses for result in report.results] == [{"ok": 8}, {"ok": 8}]
     assert (report.format, report.version) == ("edge-bench", 1)

@@ -7,6 +7,7 @@ import os
 import signal
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,8 +159,8 @@ def test_an_answer_may_end_with_its_connection() -> None:
 
 def test_the_time_limit_ends_a_run_with_what_there_is() -> None:
     with FakeServer(gap_s=0.02) as server:
-        report = run(found(server), duration_s=30.0, bounds=Bounds(), time_limit_s=0.8)
-    assert report.interrupted == "--time-limit of 0.8 s reached"
+        report = run(found(server), duration_s=30.0, bounds=Bounds(), time_limit_s=1.5)
+    assert report.interrupted == "--time-limit of 1.5 s reached"
     assert report.results[0].statuses["ok"] > 0
     assert not report.results[0].complete
 
@@ -167,7 +168,13 @@ def test_the_time_limit_ends_a_run_with_what_there_is() -> None:
 def test_ctrl_c_ends_a_run_with_what_there_is() -> None:
     with FakeServer(gap_s=0.02) as server:
         target = found(server)
-        threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+        def interrupt() -> None:
+            while len(server.bodies) < 6:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
         report = run(target, duration_s=30.0, bounds=Bounds())
     assert report.interrupted == "interrupted by Ctrl-C"
     assert report.results[0].statuses["ok"] > 0
