@@ -108,7 +108,7 @@ def _p99_plot(report: Report, x: Axis, label: str, slo_ms: float, value: Callabl
 
 def _log_axis(label: str, values_ms: list[float], slo_ms: float) -> Axis:
     seen = [*(max(value, _LEAST_MS) for value in values_ms), slo_ms]
-    return Axis(label, max(_LEAST_MS, round_down(min(seen) * 0.8)), round_up(max(seen) * 1.2), log=True)
+    return Axis(label, max(_LEAST_MS, round_down(min(seen) * 0.8)), round_up(max(*seen, 2 * _LEAST_MS) * 1.2), log=True)
 
 
 def _distributions(report: Report, load: str) -> list[tuple[str, str]]:

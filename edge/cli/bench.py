@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge.cli.numbers import finite, several
 from edge.errors import ConfigurationError
 
 if TYPE_CHECKING:  # `edge bench --help` waits for none of these
@@ -19,35 +20,15 @@ if TYPE_CHECKING:  # `edge bench --help` waits for none of these
     from edge.bench.workload import Load, LoadKind, Mix
 
 _INTERRUPTED = 130
-_MOST_LEVELS, _MOST_TARGETS = 16, 6
+_MOST_TARGETS = 6
 _MOST_CONCURRENT = 1024
 _RATES = (0.5, 1.0, 2.0, 4.0)
 _DURATION_S = 15.0
 _FILE_WIDTH = 100  # columns of the table where there is no terminal
 
 
-def _numbers(kind: type[int] | type[float], most: float) -> Callable[..., tuple[float, ...] | None]:
-    """Reads positive numbers with commas between them; doubles count once."""
-
-    def read(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-        if value is None:
-            return None
-        try:
-            numbers = tuple(dict.fromkeys(kind(part) for part in value.split(",")))
-        except ValueError:
-            numbers = ()
-        if not numbers or not all(0 < number <= most for number in numbers):
-            raise click.BadParameter(
-                f"{value!r}: write numbers above 0 and up to {most:g}, such as 1,2,4", context, option
-            )
-        if len(numbers) > _MOST_LEVELS:
-            raise click.BadParameter(f"{len(numbers)} levels are more than {_MOST_LEVELS}", context, option)
-        return numbers
-
-    return read
-
-
 _SECONDS = click.FloatRange(min=0, min_open=True, max=86_400)
+_MILLISECONDS = click.FloatRange(min=0, min_open=True, max=1e9)
 _COUNT = click.IntRange(min=1, max=100_000)
 _WORDS = click.IntRange(min=0, max=100_000)
 
@@ -59,13 +40,13 @@ _WORDS = click.IntRange(min=0, max=100_000)
 )
 @click.option(
     "--rate",
-    callback=_numbers(float, 10_000),
+    callback=several(float, 10_000),
     metavar="R,R,...",
     help="Open loop: requests a second, Poisson arrivals [default: 0.5,1,2,4].",
 )
 @click.option(
     "--concurrency",
-    callback=_numbers(int, _MOST_CONCURRENT),
+    callback=several(int, _MOST_CONCURRENT),
     metavar="N,N,...",
     help="Closed loop: requests at a time.",
 )
@@ -75,7 +56,9 @@ _WORDS = click.IntRange(min=0, max=100_000)
     metavar="FILE",
     help="Replay a file: a line each, {at_s, messages or prompt, max_tokens}.",
 )
-@click.option("--duration", type=_SECONDS, metavar="SECONDS", help="Length of each level [default: 15].")
+@click.option(
+    "--duration", type=_SECONDS, callback=finite, metavar="SECONDS", help="Length of each level [default: 15]."
+)
 @click.option(
     "--rounds",
     type=click.IntRange(min=1, max=100),
@@ -85,14 +68,16 @@ _WORDS = click.IntRange(min=0, max=100_000)
 )
 @click.option(
     "--slo-ttft-ms",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_MILLISECONDS,
+    callback=finite,
     default=50.0,
     metavar="MS",
     help="Longest time to the first token of a good request [default: 50].",
 )
 @click.option(
     "--slo-itl-ms",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_MILLISECONDS,
+    callback=finite,
     default=50.0,
     metavar="MS",
     help="Longest p99 gap between tokens of a good request [default: 50].",
@@ -157,11 +142,17 @@ _WORDS = click.IntRange(min=0, max=100_000)
     help="Write a page with plots, readable without a network.",
 )
 @click.option(
-    "--timeout", type=_SECONDS, default=60.0, metavar="SECONDS", help="Longest wait for one answer [default: 60]."
+    "--timeout",
+    type=_SECONDS,
+    callback=finite,
+    default=60.0,
+    metavar="SECONDS",
+    help="Longest wait for one answer [default: 60].",
 )
 @click.option(
     "--time-limit",
     type=_SECONDS,
+    callback=finite,
     default=3600.0,
     metavar="SECONDS",
     help="Longest run; what was measured by then is shown [default: 3600].",
@@ -212,9 +203,10 @@ def _plan(options: dict[str, Any]) -> Plan:
     bounds = Bounds(options["max_requests"], options["max_in_flight"], options["timeout"])
     duration_s = options["duration"] or _DURATION_S
     for load in loads:
-        if load.kind == "rate" and load.value * duration_s > bounds.requests:
+        expected = load.value * duration_s
+        if load.kind == "rate" and expected + 4 * math.sqrt(expected) > bounds.requests:  # arrivals scatter by the root
             raise click.UsageError(
-                f"{load.value:g} requests/s for {duration_s:g} s are more than {bounds.requests} requests; raise "
+                f"{load.value:g} requests/s for {duration_s:g} s can be more than {bounds.requests} requests; raise "
                 "--max-requests or shorten --duration"
             )
     trace = options["trace"] and read_trace(

@@ -166,6 +166,14 @@ def test_a_page_without_any_result_can_be_made() -> None:
     assert "Not complete: interrupted by Ctrl-C." in page(empty)
 
 
+@pytest.mark.parametrize("slo_ms", [0.001, 50.0, 1e9])
+def test_any_slo_can_be_drawn(slo_ms: float) -> None:
+    report = a_report().model_copy(update={"slo": {"ttft_ms": slo_ms, "itl_ms": slo_ms}})
+    nothing = [result("one", "rate", 1, "1/s", [Part([refused()], 1.0, True)], SLO)]
+    for one in (report, report.model_copy(update={"results": nothing})):
+        assert "</html>" in page(one)
+
+
 def test_one_level_at_which_nothing_succeeded_can_be_shown() -> None:
     bad = [result("one", "concurrency", 1, "1 at once", [Part([refused()], None, True)], SLO)]
     text = page(a_report().model_copy(update={"results": bad}))
