@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import servers
 from bench.load import SENTENCE, Trace, throughput, together
-from bench.machine import describe, largest_gap_s
+from edge.bench.machine import describe, largest_gap_s
 
 PROMPT = SENTENCE * 2
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from bench.servers import Server
-from bench.wire import Connection
+from edge.bench.stream import read
+from edge.bench.wire import Connection
 
 SENTENCE = "The operator checks the pressure of the pump and writes it down before the shift ends. "
 
@@ -53,23 +52,13 @@ async def stream(connection: Connection, server: Server, prompt: str, tokens: in
         "cache_prompt": False,
     }
     sent, answer = await connection.post("/v1/completions", json.dumps(body).encode())
-    trace = Trace(sent, engine_s=_engine_s(answer.headers.get("server-timing", "")))
-    for arrived, event in _events(answer.chunks):
-        if event.get("choices") and event["choices"][0].get("text"):
-            trace.arrivals_s.append(arrived - sent)
-        if event.get("usage"):
-            trace.tokens = event["usage"]["completion_tokens"]
-    return trace
-
-
-def _events(chunks: list[tuple[float, bytes]]) -> Iterator[tuple[float, dict[str, Any]]]:
-    """Server-sent events, each with the time at which its last byte came. Read after the stream, not beside it."""
-    rest = b""
-    for arrived, data in chunks:
-        *whole, rest = (rest + data).split(b"\n\n")
-        for event in whole:
-            if event.startswith(b"data: {"):
-                yield arrived, json.loads(event[6:])
+    reading = read(answer.chunks)
+    return Trace(
+        sent,
+        arrivals_s=[arrived - sent for arrived in reading.content_s],
+        tokens=reading.tokens or 0,
+        engine_s=_engine_s(answer.headers.get("server-timing", "")),
+    )
 
 
 def _engine_s(header: str) -> float | None:

@@ -12,16 +12,10 @@ from typing import Any
 
 import httpx
 
-from edge.errors import ConfigurationError, EdgeError, InvalidApiKey, from_code
+from edge.errors import ConfigurationError, InvalidApiKey, NodeUnreachable, from_code
 
 _CONNECT_S = 5.0
 _SILENCE_S = 120.0
-
-
-class NodeUnreachable(EdgeError):
-    """Nothing answers at the node's address, or not in HTTP."""
-
-    code = "unreachable"
 
 
 @dataclass(slots=True)

@@ -171,6 +171,12 @@ class ModelUnusable(EdgeError):
     code = "model_unusable"
 
 
+class NodeUnreachable(EdgeError):
+    """Nothing answers at a node's address, or not as such a server does. Raised by clients."""
+
+    code = "unreachable"
+
+
 class ConfigurationError(EdgeError):
     """Settings, flags or the machine stand in the way of starting. The message ends with the cure."""
 

@@ -18,7 +18,7 @@ from typing import Any
 from bench import servers
 from bench.compare import percentile
 from bench.load import SENTENCE, throughput, together
-from bench.machine import describe, largest_gap_s
+from edge.bench.machine import describe, largest_gap_s
 
 WAITING = {
     "default": {"GOMP_SPINCOUNT": "300000"},  # what libgomp does if nobody says otherwise

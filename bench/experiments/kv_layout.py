@@ -19,7 +19,7 @@ from typing import Any
 
 from llama_cpp import llama_cpp as ll
 
-from bench.machine import describe
+from edge.bench.machine import describe
 from edge.engine.llama.context import Context, ContextShape
 from edge.engine.llama.library import Library
 from edge.engine.llama.model import Model

@@ -27,6 +27,7 @@ EXIT_CODES = {
 _COMMANDS = {
     "serve": "Load a model and answer the API until told to stop.",
     "chat": "Talk to a running node.",
+    "bench": "Measure how many requests a second a server answers in time.",
     "doctor": "Check this machine and the settings; name what is missing and the cure.",
     "keys": "Create, list and revoke API keys.",
     "settings": "Show every setting, its value and where that came from.",

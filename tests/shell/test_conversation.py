@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from edge.conversation import Conversation, End, NodeUnreachable, Reasoning, Text, ToolCall
-from edge.errors import EdgeError, InvalidApiKey
+from edge.conversation import Conversation, End, Reasoning, Text, ToolCall
+from edge.errors import EdgeError, InvalidApiKey, NodeUnreachable
 
 Serve = Callable[..., str]
 MODELS = {"object": "list", "data": [{"id": "tiny"}]}

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(memory / 1024**2, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "llama_cpp_python": version("llama-cpp-python"),
-        "edge": version("edge-node"),
+        "llama_cpp_python": _version("llama-cpp-python"),
+        "edge": _version("edge-node"),
     }
 
 
@@ -38,6 +38,13 @@ def largest_gap_s(seconds: float) -> float:
         worst = max(worst, now - last)
         last = now
     return worst
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "not installed"
 
 
 def _lines(path: str) -> list[str]:
