@@ -51,6 +51,7 @@ def edge(
         "EDGE_ENGINE__SLOTS": str(slots),
         "EDGE_ENGINE__CONTEXT_TOKENS": str(context_tokens),
         "EDGE_ENGINE__THREADS": str(threads),
+        "EDGE_ADMISSION__MODE": "off",
         "EDGE_LOG__LEVEL": "warning",
     }
     with tempfile.TemporaryDirectory() as home:

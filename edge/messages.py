@@ -306,9 +306,8 @@ class Stats(Message, frozen=True):
     cache_evictions: int
     cached_tokens: int
     """Prompt tokens that were not computed, of all requests."""
-    admitted: int
-    refused: int
-    """Requests since start, by what was decided on arrival; the rest was answered in the gaps."""
+    decisions: dict[str, int]
+    """Requests since start by what was decided on arrival: `admitted`, or `best-effort` or `refused` and the reason."""
     prefill_tokens: int
     decode_tokens: int
     steps: int

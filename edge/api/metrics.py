@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from edge.engine.port import Engine
+from edge.messages import Stats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -71,8 +72,7 @@ class _EngineGauges(Collector):
         yield GaugeMetricFamily("edge_slots", "Slots.", stats.slots)
         yield GaugeMetricFamily("edge_kv_cells_used", "KV cells in use.", stats.cells_used)
         yield GaugeMetricFamily("edge_kv_cells", "KV cells.", stats.cells)
-        yield CounterMetricFamily("edge_requests_admitted", "Requests promised the targets on arrival.", stats.admitted)
-        yield CounterMetricFamily("edge_requests_not_admitted", "Requests refused on arrival (strict).", stats.refused)
+        yield _decisions(stats)
         yield GaugeMetricFamily("edge_prefix_cache_bytes", "Memory of saved beginnings of prompts.", stats.cache_bytes)
         yield CounterMetricFamily("edge_prefix_cache_hits", "Prompts that began with known cells.", stats.cache_hits)
         yield CounterMetricFamily("edge_prefix_cache_evictions", "Saved beginnings given up.", stats.cache_evictions)
@@ -81,3 +81,13 @@ class _EngineGauges(Collector):
         yield GaugeMetricFamily("edge_step_p99_seconds", "99th percentile of the last 512 passes.", stats.step_p99_s)
         yield GaugeMetricFamily("edge_forward_age_seconds", "Since the last forward pass.", stats.forward_age_s)
         yield GaugeMetricFamily("edge_engine_resident_bytes", "Resident memory of the engine.", stats.resident_bytes)
+
+
+def _decisions(stats: Stats) -> CounterMetricFamily:
+    family = CounterMetricFamily(
+        "edge_admission", "Requests by what was decided on arrival, and why.", labels=["decision", "reason"]
+    )
+    for name, count in stats.decisions.items():
+        decision, _, reason = name.partition(" ")
+        family.add_metric([decision, reason], count)
+    return family

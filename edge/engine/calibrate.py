@@ -11,14 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge.engine.llama.context import Context
+from edge.engine.threads import WORTH_A_CORE
 
 CALIBRATION_CHUNK = 64
 """Prompt tokens of the passes by which threads are judged."""
 _ROUNDS = 15
 _BUDGET_S = 1.5
 _LEAST_ROUNDS = 3
-_WORTH_A_CORE = 0.85
-"""More threads must bring a step below this share of the time that fewer need."""
 _HOPELESS = 4
 """Threads whose first step takes this many times longer than one thread's are not tried again: the cores are taken."""
 _LARGE_STEP_S = 0.25
@@ -33,9 +32,14 @@ class Threads:
     prefill: int
 
 
+def thread_candidates(cores: int) -> list[int]:
+    """Thread counts that are worth a trial on this many cores."""
+    return sorted({1, max(1, cores - 1), cores})
+
+
 def choose_threads(context: Context, cores: int, chunk_tokens: int) -> Threads:
     """Measure decode steps and prompt chunks in free slots with 1, cores-1 and cores threads. Takes at most about 3 s."""
-    candidates = sorted({1, max(1, cores - 1), cores})
+    candidates = thread_candidates(cores)
     if len(candidates) == 1:
         return Threads(cores, cores)
     rows = min(4, context.shape.slots)
@@ -69,7 +73,7 @@ def _fewest(context: Context, candidates: list[int], step: Callable[[], None]) -
     slow = {n: sorted(taken)[len(taken) * 9 // 10] for n, taken in times.items()}
     chosen = candidates[0]
     for threads in slow:
-        if slow[threads] < slow[chosen] * _WORTH_A_CORE:
+        if slow[threads] < slow[chosen] * WORTH_A_CORE:
             chosen = threads
     return chosen
 

@@ -14,7 +14,7 @@ _SAMPLES = 5
 _LONG_PASS_S = 0.4
 _PROMPT_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _DEPTH_TOKENS = 512
-_PROBE_TOKENS = 16
+_PROBE_SIZES = (16, 64, 256)
 _STILL_TRUE = 2.0
 
 
@@ -37,7 +37,7 @@ class StepGauge:
     def confirms(self, table: StepTable) -> bool:
         """Whether an earlier table still holds: a few passes, and no more than twice as long or as short as it says."""
         model = StepModel(table)
-        size = min(_PROBE_TOKENS, self._context.rows_limit)
+        size = min(_PROBE_SIZES[0], self._context.rows_limit)
         decode_s = min(self._decode(1) for _ in range(_SAMPLES))
         prompt_s = min(self._prompt(size) for _ in range(_SAMPLES))
         ratios = (decode_s / model.decode_s(1, 0), prompt_s / model.prompt_s(size, 0))
@@ -57,10 +57,12 @@ class StepGauge:
     def _decode(self, rows: int) -> float:
         return self._pass([0] * rows, [0] * rows, list(range(rows)), [True] * rows, self._threads.decode)
 
-    def _prompt(self, tokens: int) -> float:
-        return self._pass(
-            [0] * tokens, list(range(tokens)), [0] * tokens, [False] * (tokens - 1) + [True], self._threads.prefill
-        )
+    def _row(self, depth: int) -> float:
+        return self._pass([0], [depth], [0], [True], self._threads.decode)
+
+    def _prompt(self, tokens: int, start: int = 0) -> float:
+        places = list(range(start, start + tokens))
+        return self._pass([0] * tokens, places, [0] * tokens, [False] * (tokens - 1) + [True], self._threads.prefill)
 
     def _pass(
         self, tokens: list[int], positions: list[int], slots: list[int], outputs: list[bool], threads: int
@@ -73,9 +75,9 @@ class StepGauge:
             self._context.forget(slot, min(positions))
         return took_s
 
-    def _at_depth(self, row_s: float, prompt: list[tuple[int, float]]) -> tuple[float, float, float]:
+    def _at_depth(self, row_s: float, prompt: list[tuple[int, float]]) -> tuple[float, list[tuple[int, float]], float]:
         """What depth adds to a decode row and to a prompt row, for each cell; and the time to copy a byte."""
-        context = self._context
+        context, times = self._context, dict(prompt)
         size = prompt[-1][0]
         depth, begun = 0, time.monotonic()
         most = min(_DEPTH_TOKENS, context.shape.context_tokens // 2)
@@ -83,20 +85,14 @@ class StepGauge:
             count = min(size, most - depth)
             context.forward([0] * count, list(range(depth, depth + count)), [0] * count, [False] * count)
             depth += count
-        probe = min(_PROBE_TOKENS, size, context.rows_limit)
-        shallow_s = min(self._prompt_in(1, 0, probe) for _ in range(3))
-        deep_s = min(self._prompt_in(0, depth, probe) for _ in range(3))
-        deep_row_s = min(self._pass([0], [depth], [0], [True], self._threads.decode) for _ in range(_SAMPLES))
+        cell_s: list[tuple[int, float]] = []
+        for rows in (n for n in _PROBE_SIZES if n in times and depth + n <= context.shape.context_tokens):
+            deep_s = min(self._prompt(rows, depth) for _ in range(3))
+            cell_s.append((rows if cell_s else 1, max(0.0, deep_s - times[rows]) / (rows * depth)))
+        deep_row_s = sorted(self._row(depth) for _ in range(_SAMPLES))[_SAMPLES // 2]
         byte_s = self._copy_byte_s(depth)
         context.forget(0)
-        return max(0.0, deep_row_s - row_s) / depth, max(0.0, deep_s - shallow_s) / (probe * depth), byte_s
-
-    def _prompt_in(self, slot: int, start: int, tokens: int) -> float:
-        slot = min(slot, self._context.shape.slots - 1)
-        if slot == 0 and start == 0:  # there is one slot only, and it is filled
-            return float("inf")
-        positions = list(range(start, start + tokens))
-        return self._pass([0] * tokens, positions, [slot] * tokens, [False] * tokens, self._threads.prefill)
+        return max(0.0, deep_row_s - row_s) / depth, cell_s, byte_s
 
     def _copy_byte_s(self, depth: int) -> float:
         context = self._context

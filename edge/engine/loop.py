@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edge.engine.admission import Mode, Verdict
-from edge.engine.calibrate import Threads
 from edge.engine.llama.context import CellsExhausted, Context, ForwardFailed, Saved
 from edge.engine.prefix import Prefix
 from edge.engine.sampler import BrokenLogits
 from edge.engine.scheduler import Chunk, Placement, Scheduler
 from edge.engine.sequence import Phase, Request, Sequence
+from edge.engine.steps import Kind, StepModel
+from edge.engine.threads import ThreadChoice
 from edge.errors import EngineFault, Overloaded
 from edge.messages import Abort, Failed, Finished, FirstToken, Message, Quit, Stats, Timing, Token
 
@@ -27,6 +28,9 @@ InboxItem = Request | Abort | Quit
 _STATS_EVERY_S = 0.5
 _STEPS_REMEMBERED = 512
 _PAGE_BYTES = 4096
+_TRIAL_TOKENS = 64
+_TRIAL_EVERY_S = 0.25
+_UNNOTICED_S = 0.008
 
 
 class EngineLoop:
@@ -39,13 +43,19 @@ class EngineLoop:
         inbox: queue.SimpleQueue[InboxItem],
         send: Send,
         *,
-        threads: Threads,
+        threads: ThreadChoice,
+        model: StepModel,
         heartbeat_s: float,
         mode: Mode,
         at_end: Callable[[], None],
     ) -> None:
         self._context = context
         self._threads = threads
+        self._model = model
+        sizes: tuple[tuple[Kind, int], ...] = (("decode", 1), ("prompt", min(_TRIAL_TOKENS, context.rows_limit)))
+        self._trials = deque((kind, rows, n) for kind, rows in sizes for n in threads.candidates)
+        self._trial_due_s = 0.0
+        self._pass_threads, self._strained = 0, False
         self._scheduler = scheduler
         self._inbox = inbox
         self._send = send
@@ -59,7 +69,7 @@ class EngineLoop:
         self._was_idle = True
         self._step_s: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
         self._steps = self._prefill_tokens = self._decode_tokens = self._cached_tokens = 0
-        self._admitted = self._refused = 0
+        self._decisions: dict[str, int] = {}
         self._quit = False
 
     def run(self) -> None:
@@ -74,21 +84,44 @@ class EngineLoop:
                 self._decode(rows)
             elif time.monotonic() - self._forward_s >= self._heartbeat_s:
                 self.beat()
+            elif time.monotonic() >= self._trial_due_s:
+                self._try_threads(at_leisure=False)
             self._report()
         self._at_end()
 
     def beat(self) -> None:
-        """A real forward pass of one token, behind what lies in a slot: proof that the engine can still answer."""
+        """A real forward pass of one token: proof that the engine can still answer."""
+        self._probe("decode", 1, self._threads.of("decode"))
+        self._forward_s = time.monotonic()
+        self._try_threads(at_leisure=True)
+
+    def _try_threads(self, *, at_leisure: bool) -> None:
+        """Nobody waits: see how another thread count would do. Unless at leisure, only with a pass so short that whoever
+        arrives meanwhile does not notice."""
+        self._trial_due_s = time.monotonic() + _TRIAL_EVERY_S
+        kind, rows, threads = self._trials[0]
+        short = self._model.raw_s(kind, rows, 0) < _UNNOTICED_S
+        if len(self._threads.candidates) == 1 or not (short or at_leisure):
+            return
+        self._trials.rotate(-1)
+        self._threads.tried(kind, threads, self._probe(kind, rows, threads))
+        if (ratio := self._threads.decide(kind)) is not None:
+            self._model.rescale(kind, ratio)
+
+    def _probe(self, kind: Kind, rows: int, threads: int) -> float:
+        """A pass behind what lies in a free slot, which leaves no trace. Returns its time beside what is predicted."""
         context = self._context
-        slot = min(range(context.shape.slots), key=context.length)
+        slot = min(self._scheduler.slots.free_slots(), key=context.length)
         at = context.length(slot)
-        if at >= context.shape.context_tokens:
+        if at + rows > context.shape.context_tokens:
             self._clear(slot)
             at = 0
-        context.use_threads(self._threads.decode)
-        context.forward([0], [at], [slot], [True])
+        context.use_threads(threads)
+        begun = time.monotonic()
+        context.forward([0] * rows, list(range(at, at + rows)), [slot] * rows, [False] * (rows - 1) + [True])
+        took_s = time.monotonic() - begun
         context.forget(slot, at)
-        self._forward_s = time.monotonic()
+        return took_s / self._model.raw_s(kind, rows, at)
 
     # --- inbox --------------------------------------------------------------------------------------------------------
 
@@ -103,7 +136,8 @@ class EngineLoop:
 
     def _idle_s(self) -> float:
         now = time.monotonic()
-        return max(0.001, min(self._stats_due_s - now, self._forward_s + self._heartbeat_s - now))
+        due_s = min(self._stats_due_s, self._forward_s + self._heartbeat_s, self._trial_due_s)
+        return max(0.001, due_s - now)
 
     def _handle(self, item: InboxItem) -> None:
         match item:
@@ -119,12 +153,16 @@ class EngineLoop:
     def _accept(self, request: Request) -> None:
         self._requests[request.id] = request
         if self._mode == "strict" and (verdict := self._scheduler.judge(request, time.monotonic())).reason:
-            self._refused += 1
+            self._decided("refused", verdict.reason)
             self._fail(request, Overloaded.code or "", _refusal(verdict))
             self._flush()
             return
-        self._scheduler.add(request, time.monotonic())
-        self._admitted += request.admitted
+        verdict = self._scheduler.add(request, time.monotonic())
+        self._decided("admitted" if request.admitted else "best-effort", verdict.reason)
+
+    def _decided(self, decision: str, reason: str) -> None:
+        name = f"{decision} {reason}".rstrip()
+        self._decisions[name] = self._decisions.get(name, 0) + 1
 
     # --- slots and prefixes -------------------------------------------------------------------------------------------
 
@@ -189,11 +227,11 @@ class EngineLoop:
         tokens = [s.last_token for s in sequences]
         positions = [s.position for s in sequences]
         slots = [s.slot for s in sequences]
-        self._context.use_threads(self._threads.decode)
-        begun = time.monotonic()
+        cells = sum(s.cells for s in sequences)
+        begun = self._begin("decode", len(sequences))
         if self._forward(tokens, positions, slots, [True] * len(sequences), sequences):
             now = self._forward_s
-            self._passed(now - begun)
+            self._passed("decode", len(sequences), cells, now - begun)
             self._scheduler.decoded(sequences, now, now - begun)
             self._decode_tokens += len(sequences)
             for row, sequence in enumerate(sequences):
@@ -203,16 +241,15 @@ class EngineLoop:
     def _prefill(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
         request = sequence.request
-        begun = time.monotonic()
         if request.started_s == 0.0:
-            request.started_s = begun
+            request.started_s = time.monotonic()
         end = chunk.start + chunk.count
         outputs = [False] * (chunk.count - 1) + [chunk.last]
         tokens = request.tokens[chunk.start : end]
-        self._context.use_threads(self._threads.prefill)
+        begun = self._begin("prompt", chunk.count)
         if self._forward(tokens, range(chunk.start, end), [sequence.slot] * chunk.count, outputs, (sequence,)):
             now = self._forward_s
-            self._passed(now - begun)
+            self._passed("prompt", chunk.count, chunk.start, now - begun)
             self._prefill_tokens += chunk.count
             siblings = self._scheduler.prefilled(chunk, now, now - begun)
             for sibling in siblings:
@@ -222,9 +259,24 @@ class EngineLoop:
                     self._write(member, chunk.count - 1)
         self._flush()
 
-    def _passed(self, took_s: float) -> None:
+    def _begin(self, kind: Kind, rows: int) -> float:
+        """Set the threads of the next pass. Returns the time now."""
+        self._strained = self._model.strained(kind, rows)
+        self._pass_threads = self._threads.for_pass(kind, strained=self._strained)
+        self._context.use_threads(self._pass_threads)
+        return time.monotonic()
+
+    def _passed(self, kind: Kind, rows: int, cells: int, took_s: float) -> None:
+        """Learn from a pass. One with other threads than usual says nothing of the usual."""
         self._steps += 1
         self._step_s.append(took_s)
+        if self._strained:
+            self._threads.tried(kind, self._pass_threads, took_s / self._model.raw_s(kind, rows, cells))
+            if (ratio := self._threads.decide(kind)) is not None:
+                self._model.rescale(kind, ratio)
+                return
+        if self._pass_threads == self._threads.of(kind):
+            self._model.observe(kind, rows, cells, took_s)
 
     def _forward(
         self,
@@ -334,8 +386,7 @@ class EngineLoop:
             cache_hits=cache.hits,
             cache_evictions=cache.evictions,
             cached_tokens=self._cached_tokens,
-            admitted=self._admitted,
-            refused=self._refused,
+            decisions=dict(self._decisions),
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,
             steps=self._steps,

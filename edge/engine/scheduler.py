@@ -109,7 +109,7 @@ class Scheduler:
         if not self._keeps_targets:
             return Verdict("", 0.0, self._steps.decode_s(1, 0))
         match = self._match(request)
-        known = match.usable if match is not None else 0
+        known = self._steps.best_start(len(request.tokens), match.usable) if match is not None else 0
         count = len(request.tokens) - known
         prompt_s = self._steps.whole_prompt_s(count, known, self._pass_tokens())
         if match is not None:
@@ -260,7 +260,6 @@ class Scheduler:
         After the last chunk the sequence and its siblings are decoding; their first token comes from the chunk's logits.
         """
         sequence = chunk.sequence
-        self._steps.observe_prompt(chunk.count, chunk.start, took_s)
         self._accounts.charge(sequence.request.work.key, took_s, now_s)
         self._prompt_pass_since_decode = True
         sequence.cursor += chunk.count
@@ -280,7 +279,6 @@ class Scheduler:
     def decoded(self, rows: tuple[Sequence, ...], now_s: float, took_s: float) -> None:
         """Note that a decode pass was computed."""
         self._prompt_pass_since_decode = False
-        self._steps.observe_decode(len(rows), sum(s.cells for s in rows), took_s)
         for sequence in rows:
             self._accounts.charge(sequence.request.work.key, took_s / len(rows), now_s)
 
@@ -369,15 +367,15 @@ class Scheduler:
         if match is None:
             slot = self._cheapest(free)
             return Placement(sequence, slot, "cold", save_resident=self._worth_saving(slot))
-        source = match.prefix
-        if not source.live and source.slot in free and source.computed >= match.usable:
+        source, tokens = match.prefix, self._steps.best_start(len(sequence.request.tokens), match.usable)
+        if not source.live and source.slot in free and source.computed >= tokens:
             others = [slot for slot in free if slot != source.slot]
             own = source.computed - match.usable
             if own < _KEPT_TOKENS or source.saved_tokens >= source.computed or not others:
-                return Placement(sequence, source.slot, "stay", source, match.usable)
+                return Placement(sequence, source.slot, "stay", source, tokens)
             free = others
         slot = self._cheapest(free)
-        return Placement(sequence, slot, "copy", source, match.usable, save_resident=self._worth_saving(slot))
+        return Placement(sequence, slot, "copy", source, tokens, save_resident=self._worth_saving(slot))
 
     def _follow(self, sequence: Sequence, slot: int, awaits: Prefix | None, tokens: int) -> Placement | None:
         """Wait in a slot for cells that another answer computes. The slot's own cells stay until they come."""

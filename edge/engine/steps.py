@@ -13,12 +13,16 @@ from typing import Literal
 
 import msgspec
 
-CHUNKS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Sizes of prompt passes that do not end a prompt: few, since libllama builds a new graph for each."""
+CHUNKS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 192, 256, 384, 512)
+"""Sizes of prompt passes that do not end a prompt: few, since libllama builds a new graph for each, and multiples of 64 where
+there is time, since its attention works on 64 rows at once."""
+TILE_ROWS = 64
+"""Fewer prompt rows than this go through libllama's attention one by one (GGML_FA_TILE_Q)."""
 SAFE_QUANTILE = 0.95
+STRAINED_RATIO = 1.5
 _REMEMBERED = 128
 _FEW = 8
-_LEAST_RATIO, _LARGEST_RATIO = 0.5, 8.0
+_LEAST_RATIO, _LARGEST_RATIO = 0.2, 8.0
 
 Kind = Literal["decode", "prompt"]
 
@@ -30,8 +34,9 @@ class StepTable(msgspec.Struct, frozen=True):
     prompt: list[tuple[int, float]]
     decode_cell_s: float
     """More time for each cell that a decode row attends to."""
-    prompt_cell_s: float
-    """More time for each (prompt row, cell before the chunk) pair."""
+    prompt_cell_s: list[tuple[int, float]]
+    """More time for each (prompt row, cell before the pass) pair, by the least rows of a pass for which it holds: kernels
+    that take many rows at a time cost a third of those that take one."""
     restore_byte_s: float
     """Time to copy a byte of a saved prefix into a slot."""
 
@@ -41,6 +46,7 @@ class StepModel:
 
     def __init__(self, table: StepTable) -> None:
         self.table = table
+        self._scale: dict[Kind, float] = {"decode": 1.0, "prompt": 1.0}
         self._ratios: dict[tuple[Kind, int], _Ratios] = {}
 
     def decode_s(self, rows: int, cells: int, *, safe: bool = True) -> float:
@@ -62,21 +68,44 @@ class StepModel:
         return size_bytes * self.table.restore_byte_s
 
     def largest_chunk(self, budget_s: float, start: int, wanted: int, most: int) -> int:
-        """The most prompt rows, at most `wanted` and `most`, whose pass takes no longer than `budget_s`; 0 if none."""
+        """The most prompt rows, at most `wanted` and `most`, whose pass takes no longer than `budget_s`; 0 if none. The last
+        pass of a prompt is the deepest, so it is left with a tile's rows where it can be."""
         if wanted <= most and self.prompt_s(wanted, start) <= budget_s:
             return wanted
         for size in reversed(CHUNKS):
             if size < wanted and size <= most and self.prompt_s(size, start) <= budget_s:
-                return size
+                rest = wanted - size
+                return size - (TILE_ROWS - rest) if rest < TILE_ROWS and size >= 2 * TILE_ROWS else size
         return 0
 
-    def observe_decode(self, rows: int, cells: int, took_s: float) -> None:
-        """A decode pass took this long."""
-        self._observe("decode", rows, took_s / self._decode(rows, cells))
+    def best_start(self, tokens: int, known: int) -> int:
+        """Where to begin with a prompt of which `known` tokens have cells: to compute a few of them again can be faster than
+        to compute less than a tile."""
+        start = tokens - TILE_ROWS
+        if not 0 <= start < known:
+            return known
+        again_s = self.prompt_s(TILE_ROWS, start, safe=False)
+        return start if again_s < self.prompt_s(tokens - known, known, safe=False) else known
 
-    def observe_prompt(self, tokens: int, start: int, took_s: float) -> None:
-        """A prompt pass took this long."""
-        self._observe("prompt", tokens, took_s / self._prompt(tokens, start))
+    def raw_s(self, kind: Kind, rows: int, cells: int) -> float:
+        """What the table says for a pass, without the correction by what passes lately took."""
+        return (self._decode(rows, cells) if kind == "decode" else self._prompt(rows, cells)) * self._scale[kind]
+
+    def observe(self, kind: Kind, rows: int, cells: int, took_s: float) -> None:
+        """A pass took this long. `cells`: what the decode rows attend to together, or what lies before the prompt rows."""
+        ratio = took_s / self.raw_s(kind, rows, cells)
+        self._ratios.setdefault((kind, rows.bit_length()), _Ratios()).add(ratio)
+
+    def strained(self, kind: Kind, rows: int) -> bool:
+        """Whether passes of this size take much longer than the table says."""
+        ratios = self._ratios.get((kind, rows.bit_length()))
+        return ratios is not None and ratios.typical > STRAINED_RATIO
+
+    def rescale(self, kind: Kind, ratio: float) -> None:
+        """Passes of a kind take `ratio` times as long from now on: they are run in another way."""
+        self._scale[kind] *= ratio
+        for key in [key for key in self._ratios if key[0] == kind]:
+            del self._ratios[key]
 
     def corrected(self) -> StepTable:
         """The table as it turned out while running, for the next start."""
@@ -92,16 +121,14 @@ class StepModel:
         return _between(self.table.decode, rows) + self.table.decode_cell_s * cells
 
     def _prompt(self, tokens: int, start: int) -> float:
-        return _between(self.table.prompt, tokens) + self.table.prompt_cell_s * tokens * start
-
-    def _observe(self, kind: Kind, rows: int, ratio: float) -> None:
-        self._ratios.setdefault((kind, rows.bit_length()), _Ratios()).add(ratio)
+        cell_s = next((s for least, s in reversed(self.table.prompt_cell_s) if tokens >= least), 0.0)
+        return _between(self.table.prompt, tokens) + cell_s * tokens * start
 
     def _factor(self, kind: Kind, rows: int, safe: bool) -> float:
         ratios = self._ratios.get((kind, rows.bit_length()))
         if ratios is None:
-            return 1.0
-        return ratios.safe if safe else ratios.typical
+            return self._scale[kind]
+        return self._scale[kind] * (ratios.safe if safe else ratios.typical)
 
 
 class _Ratios:

@@ -24,7 +24,7 @@ import msgspec
 
 from edge.dialects.template import DEFAULT_CHATML, ChatTemplate
 from edge.engine.admission import Targets, capacity
-from edge.engine.calibrate import CALIBRATION_CHUNK, Threads, choose_threads
+from edge.engine.calibrate import CALIBRATION_CHUNK, Threads, choose_threads, thread_candidates
 from edge.engine.gauge import StepGauge
 from edge.engine.intake import Intake
 from edge.engine.llama.context import Context, ContextShape, ForwardFailed, Saved
@@ -35,6 +35,7 @@ from edge.engine.prefix import PrefixCache
 from edge.engine.scheduler import Scheduler
 from edge.engine.statefiles import StateFiles
 from edge.engine.steps import StepModel
+from edge.engine.threads import ThreadChoice
 from edge.errors import EdgeError, EngineFault, ModelUnusable
 from edge.machine import processor
 from edge.messages import (
@@ -172,7 +173,9 @@ class Engine:
         self.intake = Intake(vocabulary, template, source, context_tokens=self.context.shape.context_tokens)
         self._digest = _fingerprint(path)
         self._files = StateFiles(Path(load.state_directory) if load.state_directory else None, self._depends_on(load))
-        self.threads, self._steps = self._measured(load)
+        threads, self._steps = self._measured(load)
+        candidates = thread_candidates(load.cores) if load.threads == 0 else [load.threads]
+        self.threads = ThreadChoice(decode=threads.decode, prompt=threads.prefill, candidates=candidates)
         self.scheduler = self._scheduler(load)
         self.inbox: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
         self.loop = EngineLoop(
@@ -181,6 +184,7 @@ class Engine:
             self.inbox,
             pipe.send,
             threads=self.threads,
+            model=self._steps,
             heartbeat_s=load.heartbeat_s,
             mode=load.admission,
             at_end=self._keep_steps,
@@ -230,7 +234,8 @@ class Engine:
         return [self._digest, self.library.system, processor(), str(load.gpu_layers), repr(shape), str(load.threads)]
 
     def _keep_steps(self) -> None:
-        self._files.write_steps(self._steps.corrected(), self.threads)
+        used = Threads(self.threads.of("decode"), self.threads.of("prompt"))
+        self._files.write_steps(self._steps.corrected(), used)
 
     def _complain(self) -> None:
         if self._files.complaint:
@@ -327,8 +332,8 @@ class Engine:
             context_tokens=shape.context_tokens,
             train_context_tokens=self.model.train_context_tokens,
             slots=shape.slots,
-            threads=self.threads.decode,
-            prefill_threads=self.threads.prefill,
+            threads=self.threads.of("decode"),
+            prefill_threads=self.threads.of("prompt"),
             device="GPU" if offloaded else "CPU",
             kv_bytes=self.context.kv_bytes,
             compute_bytes=self.context.compute_bytes,

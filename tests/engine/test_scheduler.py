@@ -20,7 +20,7 @@ TABLE = StepTable(
     decode=[(1, 0.002), (8, 0.009)],
     prompt=[(1, TOKEN_S), (1024, 1024 * TOKEN_S)],
     decode_cell_s=0.0,
-    prompt_cell_s=0.0,
+    prompt_cell_s=[],
     restore_byte_s=0.0,
 )
 
@@ -250,7 +250,7 @@ def test_without_targets_a_prompt_takes_a_fixed_part_of_every_step() -> None:
 
 def test_a_model_too_slow_for_the_targets_still_answers() -> None:
     machine = Machine()
-    slow = StepTable([(1, 0.3)], [(1, 0.3), (64, 2.0)], 0.0, 0.0, 0.0)
+    slow = StepTable([(1, 0.3)], [(1, 0.3), (64, 2.0)], 0.0, [], 0.0)
     machine.scheduler = Scheduler(
         slots=4,
         steps=StepModel(slow),
