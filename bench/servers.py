@@ -8,9 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -27,6 +27,11 @@ class Server:
     url: str
     model: str
     pid: int
+    words_per_token: float = 1.0
+
+    def words_for(self, tokens: int) -> int:
+        """About how many words of `bench.promise` make so many tokens."""
+        return round(tokens * self.words_per_token)
 
     def pss_bytes(self) -> int:
         """Proportional memory of the server and its children, in bytes."""
@@ -43,9 +48,16 @@ def free_port() -> int:
 
 @contextmanager
 def edge(
-    model: Path, *, slots: int, context_tokens: int, threads: int, env: dict[str, str] | None = None
+    model: Path,
+    *,
+    slots: int,
+    context_tokens: int,
+    threads: int,
+    env: dict[str, str] | None = None,
+    home: Path | None = None,
+    prepare: Callable[[Path], None] = lambda _: None,
 ) -> Iterator[Server]:
-    """A node on a home of its own."""
+    """A node on a home of its own, or on `home`; `prepare` may put files there. Nothing is promised unless `env` says so."""
     port = free_port()
     settings = {
         "EDGE_ENGINE__SLOTS": str(slots),
@@ -54,11 +66,13 @@ def edge(
         "EDGE_ADMISSION__MODE": "off",
         "EDGE_LOG__LEVEL": "warning",
     }
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as scratch:
+        place = home or Path(scratch)
+        prepare(place)
         command = [sys.executable, "-m", "edge", "serve", "--model", str(model), "--port", str(port)]
-        with _running(command, {**settings, "EDGE_HOME": home, **(env or {})}) as process:
+        with _running(command, {**settings, "EDGE_HOME": str(place), **(env or {})}) as process:
             _wait(f"http://127.0.0.1:{port}/health/ready", process)
-            yield Server("edge", f"http://127.0.0.1:{port}/v1", model.stem, process.pid)
+            yield _gauged(Server("edge", f"http://127.0.0.1:{port}/v1", model.stem, process.pid))
 
 
 @contextmanager
@@ -66,10 +80,19 @@ def llama_server(binary: Path, model: Path, *, slots: int, context_tokens: int, 
     """llama-server with the same slots and context; prompt caching is left at its default, the answers are not affected."""
     port = free_port()
     command = [str(binary), "-m", str(model), "--port", str(port), "--host", "127.0.0.1", "-np", str(slots)]
-    command += ["-c", str(slots * context_tokens), "-t", str(threads), "-tb", str(threads), "--no-webui", "-ngl", "0"]
+    cores = str(threads or len(os.sched_getaffinity(0)))
+    command += ["-c", str(slots * context_tokens), "-t", cores, "-tb", cores, "--no-webui", "-ngl", "0"]
     with _running(command, {}) as process:
         _wait(f"http://127.0.0.1:{port}/health", process)
-        yield Server("llama-server", f"http://127.0.0.1:{port}/v1", model.stem, process.pid)
+        yield _gauged(Server("llama-server", f"http://127.0.0.1:{port}/v1", model.stem, process.pid))
+
+
+def _gauged(server: Server) -> Server:
+    """With what its tokenizer makes of text."""
+    text = "valve 4711 pump 1234 " * 20
+    url = server.url.removesuffix("/v1")
+    answer = httpx.post(f"{url}/tokenize", json={"content": text}, timeout=10, trust_env=False)
+    return replace(server, words_per_token=len(text.split()) / len(answer.json()["tokens"]))
 
 
 @contextmanager

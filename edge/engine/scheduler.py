@@ -17,12 +17,13 @@ from edge.engine.fairness import KeyAccounts
 from edge.engine.prefix import LEAST_SHARED_TOKENS, Match, Prefix, PrefixCache
 from edge.engine.sequence import Phase, Request, Sequence
 from edge.engine.slots import SlotPool
-from edge.engine.steps import StepModel
+from edge.engine.steps import TILE_ROWS, StepModel
 
 FIXED_CHUNK = 64
 """Prompt tokens in a pass beside running streams where no targets are kept (mode off, or a model too slow for them)."""
 PASS_SHARE = 0.4
-"""A pass takes at most this share of the ITL target where it can be divided: whoever arrives meanwhile has to wait for it."""
+"""A prompt pass for a request that was not admitted takes at most this share of the ITL target, or as long as a tile's rows
+take: whoever arrives meanwhile has to wait for it, but in smaller passes it would take several times as long."""
 _PATIENCE_PER_PROMPT = 2.0
 _LARGEST_HANDICAP_S = 5.0
 _KEPT_TOKENS = 64
@@ -151,12 +152,12 @@ class Scheduler:
         return self._steps.whole_prompt_s(left, cursor, self._pass_tokens())
 
     def _pass_tokens(self) -> int:
-        """Prompt tokens of a pass of the length that passes are held to."""
-        return max(1, self._steps.largest_chunk(self._pass_s, 0, self._chunk_tokens, self._chunk_tokens))
-
-    @property
-    def _pass_s(self) -> float:
-        return self._targets.itl_s * PASS_SHARE
+        """Prompt tokens of a pass that fits between two tokens of the streams that were admitted."""
+        rows = [s for s in self.slots.holders() if s.request.admitted and s.phase is Phase.DECODE]
+        if not rows:
+            return self._chunk_tokens
+        room_s = self._targets.itl_s - self._steps.decode_s(len(rows), sum(s.cells for s in rows))
+        return max(1, self._steps.largest_chunk(room_s, 0, self._chunk_tokens, self._chunk_tokens))
 
     # --- passes -------------------------------------------------------------------------------------------------------
 
@@ -180,7 +181,7 @@ class Scheduler:
 
     def _latest_end_s(self, now_s: float, admitted: list[Sequence]) -> float:
         """When a pass must be over that does more than the admitted need."""
-        end_s = now_s + self._pass_s
+        end_s = now_s + self._targets.itl_s
         for sequence in admitted:
             end_s = min(end_s, sequence.emitted_s + self._targets.itl_s)
         for sequence in (*self._waiting, *self.slots.holders()):
@@ -244,13 +245,17 @@ class Scheduler:
     def _prompt_budget_s(self, now_s: float, sequence: Sequence, decoding: list[Sequence]) -> float:
         """Time for a prompt pass of this sequence. One that was not admitted gets one pass for each decode pass, so that
         it does not slow running streams down to what was promised."""
-        if decoding and not sequence.request.admitted and self._prompt_pass_since_decode:
-            return 0.0
+        budget_s = float("inf")
+        if not sequence.request.admitted:
+            if decoding and self._prompt_pass_since_decode:
+                return 0.0
+            tile_s = self._steps.prompt_s(min(TILE_ROWS, self._chunk_tokens), sequence.cursor)
+            budget_s = max(self._targets.itl_s * PASS_SHARE, tile_s)
         admitted = [s for s in decoding if s.request.admitted]
         if not admitted:
-            return self._pass_s
+            return budget_s
         next_s = self._steps.decode_s(len(admitted), sum(s.cells for s in admitted))
-        return min(self._pass_s, min(s.emitted_s for s in admitted) + self._targets.itl_s - next_s - now_s)
+        return min(budget_s, min(s.emitted_s for s in admitted) + self._targets.itl_s - next_s - now_s)
 
     # --- results ------------------------------------------------------------------------------------------------------
 

@@ -11,11 +11,12 @@ from edge.engine.admission import Mode, Targets
 from edge.engine.prefix import PrefixCache
 from edge.engine.scheduler import FIXED_CHUNK, PASS_SHARE, Scheduler
 from edge.engine.sequence import Phase, Request, Sequence
-from edge.engine.steps import StepModel, StepTable
+from edge.engine.steps import TILE_ROWS, StepModel, StepTable
 from edge.messages import Submit, TokenPrompt
 
 ITL_S = TTFT_S = 0.050
 TOKEN_S = 0.001
+ROUNDING_S = 1e-9
 TABLE = StepTable(
     decode=[(1, 0.002), (8, 0.009)],
     prompt=[(1, TOKEN_S), (1024, 1024 * TOKEN_S)],
@@ -151,16 +152,16 @@ class Machine:
                 assert cells == []
 
 
-def test_an_idle_node_reads_a_prompt_in_passes_that_leave_room_for_the_next_arrival() -> None:
+def test_a_long_prompt_is_read_in_passes_that_leave_room_for_the_next_arrival() -> None:
     machine = Machine()
-    machine.add(make_request(1, 100, limit=1))
+    machine.add(make_request(1, 400, limit=1))
     sizes = []
     while not machine.scheduler.idle:
         before = machine.prefilled
         machine.step()
         sizes.append(machine.prefilled - before)
-    assert sum(sizes) == 100
-    assert max(sizes) * TOKEN_S <= ITL_S * PASS_SHARE
+    assert sum(sizes) == 400
+    assert max(sizes) * TOKEN_S <= max(ITL_S * PASS_SHARE, TILE_ROWS * TOKEN_S)
 
 
 def test_a_long_prompt_delays_no_admitted_stream_beyond_its_target() -> None:
@@ -171,8 +172,8 @@ def test_a_long_prompt_delays_no_admitted_stream_beyond_its_target() -> None:
     long = machine.add(make_request(2, 900, limit=1, at_s=machine.now_s))
     assert not long.admitted
     machine.run()
-    gaps = [b - a for a, b in zip(machine.emitted[1], machine.emitted[1][1:], strict=False)]
-    assert max(gaps) <= ITL_S
+    gaps = [b - a for a, b in itertools.pairwise(machine.emitted[1])]
+    assert max(gaps) <= ITL_S + ROUNDING_S
     assert 2 in machine.emitted, "the long prompt was starved"
 
 
@@ -208,7 +209,7 @@ def test_what_is_admitted_meets_both_targets() -> None:
     for request in admitted:
         times = machine.emitted[request.id]
         assert times[0] - request.arrived_s <= TTFT_S
-        assert all(b - a <= ITL_S for a, b in itertools.pairwise(times))
+        assert all(b - a <= ITL_S + ROUNDING_S for a, b in itertools.pairwise(times))
 
 
 def test_more_than_fits_is_not_admitted() -> None:
@@ -231,7 +232,7 @@ def test_strangers_take_turns_between_keys() -> None:
     machine = Machine(slots=4)
     for number in range(1, 7):
         machine.add(make_request(number, 400, limit=1, key="greedy"))
-    for _ in range(40):
+    for _ in range(10):
         machine.step()
     machine.add(make_request(10, 400, limit=1, at_s=machine.now_s, key="modest"))
     order = [line for line in machine.run() if line.startswith("prompt")]
@@ -280,13 +281,13 @@ def test_answers_compute_the_prompt_each_where_memory_cannot_be_copied() -> None
 
 def test_a_sibling_takes_over_when_the_first_answer_is_cancelled_in_its_prompt() -> None:
     machine = Machine(slots=2)
-    request = machine.add(make_request(1, 60, answers=2, limit=2))
+    request = machine.add(make_request(1, 300, answers=2, limit=2))
     machine.step()
     computed = machine.prefilled
-    assert 0 < computed < 60
+    assert 0 < computed < 300
     machine.end(request.sequences[0])
     machine.run()
-    assert machine.prefilled == 60, "what the first had computed was thrown away"
+    assert machine.prefilled == 300, "what the first had computed was thrown away"
     assert len(machine.emitted[1]) == 2
 
 
