@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _HALF_LIFE_S = 20.0
-_FORGIVEN_S = 0.001
 
 
 class KeyAccounts:
@@ -31,7 +30,3 @@ class KeyAccounts:
         """How much more than the least served of `rivals` a key has used."""
         least_s = min((self.used_s(rival, now_s) for rival in rivals), default=0.0)
         return max(0.0, self.used_s(key, now_s) - least_s)
-
-    def forget_old(self, now_s: float) -> None:
-        """Drop accounts that have faded."""
-        self._used = {k: v for k, v in self._used.items() if self.used_s(k, now_s) > _FORGIVEN_S}

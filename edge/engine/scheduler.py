@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
-from edge.engine.admission import Burden, Targets, Verdict, Wish, judge
+from edge.engine.admission import Burden, Targets, Verdict, Wish, capacity, judge
 from edge.engine.fairness import KeyAccounts
 from edge.engine.prefix import LEAST_SHARED_TOKENS, Match, Prefix, PrefixCache
 from edge.engine.sequence import Phase, Request, Sequence
@@ -118,6 +118,11 @@ class Scheduler:
         answers = len(request.sequences)
         wish = Wish(answers, self._final_cells(request) * answers, prompt_s, self._due_s(request))
         return judge(now_s, wish, self._burden(), self._steps, self._targets)
+
+    def capacity(self, context_tokens: int) -> tuple[int, int]:
+        """(new prompt tokens, streams) that are within the targets while nothing else runs, in the passes used here."""
+        chunk = self._pass_tokens()
+        return capacity(self._steps, self._targets, slots=self.slots.size, context_tokens=context_tokens, chunk=chunk)
 
     def _burden(self) -> Burden:
         admitted = [s for s in (*self._waiting, *self.slots.holders()) if s.request.admitted]

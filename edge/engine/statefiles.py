@@ -27,15 +27,24 @@ _LARGEST_HEAD_BYTES = 64 << 20
 
 
 class KeptSteps(msgspec.Struct, frozen=True):
-    """A calibration: its table, and the threads it was measured with."""
+    """A calibration: its table, and the threads it was measured with. `made_for`: what it depends on."""
 
     version: int
+    made_for: str
     decode_threads: int
     prefill_threads: int
     table: StepTable
+    sha256: str = ""
+    """Of the rest, this being empty."""
+
+    def sealed(self) -> KeptSteps:
+        """The same with its checksum."""
+        bare = msgspec.structs.replace(self, sha256="")
+        return msgspec.structs.replace(bare, sha256=hashlib.sha256(msgspec.json.encode(bare)).hexdigest())
 
 
 class _CellsHead(msgspec.Struct, frozen=True):
+    made_for: str
     tokens: list[int]
     size: int
     sha256: str
@@ -45,8 +54,8 @@ class StateFiles:
     """One engine's directory. Losing it costs time at the next start, nothing else."""
 
     def __init__(self, directory: Path | None, depends_on: Iterable[str]) -> None:
-        key = hashlib.sha256("\n".join(depends_on).encode()).hexdigest()[:24]
-        self._directory = directory / key if directory is not None else None
+        self._made_for = hashlib.sha256("\n".join(depends_on).encode()).hexdigest()[:24]
+        self._directory = directory / self._made_for if directory is not None else None
         self.complaint = ""
         """Why the last write failed; empty if it did not."""
 
@@ -56,16 +65,16 @@ class StateFiles:
             return None
         try:
             kept = msgspec.json.decode((self._directory / "steps.json").read_bytes(), type=KeptSteps)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError, msgspec.DecodeError):
             return None
-        if kept.version != _STEPS_VERSION or not kept.table.decode or not kept.table.prompt:
+        if (kept.version, kept.made_for) != (_STEPS_VERSION, self._made_for) or kept != kept.sealed():
             return None
         return kept.table, Threads(kept.decode_threads, kept.prefill_threads)
 
     def write_steps(self, table: StepTable, threads: Threads) -> None:
         """Keep a calibration."""
-        kept = KeptSteps(_STEPS_VERSION, threads.decode, threads.prefill, table)
-        self._write("steps.json", [msgspec.json.encode(kept)])
+        kept = KeptSteps(_STEPS_VERSION, self._made_for, threads.decode, threads.prefill, table)
+        self._write("steps.json", [msgspec.json.encode(kept.sealed())])
 
     def read_cells(self, tokens: Sequence[int]) -> npt.NDArray[np.uint8] | None:
         """The kept cells of exactly these tokens: uint8[size]; None if there are none. A damaged file is deleted."""
@@ -87,14 +96,15 @@ class StateFiles:
             self._drop(path)
             return None
         whole = len(state) == head.size and hashlib.sha256(state.data).hexdigest() == head.sha256
-        if not whole or head.tokens != list(tokens):
+        if not whole or (head.made_for, head.tokens) != (self._made_for, list(tokens)):
             self._drop(path)
             return None
         return state
 
     def write_cells(self, tokens: Sequence[int], state: npt.NDArray[np.uint8]) -> None:
         """Keep the cells of these tokens."""
-        head = msgspec.msgpack.encode(_CellsHead(list(tokens), len(state), hashlib.sha256(state.data).hexdigest()))
+        digest = hashlib.sha256(state.data).hexdigest()
+        head = msgspec.msgpack.encode(_CellsHead(self._made_for, list(tokens), len(state), digest))
         length = len(head).to_bytes(_LENGTH_BYTES, "little")
         self._write(_cells_name(tokens), [_MAGIC, length, head, state.data])
 

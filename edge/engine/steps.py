@@ -60,7 +60,8 @@ class StepModel:
     def whole_prompt_s(self, tokens: int, start: int, chunk: int, *, safe: bool = True) -> float:
         """Time of all passes over `tokens` prompt rows in passes of at most `chunk`."""
         whole, rest = divmod(tokens, chunk)
-        total = whole * self.prompt_s(chunk, start + (whole * chunk) // 2, safe=safe) if whole else 0.0
+        middle = start + (whole - 1) * chunk // 2  # depth costs in proportion: the mean pass is the middle one
+        total = whole * self.prompt_s(chunk, middle, safe=safe) if whole else 0.0
         return total + (self.prompt_s(rest, start + whole * chunk, safe=safe) if rest else 0.0)
 
     def restore_s(self, size_bytes: int) -> float:
@@ -74,8 +75,9 @@ class StepModel:
             return wanted
         for size in reversed(CHUNKS):
             if size < wanted and size <= most and self.prompt_s(size, start) <= budget_s:
-                rest = wanted - size
-                return size - (TILE_ROWS - rest) if rest < TILE_ROWS and size >= 2 * TILE_ROWS else size
+                less = size - (TILE_ROWS - (wanted - size))
+                leaves = size >= 2 * TILE_ROWS and less < size and self.prompt_s(less, start) <= budget_s
+                return less if leaves else size
         return 0
 
     def best_start(self, tokens: int, known: int) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from edge.dialects.template import DEFAULT_CHATML, ChatTemplate
-from edge.engine.admission import Targets, capacity
+from edge.engine.admission import Targets
 from edge.engine.calibrate import CALIBRATION_CHUNK, Threads, choose_threads, thread_candidates
 from edge.engine.gauge import StepGauge
 from edge.engine.intake import Intake
@@ -315,13 +315,7 @@ class Engine:
     def _facts(self, load: Load, path: Path, source: str) -> ModelFacts:
         shape = self.context.shape
         offloaded = self.library.offloads and load.gpu_layers != 0
-        tokens, streams = capacity(
-            self._steps,
-            self._targets(load),
-            slots=shape.slots,
-            context_tokens=shape.context_tokens,
-            chunk=load.pass_tokens,
-        )
+        tokens, streams = self.scheduler.capacity(shape.context_tokens)
         return ModelFacts(
             name=path.stem,
             description=self.model.description,
