@@ -56,6 +56,8 @@ class Started:
     keys_required: bool
     engine_bytes: int
     front_bytes: int
+    ttft_slo_ms: float
+    itl_slo_ms: float
 
 
 class StartObserver(Protocol):
@@ -209,6 +211,8 @@ class Node:
             keys_required=self._keys_required,
             engine_bytes=resident_bytes(pid) if pid is not None else 0,
             front_bytes=resident_bytes(os.getpid()),
+            ttft_slo_ms=self._settings.slo.ttft_ms,
+            itl_slo_ms=self._settings.slo.itl_ms,
         )
 
 

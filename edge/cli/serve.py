@@ -105,10 +105,24 @@ def _account(started: Started) -> list[tuple[str, str]]:
             f"{_size(facts.compute_bytes)}; processes: engine {_size(started.engine_bytes)}, "
             f"front {_size(started.front_bytes)}",
         ),
+        ("promise", _promise(started)),
         ("serves", f"{url}/v1 ({keys})"),
         ("try it", f'{chat} "{_EXAMPLE}"'),
         ("", f"curl {url}/v1/chat/completions {key_header}-H 'Content-Type: application/json' -d '{body}'"),
     ]
+
+
+def _promise(started: Started) -> str:
+    """What the node admits while it is idle, as a sentence."""
+    facts = started.facts
+    bounds = f"first token within {started.ttft_slo_ms:g} ms, the next ones within {started.itl_slo_ms:g} ms"
+    if facts.admits_tokens == 0 or facts.admits_streams == 0:
+        return f"none: this model is too slow here for {bounds}; use a smaller one, or larger targets in [slo]"
+    share = "" if facts.caches_prefixes else "; this model's memory cannot be shared, so every prompt counts whole"
+    return (
+        f"{bounds}, for new prompts of up to {facts.admits_tokens:,} tokens and "
+        f"{_count(facts.admits_streams, 'answer')} at a time{share}"
+    )
 
 
 def _what(model: ResolvedModel, facts: ModelFacts) -> str:

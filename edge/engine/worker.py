@@ -192,7 +192,7 @@ class Engine:
         pipe.send([Progress("preparing grammars", 1.0)])
         self.intake.grammars.warm()
         self.loop.beat()
-        self._pin(load.pinned)
+        self._pin(load)
         settle_collector()
         longest_s = self._steps.prompt_s(load.pass_tokens, 0)
         pipe.send([Loaded(self._facts(load, path, source), time.monotonic() - begun, longest_s)])
@@ -243,9 +243,9 @@ class Engine:
 
     # --- pinned prefixes ----------------------------------------------------------------------------------------------
 
-    def _pin(self, prompts: list[Prompt]) -> None:
+    def _pin(self, load: Load) -> None:
         """Compute, or take from disk, the beginnings that are never given up. Raises ModelUnusable if they do not fit."""
-        pinned = [self._pinnable(number, prompt) for number, prompt in enumerate(prompts, 1)]
+        pinned = [self._pinnable(number, prompt) for number, prompt in enumerate(load.pinned, 1)]
         self._files.keep_only(pinned)
         if not self.scheduler.cache.enabled:
             return
@@ -258,6 +258,11 @@ class Engine:
             )
             for old in freed:
                 self.context.release(old)
+        if (kept := self.scheduler.cache.saved_bytes) > load.cache_bytes:
+            raise ModelUnusable(
+                f"the prompts of cache.pinned_file need {kept >> 20} MiB, and cache.host_mib allows "
+                f"{load.cache_bytes >> 20}; raise it, or pin fewer"
+            )
 
     def _pinnable(self, number: int, prompt: Prompt) -> list[int]:
         try:

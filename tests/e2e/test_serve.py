@@ -48,6 +48,10 @@ def test_it_says_what_it_loaded_where_and_how_to_try_it(node: RunningNode) -> No
     assert "Traceback" not in said
 
 
+def test_it_says_what_it_promises(node: RunningNode) -> None:
+    assert re.search(r"promise +first token within 50 ms.* up to [\d,]+ tokens and \d+ answers? at a time", node.said())
+
+
 def test_the_curl_line_that_it_prints_works(node: RunningNode) -> None:
     line = next(line for line in node.said().splitlines() if line.strip().startswith("curl "))
     body = re.search(r"-d '(.*)'$", line)

@@ -1,0 +1,81 @@
+"""Beginnings of prompts in a real engine: known cells give the answers that computed ones give, and survive a restart."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from edge.engine.client import EngineClient
+from edge.messages import Finished, Sampling, Submit, TextPrompt
+from tests.engine.conftest import F16, collect, load_of, run_with_engine
+
+GREEDY = Sampling(temperature=0.0)
+BEGINNING = "The pump is running and the operator writes a note about the pressure. " * 20
+LAYOUTS = pytest.mark.parametrize("layout", ["streams", "unified"])
+
+
+def ask(end: str, *, cache: bool = True, key: str = "", tokens: int = 12) -> Submit:
+    prompt = TextPrompt(BEGINNING + end)
+    return Submit(0, prompt, GREEDY, max_tokens=tokens, ignore_eos=True, cache=cache, key=key)
+
+
+async def finished(client: EngineClient, work: Submit) -> tuple[str, Finished]:
+    answer = await collect(client, work)
+    assert answer.finished is not None
+    return answer.texts[0], answer.finished
+
+
+@LAYOUTS
+def test_known_cells_give_the_same_answer_as_computed_ones(layout: str) -> None:
+    async def use(client: EngineClient) -> None:
+        await finished(client, ask("First."))
+        known, told = await finished(client, ask("What now?"))
+        computed, plain = await finished(client, ask("What now?", cache=False))
+        assert known == computed
+        assert told.cached_tokens > 0.8 * told.prompt_tokens and plain.cached_tokens == 0
+
+    run_with_engine(load_of(F16, kv_layout=layout), use)
+
+
+def test_eight_at_once_with_one_new_beginning_compute_it_once() -> None:
+    async def use(client: EngineClient) -> None:
+        answers = await asyncio.gather(*(finished(client, ask(f"Question {n}.")) for n in range(8)))
+        computed = [told.prompt_tokens - told.cached_tokens for _, told in answers]
+        assert sum(computed) <= 1.2 * max(computed)
+        while client.stats is None or client.stats.running or client.stats.waiting:
+            await asyncio.sleep(0.02)
+        assert client.stats.cells_used == 0
+
+    run_with_engine(load_of(F16), use)
+
+
+def test_isolated_keys_share_nothing() -> None:
+    async def use(client: EngineClient) -> None:
+        await finished(client, ask("First.", key="one"))
+        _, stranger = await finished(client, ask("Second.", key="two"))
+        _, owner = await finished(client, ask("Third.", key="one"))
+        assert stranger.cached_tokens == 0 < owner.cached_tokens
+
+    run_with_engine(load_of(F16, isolate_keys=True), use)
+
+
+def test_a_pinned_beginning_is_known_at_once_and_a_damaged_file_is_computed_anew(tmp_path: Path) -> None:
+    texts: list[str] = []
+
+    async def use(client: EngineClient) -> None:
+        text, told = await finished(client, ask("What now?"))
+        assert told.cached_tokens > 0.8 * told.prompt_tokens
+        texts.append(text)
+
+    load = load_of(F16, pinned=[TextPrompt(BEGINNING)], state_directory=str(tmp_path))
+    run_with_engine(load, use)
+    (kept,) = tmp_path.glob("*/*.cells")
+    before = kept.stat().st_mtime_ns
+    run_with_engine(load, use)
+    assert kept.stat().st_mtime_ns == before, "it was computed although it was kept"
+    data = bytearray(kept.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    kept.write_bytes(data)
+    run_with_engine(load, use)
+    assert kept.read_bytes() != data, "the damaged file was not replaced"
+    assert len(set(texts)) == 1
