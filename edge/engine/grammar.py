@@ -180,7 +180,7 @@ class GrammarState:
     def mask(self) -> np.ndarray:
         """bool[vocabulary]: which tokens may come next; at least one may."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        allowed = np.unpackbits(bits, bitorder="little")[: self._vocabulary.size].astype(bool)
+        allowed = np.unpackbits(bits, count=self._vocabulary.size, bitorder="little").view(np.bool_)
         if not allowed.any():
             allowed[list(self._vocabulary.end_tokens)] = True
         return allowed

@@ -11,6 +11,7 @@ from edge.engine.grammar import GrammarCompiler, GrammarState
 from edge.engine.llama.model import Vocabulary
 from edge.engine.sampler import TokenSampler
 from edge.engine.sequence import Request, Sequence
+from edge.engine.shortlist import Shortlist
 from edge.engine.writer import AnswerWriter
 from edge.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter, UnsupportedSchema
 from edge.messages import ChatPrompt, Prompt, Submit, TextPrompt, TokenPrompt
@@ -32,6 +33,7 @@ class Intake:
         self._template = template
         self._reasoning: ReasoningTags | None = detect_reasoning(source)
         self._context_tokens = context_tokens
+        self._shortlist = Shortlist(vocabulary.size)
         self.grammars = GrammarCompiler(vocabulary)
 
     def tokenize(self, prompt: Prompt, *, add_special: bool = True) -> Tokens:
@@ -131,6 +133,7 @@ class Intake:
             grammar=own,
             ignore_eos=work.ignore_eos,
             top_logprobs=work.top_logprobs,
+            shortlist=self._shortlist,
         )
         writer = AnswerWriter(
             work, index, vocabulary=self._vocabulary, sampler=sampler, limit=request.limit, visible=visible
