@@ -5,7 +5,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) provisioning/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ reference: dev ## Write the generated documents anew
 
 bench: dev ## Compare with llama-server: make bench ARGS="--help"
 	@$(BIN)/python -m bench.compare $(ARGS)
+
+prove-schema: dev ## A thousand answers under schemas, each checked; about a minute
+	@$(BIN)/python -m bench.prove_schema $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

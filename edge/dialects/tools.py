@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-JSON_STYLE = {"whitespace_flexible": False, "item_separator": ",[ ]?", "key_separator": ":[ ]?"}
+JSON_STYLE = {
+    "whitespace_flexible": False,
+    "item_separator": ",[ ]?",
+    "key_separator": ":[ ]?",
+    # Not \\uXXXX: in a name that the schema leaves open it could spell one that the schema declares.
+    "json_allowed_escapes": 'nrbtf\\"',
+}
+"""How llguidance writes JSON: compactly, and every text in one spelling."""
 
 
 class ToolFormat(enum.StrEnum):

@@ -19,6 +19,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from edge.dialects.cost import refuse_costly
 from edge.dialects.reasoning import ReasoningTags
+from edge.dialects.strict import tighten
 from edge.dialects.tools import JSON_STYLE, GrammarSpec, UnsupportedSchema
 from edge.dialects.trigger import TriggerWatch
 from edge.engine.llama.model import Vocabulary
@@ -124,7 +125,7 @@ class GrammarCompiler:
                     if not isinstance(schema, dict):
                         raise UnsupportedSchema("a JSON schema must be an object")
                     refuse_costly(schema)
-                    return str(LLMatcher.grammar_from_json_schema({**schema, "x-guidance": JSON_STYLE}))
+                    return str(LLMatcher.grammar_from_json_schema({**tighten(schema), "x-guidance": JSON_STYLE}))
                 case "lark":
                     return str(LLMatcher.grammar_from_lark("\n".join(map(self._line, spec.source.split("\n")))))
         except (ValueError, RecursionError) as error:
@@ -135,8 +136,9 @@ class GrammarCompiler:
         embedded = _EMBEDDED.fullmatch(line)
         if embedded is None:
             return _MARKER.sub(self._marker, line)
-        refuse_costly(json.loads(embedded["schema"]))
-        return line
+        schema = json.loads(embedded["schema"])
+        refuse_costly(schema)
+        return f"{embedded['head']}%json {json.dumps(tighten(schema))}"
 
     def _marker(self, found: re.Match[str]) -> str:
         """A marker as one control token where the vocabulary has it, else as plain text."""
@@ -208,7 +210,11 @@ class GrammarState:
 
 
 def _complaint(text: str) -> str:
-    """The first line: the rest is the compiler's state."""
+    """The first line: the rest is the compiler's state. Of a regular expression it is the last that says what is wrong."""
     if text.startswith("NoExtension"):
         return "no value can satisfy this schema"
-    return (text.strip().split("\n")[0] or "the grammar cannot be compiled")[:_LONGEST_COMPLAINT]
+    lines = text.strip().split("\n")
+    if lines[0].startswith("regex parse error"):
+        error = next((line for line in lines if line.startswith("error:")), "error: it cannot be read")
+        return f"pattern: {error.removeprefix('error: ')}"[:_LONGEST_COMPLAINT]
+    return (lines[0].partition(" Enable '")[0] or "the grammar cannot be compiled")[:_LONGEST_COMPLAINT]

@@ -224,6 +224,11 @@ def test_a_tool_grammar_with_an_answer_schema_allows_both(compiler: GrammarCompi
         ({"$ref": "#"}, "no value can satisfy"),
         ({"type": "integer", "multipleOf": 86400}, "multipleOf"),
         ({"enum": ["x" * 5000]}, "5000 characters"),
+        ({"type": "string", "pattern": "^(?=a)"}, "pattern: look-around"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, r"oneOf constraints are not supported\.$"),
+        ({"type": "object", "minProperties": 2}, "minProperties"),
+        ({"const": 2**53 + 1}, "9007199254740993"),
+        ({"const": "nul\0"}, r"U\+0000"),
     ],
 )
 def test_a_keyword_that_cannot_be_enforced_is_refused_by_name(
@@ -231,6 +236,45 @@ def test_a_keyword_that_cannot_be_enforced_is_refused_by_name(
 ) -> None:
     with pytest.raises(UnsupportedSchema, match=named):
         compiler.compile(response_grammar(schema))
+
+
+OPEN_NAMES = {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]}
+NULLS = {**OPEN_NAMES, "additionalProperties": {"type": "null"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        (NULLS, '{"x":true,"y":null}', '{"x":true,"\\u0078":null}'),
+        (NULLS, '{"x":true,"é":null}', '{"x":true,"x":null}'),
+        ({"type": "string", "format": "date"}, '"2000-02-29"', '"2001-02-29"'),
+        ({"type": "string", "format": "date"}, '"1904-02-29"', '"1900-02-29"'),
+        ({"type": "string", "format": "date-time"}, '"2024-02-29T23:59:59Z"', '"2023-02-29T23:59:59Z"'),
+        ({"type": "string", "format": "date-time"}, '"2024-12-31T00:00:59Z"', '"2024-12-31T00:00:60Z"'),
+        ({"type": "string", "format": "time"}, '"12:00:00+01:00"', '"12:00:60Z"'),
+        ({"type": "string", "format": "hostname"}, f'"{"a." * 126}a"', f'"{"a." * 127}a"'),
+        ({"properties": {"format": {"const": "date"}}}, '{"format":"date"}', '{"format":"dates"}'),
+    ],
+)
+def test_what_the_compiler_takes_loosely_is_held_to(
+    other_compiler: GrammarCompiler, other: Any, schema: dict[str, Any], right: str, wrong: str
+) -> None:
+    def reads(text: str) -> bool:
+        state = other_compiler.compile(response_grammar(schema))
+        for token in text.encode():  # the first 256 tokens of that vocabulary are the bytes
+            if not state.allows(token):
+                return False
+            state.accept(token)
+        return state.allows(other.eos)
+
+    assert reads(right)
+    assert not reads(wrong)
+
+
+def test_a_tools_arguments_are_held_to_as_strictly_as_an_answer(other_compiler: GrammarCompiler) -> None:
+    tool = ToolSpec("set", {"type": "object", "properties": {"n": {"const": 2**53 + 1}}})
+    with pytest.raises(UnsupportedSchema, match="9007199254740993"):
+        other_compiler.compile(tool_grammar(ToolFormat.HERMES, [tool], choice="required", parallel=False))
 
 
 def test_a_lazy_grammar_waits_for_its_trigger(compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
