@@ -58,6 +58,7 @@ class Started:
     front_bytes: int
     ttft_slo_ms: float
     itl_slo_ms: float
+    promises: bool
 
 
 class StartObserver(Protocol):
@@ -213,6 +214,7 @@ class Node:
             front_bytes=resident_bytes(os.getpid()),
             ttft_slo_ms=self._settings.slo.ttft_ms,
             itl_slo_ms=self._settings.slo.itl_ms,
+            promises=self._settings.admission.mode != "off",
         )
 
 

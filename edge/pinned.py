@@ -41,7 +41,7 @@ def read_pinned(path: Path) -> list[Prompt]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigurationError(f"cache.pinned_file {path} is over {MAX_FILE_BYTES >> 20} MiB; make it shorter")
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # not splitlines: JSON strings may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"cache.pinned_file {path} cannot be read: {reason}") from None

@@ -115,6 +115,8 @@ def _account(started: Started) -> list[tuple[str, str]]:
 def _promise(started: Started) -> str:
     """What the node admits while it is idle, as a sentence."""
     facts = started.facts
+    if not started.promises:
+        return "none: admission.mode is off"
     bounds = f"first token within {started.ttft_slo_ms:g} ms, the next ones within {started.itl_slo_ms:g} ms"
     if facts.admits_tokens == 0 or facts.admits_streams == 0:
         return f"none: this model is too slow here for {bounds}; use a smaller one, or larger targets in [slo]"

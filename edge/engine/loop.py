@@ -111,14 +111,22 @@ class EngineLoop:
     def _probe(self, kind: Kind, rows: int, threads: int) -> float:
         """A pass behind what lies in a free slot, which leaves no trace. Returns its time beside what is predicted."""
         context = self._context
-        slot = min(self._scheduler.slots.free_slots(), key=context.length)
-        at = context.length(slot)
-        if at + rows > context.shape.context_tokens:
-            self._clear(slot)
-            at = 0
         context.use_threads(threads)
-        begun = time.monotonic()
-        context.forward([0] * rows, list(range(at, at + rows)), [slot] * rows, [False] * (rows - 1) + [True])
+        while True:
+            slot = min(self._scheduler.slots.free_slots(), key=context.length)
+            at = context.length(slot)
+            if at + rows > context.shape.context_tokens:
+                self._clear(slot)
+                at = 0
+            places, outputs = list(range(at, at + rows)), [False] * (rows - 1) + [True]
+            begun = time.monotonic()
+            try:
+                context.forward([0] * rows, places, [slot] * rows, outputs)
+            except CellsExhausted:  # in the unified layout others' cells fill the slot's room
+                if not self._make_room():
+                    raise
+            else:
+                break
         took_s = time.monotonic() - begun
         context.forget(slot, at)
         return took_s / self._model.raw_s(kind, rows, at)

@@ -249,6 +249,7 @@ class Engine:
         self._files.keep_only(pinned)
         if not self.scheduler.cache.enabled:
             return
+        self._require_cells(sum(map(len, pinned)))
         for number, tokens in enumerate(pinned):
             self._pipe.send([Progress("pinning prompts", number / len(pinned))])
             saved = self._from_disk(tokens) or self._computed(tokens)
@@ -262,6 +263,16 @@ class Engine:
             raise ModelUnusable(
                 f"the prompts of cache.pinned_file need {kept >> 20} MiB, and cache.host_mib allows "
                 f"{load.cache_bytes >> 20}; raise it, or pin fewer"
+            )
+
+    def _require_cells(self, pinned_tokens: int) -> None:
+        """In the unified layout pinned cells are taken from everybody's: one whole context at least must be left."""
+        shape = self.context.shape
+        most = (shape.slots - 1) * shape.context_tokens
+        if shape.unified and pinned_tokens > most:
+            raise ModelUnusable(
+                f"the prompts of cache.pinned_file have {pinned_tokens:,} tokens; with engine.kv_layout unified there is "
+                f"room for {most:,}: pin fewer, or set it to streams"
             )
 
     def _pinnable(self, number: int, prompt: Prompt) -> list[int]:
