@@ -8,7 +8,7 @@ SETUP := $(PYTHON) provisioning/install.py
 .PHONY: help install serve dev test check format reference bench prove-schema clean distclean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## Set up .venv; the native library is built once
 	@$(SETUP)
@@ -39,7 +39,7 @@ reference: dev ## Write the generated documents anew
 bench: dev ## Compare with llama-server: make bench ARGS="--help"
 	@$(BIN)/python -m bench.compare $(ARGS)
 
-prove-schema: dev ## A thousand answers under schemas, each checked; about a minute
+prove-schema: dev ## A thousand answers under schemas, each checked; in a minute
 	@$(BIN)/python -m bench.prove_schema $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
