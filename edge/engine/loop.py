@@ -160,12 +160,12 @@ class EngineLoop:
 
     def _accept(self, request: Request) -> None:
         self._requests[request.id] = request
-        if self._mode == "strict" and (verdict := self._scheduler.judge(request, time.monotonic())).reason:
+        verdict = self._scheduler.add(request, time.monotonic())
+        if verdict.reason and self._mode == "strict":
             self._decided("refused", verdict.reason)
             self._fail(request, Overloaded.code or "", _refusal(verdict))
             self._flush()
             return
-        verdict = self._scheduler.add(request, time.monotonic())
         self._decided("admitted" if request.admitted else "best-effort", verdict.reason)
 
     def _decided(self, decision: str, reason: str) -> None:

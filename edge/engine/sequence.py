@@ -24,7 +24,7 @@ class Phase(enum.Enum):
     DONE = enum.auto()
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)  # an error that shows one must not show a prompt
 class Sequence:
     """One answer. Written by the scheduler (phase, slot, cursor, generated, times) and by nobody else."""
 
@@ -62,7 +62,7 @@ class Sequence:
         return len(self.request.tokens) - self.cursor
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Request:
     """One Submit, tokenised and checked. Written by the loop (times) and the scheduler (through its sequences)."""
 
