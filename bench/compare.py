@@ -18,6 +18,7 @@ from typing import Any
 from bench import servers
 from bench.load import SENTENCE, Trace, throughput, together
 from edge.bench.machine import describe, largest_gap_s
+from edge.bench.outcome import percentile
 
 PROMPT = SENTENCE * 2
 
@@ -44,12 +45,6 @@ async def one_round(server: servers.Server, figures: Figures, tokens: int, strea
     many: list[Trace] = await together(server, [f"{n}: {PROMPT}" for n in range(streams)], tokens)
     figures.eight_tokens_per_s.append(throughput(many))
     figures.gaps_ms += [g * 1000 for t in many for g in t.gaps_s]
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The value below which `share` of the values lie."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def summary(figures: Figures) -> dict[str, float]:

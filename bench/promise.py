@@ -10,21 +10,21 @@ import argparse
 import asyncio
 import itertools
 import json
-import multiprocessing
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import servers
-from bench.compare import percentile
+from bench.neighbour import neighbour
 from bench.servers import Server
 from edge.bench.machine import describe, largest_gap_s
-from edge.bench.stream import read
+from edge.bench.outcome import percentile
+from edge.bench.stream import payloads, read
 from edge.bench.wire import Connection
 
 _WORDS = ("valve", "pump", "fan", "alarm", "motor", "sensor", "belt", "tank", "boiler", "filter", "gate", "line")
@@ -40,7 +40,6 @@ class Answer:
     admitted: bool
     computed_tokens: int
     """Prompt tokens that the server had to compute, by its own account."""
-    content_s: list[float] = field(default_factory=list)
 
 
 def words(chance: random.Random, count: int) -> str:
@@ -71,18 +70,17 @@ async def ask(server: Server, system: str, text: str, tokens: int) -> Answer:
         ttft_ms=(times[0] - sent) * 1000,
         gaps_ms=[(b - a) * 1000 for a, b in itertools.pairwise(times)],
         admitted=exchange.headers.get("x-edge-class") == "slo",
-        computed_tokens=_computed(b"".join(data for _, data in exchange.chunks)),
-        content_s=times,
+        computed_tokens=_computed(exchange.chunks),
     )
 
 
-def _computed(body: bytes) -> int:
+def _computed(chunks: list[tuple[float, bytes]]) -> int:
     """Prompt tokens less cached ones, from the usage chunk (or llama-server's timings)."""
     computed = 0
-    for line in body.split(b"\n\n"):
-        if not line.startswith(b"data: {"):
+    for _, payload in payloads(chunks):
+        if not payload.startswith(b"{"):
             continue
-        event = json.loads(line[6:])
+        event = json.loads(payload)
         if timings := event.get("timings"):
             computed = int(timings["prompt_n"])
         elif usage := event.get("usage"):
@@ -159,24 +157,6 @@ async def steady(server: Server, chance: random.Random) -> dict[str, float]:
 
 
 SCENARIOS: dict[str, Round] = {"arrival": arrival, "herd": herd, "prefix": prefix, "neighbour": steady}
-
-
-def _burn(stop: Any) -> None:
-    while not stop.is_set():
-        sum(range(10_000))
-
-
-@contextmanager
-def neighbour() -> Iterator[None]:
-    """Somebody else's work, on one core."""
-    stop = multiprocessing.Event()
-    burner = multiprocessing.Process(target=_burn, args=(stop,), daemon=True)
-    burner.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        burner.join()
 
 
 def measure(name: str, running: list[Server], rounds: int, seed: int) -> dict[str, Any]:

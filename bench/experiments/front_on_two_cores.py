@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bench import servers
-from bench.compare import percentile
 from bench.load import SENTENCE, throughput, together
+from bench.neighbour import neighbour
 from edge.bench.machine import describe, largest_gap_s
+from edge.bench.outcome import percentile
 
 WAITING = {
     "default": {"GOMP_SPINCOUNT": "300000"},  # what libgomp does if nobody says otherwise
@@ -42,33 +43,20 @@ class Cell:
     tokens_per_s: float
 
 
-def _burn(stop: Any) -> None:
-    while not stop.is_set():
-        sum(range(10_000))
-
-
-def measure(
-    model: Path, threads: int, waiting: str, *, neighbour: bool, streams: int, tokens: int, rounds: int
-) -> Cell:
-    """Start a node, load it, read the clients' gaps."""
-    stop = multiprocessing.Event()
-    burner = multiprocessing.Process(target=_burn, args=(stop,), daemon=True)
+def measure(model: Path, threads: int, waiting: str, *, beside: bool, streams: int, tokens: int, rounds: int) -> Cell:
+    """Start a node, load it, read the clients' gaps; `beside` a neighbour or alone."""
     gaps: list[float] = []
     speeds: list[float] = []
     with servers.edge(model, slots=streams, context_tokens=1024, threads=threads, env=WAITING[waiting]) as server:
         prompts = [f"{n}: {SENTENCE}" for n in range(streams)]
         asyncio.run(together(server, prompts, 16))
-        if neighbour:
-            burner.start()
-        for _ in range(rounds):
-            traces = asyncio.run(together(server, prompts, tokens))
-            gaps += [g * 1000 for t in traces for g in t.gaps_s]
-            speeds.append(throughput(traces))
-        stop.set()
-    if neighbour:
-        burner.join()
+        with neighbour() if beside else nullcontext():
+            for _ in range(rounds):
+                traces = asyncio.run(together(server, prompts, tokens))
+                gaps += [g * 1000 for t in traces for g in t.gaps_s]
+                speeds.append(throughput(traces))
     figures = [percentile(gaps, 0.5), percentile(gaps, 0.99), max(gaps), percentile(speeds, 0.5)]
-    return Cell(model.stem, threads, waiting, neighbour, *(round(f, 2) for f in figures))
+    return Cell(model.stem, threads, waiting, beside, *(round(f, 2) for f in figures))
 
 
 def main() -> None:
@@ -83,10 +71,10 @@ def main() -> None:
     cells: list[dict[str, Any]] = []
     begun = time.monotonic()
     for model in a.model:
-        for neighbour in (False, True):
+        for beside in (False, True):
             for threads, waiting in [(1, "default"), *((2, w) for w in WAITING)]:
                 load = {"streams": a.streams, "tokens": a.tokens, "rounds": a.rounds}
-                cell = measure(model, threads, waiting, neighbour=neighbour, **load)
+                cell = measure(model, threads, waiting, beside=beside, **load)
                 cells.append(asdict(cell))
                 print(cell, flush=True)
     gap = round(largest_gap_s(3.0) * 1000, 2)

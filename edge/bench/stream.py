@@ -27,7 +27,7 @@ class Reading:
 def read(chunks: list[tuple[float, bytes]]) -> Reading:
     """Read a stream of OpenAI's chat or text completion chunks, given as (arrival, bytes) pieces of the body."""
     reading = Reading()
-    for arrived_s, payload in _payloads(chunks):
+    for arrived_s, payload in payloads(chunks):
         if payload == b"[DONE]":
             reading.complete = True
             break
@@ -64,7 +64,7 @@ def _dicts(value: object) -> Iterator[dict[str, Any]]:
     yield from (item for item in value if isinstance(item, dict)) if isinstance(value, list) else ()
 
 
-def _payloads(chunks: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
+def payloads(chunks: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
     """Each `data:` line with the time at which its last byte came. Lines end in LF or CRLF (WHATWG, Server-sent events)."""
     rest = b""
     for arrived_s, data in chunks:

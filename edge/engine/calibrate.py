@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge.engine.llama.context import Context
-from edge.engine.threads import WORTH_A_CORE
+from edge.engine.threads import fewest_worth
 
 CALIBRATION_CHUNK = 64
 """Prompt tokens of the passes by which threads are judged."""
@@ -70,12 +70,7 @@ def _fewest(context: Context, candidates: list[int], step: Callable[[], None]) -
             times = {n: [] for n, taken in times.items() if taken[0] < times[1][0] * _HOPELESS}  # graphs were built
         elif number >= _LEAST_ROUNDS and time.monotonic() > deadline:
             break
-    slow = {n: sorted(taken)[len(taken) * 9 // 10] for n, taken in times.items()}
-    chosen = candidates[0]
-    for threads in slow:
-        if slow[threads] < slow[chosen] * WORTH_A_CORE:
-            chosen = threads
-    return chosen
+    return fewest_worth({n: sorted(taken)[len(taken) * 9 // 10] for n, taken in times.items()})
 
 
 def _timed(context: Context, threads: int, step: Callable[[], None]) -> float:

@@ -104,9 +104,15 @@ class EngineLoop:
         if len(self._threads.candidates) == 1 or not (short or at_leisure):
             return
         self._trials.rotate(-1)
-        self._threads.tried(kind, threads, self._probe(kind, rows, threads))
-        if (ratio := self._threads.decide(kind)) is not None:
-            self._model.rescale(kind, ratio)
+        self._learn_threads(kind, threads, self._probe(kind, rows, threads))
+
+    def _learn_threads(self, kind: Kind, threads: int, ratio: float) -> bool:
+        """Take in a trial. True if another thread count is used from now on."""
+        self._threads.tried(kind, threads, ratio)
+        longer = self._threads.decide(kind)
+        if longer is not None:
+            self._model.rescale(kind, longer)
+        return longer is not None
 
     def _probe(self, kind: Kind, rows: int, threads: int) -> float:
         """A pass behind what lies in a free slot, which leaves no trace. Returns its time beside what is predicted."""
@@ -186,11 +192,10 @@ class EngineLoop:
             if not context.forget(slot, tokens):
                 context.forget(slot)
                 tokens = 0
-        else:
-            copied = source is not None and self._copied(source, tokens, slot)
-            tokens = tokens if copied else 0
-            if not copied:
-                self._clear(slot)
+        elif source is None:
+            self._clear(slot)
+        elif not self._copied(source, tokens, slot):
+            tokens = 0
         self._scheduler.placed(placement, tokens)
 
     def _copied(self, source: Prefix, tokens: int, slot: int) -> bool:
@@ -279,9 +284,8 @@ class EngineLoop:
         self._steps += 1
         self._step_s.append(took_s)
         if self._strained:
-            self._threads.tried(kind, self._pass_threads, took_s / self._model.raw_s(kind, rows, cells))
-            if (ratio := self._threads.decide(kind)) is not None:
-                self._model.rescale(kind, ratio)
+            ratio = took_s / self._model.raw_s(kind, rows, cells)
+            if self._learn_threads(kind, self._pass_threads, ratio):
                 return
         if self._pass_threads == self._threads.of(kind):
             self._model.observe(kind, rows, cells, took_s)

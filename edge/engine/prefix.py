@@ -8,7 +8,7 @@ caller's business. All are `Prefix` objects in one radix tree for each namespace
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from edge.engine.radix import RadixTree
@@ -35,9 +35,8 @@ class Prefix:
     saved_tokens: int = 0
     saved_bytes: int = 0
     pinned: bool = False
-    worth: float = field(default=0.0)
+    worth: float = 0.0
     """GreedyDual's value; the least goes first."""
-    hits: int = 0
 
     def usable(self, matched: int) -> int:
         """Of `matched` first tokens, how many can be had now."""
@@ -65,7 +64,7 @@ class PrefixCache:
         self._saved: set[Prefix] = set()
         self._floor = 0.0
         self.saved_bytes = 0
-        self.hits = self.misses = self.evictions = 0
+        self.hits = self.evictions = 0
 
     def namespace(self, key: str) -> str:
         """Where a key's prefixes are kept: a place of its own if keys are isolated, else one for all."""
@@ -108,7 +107,6 @@ class PrefixCache:
     def used(self, prefix: Prefix, recompute_s: float) -> None:
         """A request took its beginning from this prefix."""
         self.hits += 1
-        prefix.hits += 1
         prefix.worth = self._floor + recompute_s
 
     # --- slots --------------------------------------------------------------------------------------------------------
@@ -195,7 +193,7 @@ class PrefixCache:
         return iter(sorted(self._saved, key=lambda p: (p.pinned, p.worth), reverse=True))
 
     def shrink(self) -> list[Any]:
-        """Give up the cheapest saved copy, or every idle slot's cells are all that is left. Returns copies to be freed."""
+        """Give up the cheapest saved copy that is not pinned. Returns copies to be freed: none if there is none."""
         victim = self._cheapest()
         return [] if victim is None else [self._drop_saved(victim)]
 

@@ -101,7 +101,7 @@ class Scheduler:
         """Queue a request's answers, and decide whether they are admitted."""
         verdict = self.judge(request, now_s)
         request.admitted = self._keeps_targets and not verdict.reason
-        request.prompt_s = self._steps.whole_prompt_s(len(request.tokens), 0, self._chunk_tokens, safe=False)
+        request.prompt_s = self._recompute_s(len(request.tokens))
         self._waiting.extend(request.sequences)
         return verdict
 
@@ -114,7 +114,7 @@ class Scheduler:
         count = len(request.tokens) - known
         prompt_s = self._steps.whole_prompt_s(count, known, self._pass_tokens())
         if match is not None:
-            prompt_s += self._copy_s(match.prefix)
+            prompt_s += self._steps.restore_s(match.prefix.saved_bytes)
         answers = len(request.sequences)
         wish = Wish(answers, self._final_cells(request) * answers, prompt_s, self._due_s(request))
         return judge(now_s, wish, self._burden(), self._steps, self._targets)
@@ -198,7 +198,7 @@ class Scheduler:
         """The next sequence to get a slot or the cells it waits for; None if there is none now. Ask again after `placed`."""
         for sequence in self.slots.holders():
             if sequence.phase is Phase.FOLLOWING and sequence.awaits is not None and self._is_ready(sequence):
-                return self._place(sequence, sequence.slot)
+                return self._placement(sequence, self._match(sequence.request), [sequence.slot])
         free = self.slots.free_slots()
         while free and (next_one := self._next_in_line(now_s, len(free))) is not None:
             placement = self._seat(next_one, free)
@@ -361,17 +361,15 @@ class Scheduler:
         """A placement into one of the free slots; None if the sequence got one and waits there for another's cells."""
         request = sequence.request
         if self._has_leader(sequence):
-            return self._follow(sequence, self._cheapest(free), None, 0)
+            self._follow(sequence, self._cheapest(free), None, 0)
+            return None
         match = self._match(request)
         usable = match.usable if match is not None else 0
         ahead = self.cache.in_the_making(request.tokens, request.work.key, usable) if request.work.cache else None
         if ahead is not None and self._worth_waiting(sequence, ahead):
-            return self._follow(sequence, self._cheapest(free), ahead.prefix, ahead.matched)
+            self._follow(sequence, self._cheapest(free), ahead.prefix, ahead.matched)
+            return None
         return self._placement(sequence, match, free)
-
-    def _place(self, sequence: Sequence, slot: int) -> Placement:
-        """For a sequence that holds its slot already."""
-        return self._placement(sequence, self._match(sequence.request), [slot])
 
     def _placement(self, sequence: Sequence, match: Match | None, free: list[int]) -> Placement:
         if match is None:
@@ -387,12 +385,11 @@ class Scheduler:
         slot = self._cheapest(free)
         return Placement(sequence, slot, "copy", source, tokens, save_resident=self._worth_saving(slot))
 
-    def _follow(self, sequence: Sequence, slot: int, awaits: Prefix | None, tokens: int) -> Placement | None:
+    def _follow(self, sequence: Sequence, slot: int, awaits: Prefix | None, tokens: int) -> None:
         """Wait in a slot for cells that another answer computes. The slot's own cells stay until they come."""
         self._waiting.remove(sequence)
         self.slots.take(sequence, slot)
         sequence.phase, sequence.awaits, sequence.awaited_tokens = Phase.FOLLOWING, awaits, tokens
-        return None
 
     def _match(self, request: Request) -> Match | None:
         return self.cache.match(request.tokens, request.work.key) if request.work.cache else None
@@ -428,9 +425,6 @@ class Scheduler:
         if resident is None or resident.live or resident.saved_tokens >= resident.computed:
             return False
         return self.cache.own_tokens(resident) >= _KEPT_TOKENS
-
-    def _copy_s(self, prefix: Prefix) -> float:
-        return self._steps.restore_s(prefix.saved_bytes)
 
     def _elect(self, gone: Sequence) -> None:
         """The leader is gone before its prompt was done: its first sibling computes the prompt instead."""

@@ -8,6 +8,7 @@ they should, and are compared by how long their passes took beside what was pred
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 from edge.engine.steps import Kind
 
@@ -16,6 +17,16 @@ WORTH_A_CORE = 0.85
 _REMEMBERED = 8
 _ENOUGH = 4
 _TURNS_PER_TRIAL = 4
+
+
+def fewest_worth(slow_s: Mapping[int, float]) -> int:
+    """The fewest threads that are worth it, given how long a slow pass takes with each count, in ascending order."""
+    counts = iter(slow_s)
+    best = next(counts)
+    for threads in counts:
+        if slow_s[threads] < slow_s[best] * WORTH_A_CORE:
+            best = threads
+    return best
 
 
 class ThreadChoice:
@@ -56,10 +67,7 @@ class ThreadChoice:
         slow = {n: seen for n in self._candidates if (seen := self._slow(kind, n)) is not None}
         if len(slow) < len(self._candidates):
             return None
-        best = self._candidates[0]
-        for threads in self._candidates[1:]:
-            if slow[threads] < slow[best] * WORTH_A_CORE:
-                best = threads
+        best = fewest_worth(slow)
         if best == self._chosen[kind]:
             return None
         self._chosen[kind] = best

@@ -221,7 +221,7 @@ class Engine:
             steps=self._steps,
             cache=PrefixCache(cap_bytes=load.cache_bytes, isolated=load.isolate_keys, enabled=copies),
             targets=self._targets(load),
-            chunk_tokens=min(load.pass_tokens, self.context.shape.context_tokens),
+            chunk_tokens=self.context.shape.chunk_tokens,
             copies_sequences=copies,
         )
 
