@@ -85,3 +85,11 @@ def throughput(traces: list[Trace]) -> float:
     begun = min(t.sent_s for t in traces)
     ended = max(t.sent_s + t.arrivals_s[-1] for t in traces)
     return sum(t.tokens for t in traces) / (ended - begun)
+
+
+def saturated_tokens_per_s(traces: list[Trace]) -> float:
+    """Tokens per second of all streams while every one of them runs: prompts are no part of it."""
+    begun = max(t.sent_s + t.arrivals_s[0] for t in traces)
+    ended = min(t.sent_s + t.arrivals_s[-1] for t in traces)
+    arrived = sum(begun < t.sent_s + at <= ended for t in traces for at in t.arrivals_s)
+    return arrived / (ended - begun)

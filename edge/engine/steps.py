@@ -18,7 +18,7 @@ CHUNKS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 192, 256, 384, 512)
 there is time, since its attention works on 64 rows at once."""
 TILE_ROWS = 64
 """Fewer prompt rows than this go through libllama's attention one by one (GGML_FA_TILE_Q)."""
-SAFE_QUANTILE = 0.95
+SAFE_QUANTILE = 0.98
 STRAINED_RATIO = 1.5
 _REMEMBERED = 128
 _FEW = 8
@@ -58,11 +58,16 @@ class StepModel:
         return self._prompt(tokens, start) * self._factor("prompt", tokens, safe)
 
     def whole_prompt_s(self, tokens: int, start: int, chunk: int, *, safe: bool = True) -> float:
-        """Time of all passes over `tokens` prompt rows in passes of at most `chunk`."""
+        """Time of all passes over `tokens` prompt rows in passes of at most `chunk`. Safe: the dearest of them is a slow
+        one. That each of them is would be far too much."""
         whole, rest = divmod(tokens, chunk)
         middle = start + (whole - 1) * chunk // 2  # depth costs in proportion: the mean pass is the middle one
-        total = whole * self.prompt_s(chunk, middle, safe=safe) if whole else 0.0
-        return total + (self.prompt_s(rest, start + whole * chunk, safe=safe) if rest else 0.0)
+        total = whole * self.prompt_s(chunk, middle, safe=False) if whole else 0.0
+        total += self.prompt_s(rest, start + whole * chunk, safe=False) if rest else 0.0
+        if safe and tokens:
+            size, at = (chunk, start + (whole - 1) * chunk) if whole else (rest, start)
+            total += self.prompt_s(size, at) - self.prompt_s(size, at, safe=False)
+        return total
 
     def restore_s(self, size_bytes: int) -> float:
         """Time to copy a saved prefix of `size_bytes` into a slot."""
