@@ -60,7 +60,7 @@ def compare(a: argparse.Namespace, streams: int) -> dict[str, Any]:
             if streams == 1 and a.llama_bench:
                 beside.append(llama_bench(a.llama_bench, a.model, a.threads, a.tokens, depth))
         gap_ms = largest_gap_s(1.0) * 1000
-    result = {
+    result: dict[str, Any] = {
         "tokens_per_s": {name: _figures(v) for name, v in values.items()},
         "edge to llama-server": _ratio(values["edge"], values["llama-server"]),
         "spin_loop_largest_gap_ms": round(gap_ms, 2),

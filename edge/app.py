@@ -18,16 +18,16 @@ import uvloop
 from edge import __version__
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
 from edge.effective import Effective
-from edge.engine.client import EngineClient, EngineLimits
+from edge.engine.client import EngineClient
 from edge.errors import ConfigurationError
 from edge.listener import bind, http_server, is_loopback, url
+from edge.loading import engine_limits, load_message
 from edge.logs import start_logging
-from edge.machine import resident_bytes, usable_cores
-from edge.messages import Load, ModelFacts
-from edge.pinned import read_pinned
+from edge.machine import resident_bytes
+from edge.messages import ModelFacts
 from edge.quiet import settle_collector
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
-from edge.settings import Engine, Settings
+from edge.settings import Settings
 from edge.systemd import Notifier
 
 log = logging.getLogger(__name__)
@@ -35,10 +35,6 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.2
 _WATCH_S = 1.0
 _START_GRACE_S = 30.0
-_MARGIN = 0.1
-"""Part of each objective that is kept back for what no prediction sees."""
-_FRONT_S = 0.003
-"""What the front adds to the time to the first token, at its worst on a small box (docs/bench.md)."""
 _WEDGED_AFTER = 3.0
 """The engine's client replaces a silent child after `engine.wedge_timeout_s`. Silence for this many times as long means
 that the client itself has failed, and only the service manager's watchdog is left."""
@@ -229,39 +225,3 @@ def require_keys(settings: Settings, keys: KeyStore) -> bool:
         )
         raise ConfigurationError(f"{where}, which needs an API key, and there is none; make one: edge keys create NAME")
     return required
-
-
-def load_message(model: ResolvedModel, settings: Settings, home: Path) -> Load:
-    """What the engine child is told to load, with every `auto` decided. Raises ConfigurationError."""
-    engine, slo = settings.engine, settings.slo
-    return Load(
-        path=str(model.path),
-        slots=engine.slots,
-        context_tokens=engine.context_tokens,
-        context_cap_tokens=engine.context_cap_tokens,
-        pass_tokens=engine.pass_tokens,
-        threads=engine.threads,
-        cores=usable_cores(),
-        gpu_layers=engine.gpu_layers,
-        kv_layout="streams" if engine.kv_layout == "auto" else engine.kv_layout,
-        kv_type=engine.kv_type,
-        flash_attention=engine.flash_attention,
-        heartbeat_s=engine.heartbeat_s,
-        ttft_target_s=slo.ttft_ms / 1000 * (1 - _MARGIN) - _FRONT_S,
-        itl_target_s=slo.itl_ms / 1000 * (1 - _MARGIN),
-        admission=settings.admission.mode,
-        cache_bytes=settings.cache.host_mib << 20,
-        isolate_keys=settings.cache.isolate_keys,
-        state_directory=str(home / "engine"),
-        pinned=read_pinned(home / settings.cache.pinned_file) if settings.cache.pinned_file else [],
-    )
-
-
-def engine_limits(settings: Engine) -> EngineLimits:
-    """The engine client's patience."""
-    return EngineLimits(
-        max_waiting=settings.max_waiting,
-        wedge_timeout_s=settings.wedge_timeout_s,
-        load_timeout_s=settings.load_timeout_s,
-        restart_backoff_max_s=settings.restart_backoff_max_s,
-    )

@@ -77,6 +77,8 @@ class Load(Message, frozen=True):
     admission: Literal["best-effort", "strict", "off"]
     cache_bytes: int
     """Most memory for saved prefixes; 0: none are kept."""
+    kept_bytes: int
+    """Most disk space for prefixes that are kept over a restart; 0: only pinned ones are."""
     isolate_keys: bool
     """Prefixes of one key are never found by another."""
     state_directory: str
@@ -184,6 +186,10 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """Longest new prompt that an idle node answers within the TTFT target."""
     admits_streams: int
     """Answers that can run at a time, half-way through their context, within the ITL target."""
+    prompt_s: list[tuple[int, float]]
+    """(new tokens, time until an idle engine has computed them): as predicted, on the safe side."""
+    pass_s: list[tuple[int, float]]
+    """(answers half-way through their context, time of the pass that gives each its next token): as predicted."""
     caches_prefixes: bool
     """False where this model's memory cannot be cut or copied: every prompt is computed whole."""
     chat_template: str

@@ -145,6 +145,11 @@ class Cache(Section):
     host_mib: Annotated[int, Ge(0), Le(1 << 20)] = Field(
         256, description="Memory for saved beginnings in MiB; 0: only what lies in free slots is used again."
     )
+    kept_mib: Annotated[int, Ge(0), Le(1 << 20)] = Field(
+        0,
+        description="Disk space for beginnings that are kept over an ordered restart, in MiB, under EDGE_HOME; they hold "
+        "what users sent. 0: only pinned ones are kept.",
+    )
     pinned_file: Path | None = Field(
         None,
         description="File of beginnings that are computed before the first request and never given up, one JSON object "

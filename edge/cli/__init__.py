@@ -28,6 +28,7 @@ _COMMANDS = {
     "serve": "Load a model and answer the API until told to stop.",
     "chat": "Talk to a running node.",
     "bench": "Measure how many requests a second a server answers in time.",
+    "plan": "Say what a model on this machine can promise, without serving it.",
     "doctor": "Check this machine and the settings; name what is missing and the cure.",
     "keys": "Create, list and revoke API keys.",
     "settings": "Show every setting, its value and where that came from.",

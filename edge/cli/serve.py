@@ -11,13 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edge import __version__
+from edge.cli import words
 from edge.cli.flags import setting_flags
 from edge.effective import Effective
 
 if TYPE_CHECKING:  # `edge serve --help` waits for neither the server nor the event loop
     from edge.app import Started
-    from edge.messages import ModelFacts
-    from edge.registry.resolve import ResolvedModel
 
 _PLAIN_STEP = 0.25
 _LONG_READ_BYTES = 256 << 20
@@ -93,51 +92,18 @@ def _account(started: Started) -> list[tuple[str, str]]:
     body = f'{{"model": "{started.model_name}", "messages": [{{"role": "user", "content": "{_EXAMPLE}"}}]}}'
     return [
         ("edge", f"{__version__}, state in {started.home}"),
-        ("model", f"{started.model_name}: {_what(started.model, facts)}"),
-        (
-            "runs on",
-            f"{facts.device}, {_count(facts.threads, 'thread')}, {facts.slots} answers at a time, "
-            f"{facts.context_tokens:,} tokens each",
-        ),
+        ("model", f"{started.model_name}: {words.what(started.model, facts)}"),
+        ("runs on", words.runs_on(facts)),
         (
             "memory",
-            f"weights {_size(facts.model_bytes)}, attention {_size(facts.kv_bytes)}, compute "
-            f"{_size(facts.compute_bytes)}; processes: engine {_size(started.engine_bytes)}, "
-            f"front {_size(started.front_bytes)}",
+            f"{words.native_memory(facts)}; processes: engine {words.size(started.engine_bytes)}, "
+            f"front {words.size(started.front_bytes)}",
         ),
-        ("promise", _promise(started)),
+        (
+            "promise",
+            words.promise(facts, started.ttft_slo_ms, started.itl_slo_ms, promises=started.promises),
+        ),
         ("serves", f"{url}/v1 ({keys})"),
         ("try it", f'{chat} "{_EXAMPLE}"'),
         ("", f"curl {url}/v1/chat/completions {key_header}-H 'Content-Type: application/json' -d '{body}'"),
     ]
-
-
-def _promise(started: Started) -> str:
-    """What the node admits while it is idle, as a sentence."""
-    facts = started.facts
-    if not started.promises:
-        return "none: admission.mode is off"
-    bounds = f"first token within {started.ttft_slo_ms:g} ms, the next ones within {started.itl_slo_ms:g} ms"
-    if facts.admits_tokens == 0 or facts.admits_streams == 0:
-        return f"none: this model is too slow here for {bounds}; use a smaller one, or larger targets in [slo]"
-    share = "" if facts.caches_prefixes else "; this model's memory cannot be shared, so every prompt counts whole"
-    return (
-        f"{bounds}, for new prompts of up to {facts.admits_tokens:,} tokens and "
-        f"{_count(facts.admits_streams, 'answer')} at a time{share}"
-    )
-
-
-def _what(model: ResolvedModel, facts: ModelFacts) -> str:
-    name = f"{model.header.name}, " if model.header.name and model.header.name != model.name else ""
-    return (
-        f"{name}{facts.parameters / 1e6:,.1f} M parameters, {model.header.quantization}, "
-        f"{_size(model.header.file_bytes)}, {model.path}"
-    )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _size(count_bytes: int) -> str:
-    return f"{count_bytes / 1e9:.2f} GB" if count_bytes >= 1e9 else f"{count_bytes / 1e6:.1f} MB"

@@ -16,6 +16,8 @@ Mode = Literal["best-effort", "strict", "off"]
 LEAST_PROMPT_SHARE = 0.1
 """Part of each interval that admission leaves for prompts: without it no new request could ever begin."""
 
+_PROMPTS = (16, 64, 256, 512, 1024, 2048, 4096, 8192)
+
 
 @dataclass(frozen=True, slots=True)
 class Targets:
@@ -85,14 +87,30 @@ def _finish_times(queue: list[tuple[float, float]], room_s: float, interval_s: f
             yield work_s + int(work_s / room_s) * (interval_s - room_s)
 
 
-def capacity(steps: StepModel, targets: Targets, *, slots: int, context_tokens: int, chunk: int) -> tuple[int, int]:
-    """(new prompt tokens, streams) that an idle node admits within its targets; streams at half the context's depth."""
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What an idle node admits. Pairs are (new tokens, seconds) and (answers, seconds), answers half-way through a context."""
+
+    tokens: int
+    streams: int
+    prompt_s: list[tuple[int, float]]
+    pass_s: list[tuple[int, float]]
+
+
+def capacity(steps: StepModel, targets: Targets, *, slots: int, context_tokens: int, chunk: int) -> Capacity:
+    """What an idle node admits within its targets, in passes of `chunk` prompt tokens."""
     low, high = 0, context_tokens
     while high - low > 1:
         middle = (low + high) // 2
         fits = steps.whole_prompt_s(middle, 0, chunk) <= targets.ttft_s
         low, high = (middle, high) if fits else (low, middle)
+    sizes = [n for n in _PROMPTS if n <= context_tokens]
     depth = context_tokens // 2
-    usable = targets.itl_s * (1 - LEAST_PROMPT_SHARE)
-    streams = max((n for n in range(1, slots + 1) if steps.decode_s(n, n * depth) <= usable), default=0)
-    return low, streams
+    passes = [(n, steps.decode_s(n, n * depth)) for n in range(1, slots + 1)]
+    usable_s = targets.itl_s * (1 - LEAST_PROMPT_SHARE)
+    return Capacity(
+        tokens=low,
+        streams=max((n for n, pass_s in passes if pass_s <= usable_s), default=0),
+        prompt_s=[(n, steps.whole_prompt_s(n, 0, chunk)) for n in sizes],
+        pass_s=[(n, pass_s) for n, pass_s in passes if n & (n - 1) == 0 or n == slots],
+    )

@@ -15,7 +15,8 @@ from edge.engine.admission import Mode, Verdict
 from edge.engine.llama.context import CellsExhausted, Context, ForwardFailed, Saved
 from edge.engine.prefix import Prefix
 from edge.engine.sampler import BrokenLogits
-from edge.engine.scheduler import Chunk, Placement, Scheduler
+from edge.engine.scheduler import Chunk, Scheduler
+from edge.engine.seating import Placement
 from edge.engine.sequence import Phase, Request, Sequence
 from edge.engine.steps import Kind, StepModel
 from edge.engine.threads import ThreadChoice

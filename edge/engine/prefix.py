@@ -188,9 +188,9 @@ class PrefixCache:
         self._insert(prefix)
         return self.keep(prefix, saved, len(tokens), size_bytes)
 
-    def saved_prefixes(self) -> Iterator[Prefix]:
-        """All that have a copy, the most valuable first."""
-        return iter(sorted(self._saved, key=lambda p: (p.pinned, p.worth), reverse=True))
+    def by_worth(self) -> list[Prefix]:
+        """All prefixes, in slots and as copies, the most valuable first."""
+        return sorted({*self._slots.values(), *self._saved}, key=lambda p: p.worth, reverse=True)
 
     def shrink(self) -> list[Any]:
         """Give up the cheapest saved copy that is not pinned. Returns copies to be freed: none if there is none."""

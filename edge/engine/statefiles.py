@@ -1,4 +1,4 @@
-"""What an engine leaves on disk for its next start: how long passes take, and the cells of pinned prefixes.
+"""What an engine leaves on disk for its next start: how long passes take, and the cells of prefixes.
 
 Everything is filed under what it depends on (model, library, machine, plan) and checked when it is read. A file that does not
 pass is dropped and made anew: nothing here is worth a refused start, and nothing damaged is ever served.
@@ -10,7 +10,8 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -20,10 +21,11 @@ import numpy.typing as npt
 from edge.engine.calibrate import Threads
 from edge.engine.steps import StepTable
 
-_MAGIC = b"edge-cells-1\n"
+_MAGIC = b"edge-cells-2\n"
 _STEPS_VERSION = 1
 _LENGTH_BYTES = 8
 _LARGEST_HEAD_BYTES = 64 << 20
+_PINNED, _PREFIX = ".cells", ".prefix"
 
 
 class KeptSteps(msgspec.Struct, frozen=True):
@@ -43,11 +45,22 @@ class KeptSteps(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(bare, sha256=hashlib.sha256(msgspec.json.encode(bare)).hexdigest())
 
 
-class _CellsHead(msgspec.Struct, frozen=True):
+class _CellsHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     made_for: str
+    owner: str
     tokens: list[int]
     size: int
     sha256: str
+    """Of the cells and of everything above."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPrefix:
+    """Cells that were worth keeping at a stop: `owner` is their namespace, `state` uint8[size]."""
+
+    owner: str
+    tokens: list[int]
+    state: npt.NDArray[np.uint8]
 
 
 class StateFiles:
@@ -76,11 +89,57 @@ class StateFiles:
         kept = KeptSteps(_STEPS_VERSION, self._made_for, threads.decode, threads.prefill, table)
         self._write("steps.json", [msgspec.json.encode(kept.sealed())])
 
+    # --- pinned prefixes ----------------------------------------------------------------------------------------------
+
     def read_cells(self, tokens: Sequence[int]) -> npt.NDArray[np.uint8] | None:
-        """The kept cells of exactly these tokens: uint8[size]; None if there are none. A damaged file is deleted."""
+        """The kept cells of exactly these pinned tokens: uint8[size]; None if there are none. A damaged file is deleted."""
         if self._directory is None:
             return None
-        path = self._directory / _cells_name(tokens)
+        path = self._directory / _name(tokens, "", _PINNED)
+        read = self._read(path)
+        if read is None:
+            return None
+        head, state = read
+        if head.tokens != list(tokens):
+            self._drop(path)
+            return None
+        return state
+
+    def write_cells(self, tokens: Sequence[int], state: npt.NDArray[np.uint8]) -> None:
+        """Keep the cells of these pinned tokens."""
+        self._write_cells(_PINNED, tokens, "", state)
+
+    def keep_only(self, pinned: Iterable[Sequence[int]]) -> None:
+        """Delete cells of prefixes that are not pinned any more."""
+        self._keep_only(_PINNED, {_name(tokens, "", _PINNED) for tokens in pinned})
+
+    # --- prefixes over a restart --------------------------------------------------------------------------------------
+
+    def read_prefixes(self, room_bytes: int) -> Iterator[KeptPrefix]:
+        """What was kept at the last stop, as far as it fits into `room_bytes`. Damaged files are deleted."""
+        if self._directory is None:
+            return
+        for path in sorted(self._directory.glob(f"*{_PREFIX}")):
+            with contextlib.suppress(OSError):
+                if path.stat().st_size > room_bytes:
+                    continue
+            if (read := self._read(path)) is not None:
+                head, state = read
+                room_bytes -= len(state)
+                yield KeptPrefix(head.owner, head.tokens, state)
+
+    def write_prefix(self, tokens: Sequence[int], owner: str, state: npt.NDArray[np.uint8]) -> None:
+        """Keep the cells of these tokens over a restart."""
+        self._write_cells(_PREFIX, tokens, owner, state)
+
+    def keep_only_prefixes(self, kept: Iterable[tuple[Sequence[int], str]]) -> None:
+        """Delete all but these (tokens, owner)."""
+        self._keep_only(_PREFIX, {_name(tokens, owner, _PREFIX) for tokens, owner in kept})
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _read(self, path: Path) -> tuple[_CellsHead, npt.NDArray[np.uint8]] | None:
+        """A file of cells. None if it is not there; if it is not what it should be, it is deleted."""
         try:
             with path.open("rb") as file:
                 if file.read(len(_MAGIC)) != _MAGIC:
@@ -95,26 +154,23 @@ class StateFiles:
         except (OSError, ValueError, msgspec.DecodeError):
             self._drop(path)
             return None
-        whole = len(state) == head.size and hashlib.sha256(state.data).hexdigest() == head.sha256
-        if not whole or (head.made_for, head.tokens) != (self._made_for, list(tokens)):
+        whole = len(state) == head.size and _seal(head.made_for, head.owner, head.tokens, state) == head.sha256
+        if not whole or head.made_for != self._made_for:
             self._drop(path)
             return None
-        return state
+        return head, state
 
-    def write_cells(self, tokens: Sequence[int], state: npt.NDArray[np.uint8]) -> None:
-        """Keep the cells of these tokens."""
-        digest = hashlib.sha256(state.data).hexdigest()
-        head = msgspec.msgpack.encode(_CellsHead(self._made_for, list(tokens), len(state), digest))
+    def _write_cells(self, suffix: str, tokens: Sequence[int], owner: str, state: npt.NDArray[np.uint8]) -> None:
+        digest = _seal(self._made_for, owner, list(tokens), state)
+        head = msgspec.msgpack.encode(_CellsHead(self._made_for, owner, list(tokens), len(state), digest))
         length = len(head).to_bytes(_LENGTH_BYTES, "little")
-        self._write(_cells_name(tokens), [_MAGIC, length, head, state.data])
+        self._write(_name(tokens, owner, suffix), [_MAGIC, length, head, state.data])
 
-    def keep_only(self, pinned: Iterable[Sequence[int]]) -> None:
-        """Delete cells of prefixes that are not pinned any more."""
+    def _keep_only(self, suffix: str, wanted: set[str]) -> None:
         if self._directory is None:
             return
-        wanted = {_cells_name(tokens) for tokens in pinned}
         with contextlib.suppress(OSError):
-            for path in self._directory.glob("*.cells"):
+            for path in self._directory.glob(f"*{suffix}"):
                 if path.name not in wanted:
                     self._drop(path)
 
@@ -144,5 +200,12 @@ class StateFiles:
             path.unlink()
 
 
-def _cells_name(tokens: Sequence[int]) -> str:
-    return hashlib.sha256(np.asarray(tokens, np.int32).tobytes()).hexdigest()[:32] + ".cells"
+def _seal(made_for: str, owner: str, tokens: list[int], state: npt.NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256(msgspec.msgpack.encode((made_for, owner, tokens)))
+    digest.update(state.data)
+    return digest.hexdigest()
+
+
+def _name(tokens: Sequence[int], owner: str, suffix: str) -> str:
+    key = np.asarray(tokens, np.int32).tobytes() + owner.encode()
+    return hashlib.sha256(key).hexdigest()[:32] + suffix

@@ -116,11 +116,15 @@ class StepModel:
 
     def corrected(self) -> StepTable:
         """The table as it turned out while running, for the next start."""
+
+        def prompt(rows: int) -> float:
+            return self._factor("prompt", rows, False)
+
         return StepTable(
             [(n, s * self._factor("decode", n, False)) for n, s in self.table.decode],
-            [(n, s * self._factor("prompt", n, False)) for n, s in self.table.prompt],
-            self.table.decode_cell_s,
-            self.table.prompt_cell_s,
+            [(n, s * prompt(n)) for n, s in self.table.prompt],
+            self.table.decode_cell_s * self._factor("decode", 1, False),
+            [(n, s * prompt(n)) for n, s in self.table.prompt_cell_s],
             self.table.restore_byte_s,
         )
 

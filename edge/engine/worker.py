@@ -27,7 +27,8 @@ from edge.engine.admission import Targets
 from edge.engine.calibrate import CALIBRATION_CHUNK, Threads, choose_threads, thread_candidates
 from edge.engine.gauge import StepGauge
 from edge.engine.intake import Intake
-from edge.engine.llama.context import Context, ContextShape, ForwardFailed, Saved
+from edge.engine.kept import KeptPrefixes
+from edge.engine.llama.context import Context, ContextShape, ForwardFailed
 from edge.engine.llama.library import Library
 from edge.engine.llama.model import Model
 from edge.engine.loop import EngineLoop, InboxItem
@@ -36,7 +37,7 @@ from edge.engine.scheduler import Scheduler
 from edge.engine.statefiles import StateFiles
 from edge.engine.steps import StepModel
 from edge.engine.threads import ThreadChoice
-from edge.errors import EdgeError, EngineFault, ModelUnusable
+from edge.errors import EdgeError, EngineFault
 from edge.machine import processor
 from edge.messages import (
     Abort,
@@ -52,7 +53,6 @@ from edge.messages import (
     ModelFacts,
     Offer,
     Progress,
-    Prompt,
     Quit,
     Submit,
     ToChild,
@@ -177,6 +177,7 @@ class Engine:
         candidates = thread_candidates(load.cores) if load.threads == 0 else [load.threads]
         self.threads = ThreadChoice(decode=threads.decode, prompt=threads.prefill, candidates=candidates)
         self.scheduler = self._scheduler(load)
+        self._kept = KeptPrefixes(self.context, self.scheduler.cache, self._files, load, self._recompute_s)
         self.inbox: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
         self.loop = EngineLoop(
             self.context,
@@ -187,12 +188,16 @@ class Engine:
             model=self._steps,
             heartbeat_s=load.heartbeat_s,
             mode=load.admission,
-            at_end=self._keep_steps,
+            at_end=self._leave,
         )
         pipe.send([Progress("preparing grammars", 1.0)])
         self.intake.grammars.warm()
         self.loop.beat()
-        self._pin(load)
+        self._kept.pin(
+            lambda prompt: self.intake.tokenize(prompt).tokens,
+            lambda fraction: pipe.send([Progress("pinning prompts", fraction)]),
+        )
+        self._kept.recall()
         settle_collector()
         longest_s = self._steps.prompt_s(load.pass_tokens, 0)
         pipe.send([Loaded(self._facts(load, path, source), time.monotonic() - begun, longest_s)])
@@ -233,81 +238,18 @@ class Engine:
         shape = self.context.shape
         return [self._digest, self.library.system, processor(), str(load.gpu_layers), repr(shape), str(load.threads)]
 
-    def _keep_steps(self) -> None:
+    def _recompute_s(self, tokens: int) -> float:
+        return self._steps.whole_prompt_s(tokens, 0, self.context.rows_limit, safe=False)
+
+    def _leave(self) -> None:
+        """Write down what the next start can use."""
         used = Threads(self.threads.of("decode"), self.threads.of("prompt"))
         self._files.write_steps(self._steps.corrected(), used)
+        self._kept.write_down()
 
     def _complain(self) -> None:
         if self._files.complaint:
             print(f"engine: {self._files.complaint}; the next start measures anew", file=sys.stderr, flush=True)
-
-    # --- pinned prefixes ----------------------------------------------------------------------------------------------
-
-    def _pin(self, load: Load) -> None:
-        """Compute, or take from disk, the beginnings that are never given up. Raises ModelUnusable if they do not fit."""
-        pinned = [self._pinnable(number, prompt) for number, prompt in enumerate(load.pinned, 1)]
-        self._files.keep_only(pinned)
-        if not self.scheduler.cache.enabled:
-            return
-        self._require_cells(sum(map(len, pinned)))
-        for number, tokens in enumerate(pinned):
-            self._pipe.send([Progress("pinning prompts", number / len(pinned))])
-            saved = self._from_disk(tokens) or self._computed(tokens)
-            recompute_s = self._steps.whole_prompt_s(len(tokens), 0, self.context.rows_limit, safe=False)
-            freed = self.scheduler.cache.adopt(
-                tokens, "", saved, saved.size_bytes, pinned=True, recompute_s=recompute_s
-            )
-            for old in freed:
-                self.context.release(old)
-        if (kept := self.scheduler.cache.saved_bytes) > load.cache_bytes:
-            raise ModelUnusable(
-                f"the prompts of cache.pinned_file need {kept >> 20} MiB, and cache.host_mib allows "
-                f"{load.cache_bytes >> 20}; raise it, or pin fewer"
-            )
-
-    def _require_cells(self, pinned_tokens: int) -> None:
-        """In the unified layout pinned cells are taken from everybody's: one whole context at least must be left."""
-        shape = self.context.shape
-        most = (shape.slots - 1) * shape.context_tokens
-        if shape.unified and pinned_tokens > most:
-            raise ModelUnusable(
-                f"the prompts of cache.pinned_file have {pinned_tokens:,} tokens; with engine.kv_layout unified there is "
-                f"room for {most:,}: pin fewer, or set it to streams"
-            )
-
-    def _pinnable(self, number: int, prompt: Prompt) -> list[int]:
-        try:
-            tokens = self.intake.tokenize(prompt).tokens
-        except EdgeError as error:
-            raise ModelUnusable(f"entry {number} of cache.pinned_file: {error.message}") from None
-        if len(tokens) >= self.context.shape.context_tokens:
-            raise ModelUnusable(f"entry {number} of cache.pinned_file has {len(tokens)} tokens, more than the context")
-        return tokens
-
-    def _from_disk(self, tokens: list[int]) -> Saved | None:
-        """Cells kept by an earlier start, tried out in a slot: what libllama does not take is not used."""
-        state = None if self.context.shape.unified else self._files.read_cells(tokens)
-        if state is None:
-            return None
-        saved = Saved(len(state), state=state)
-        taken = self.context.restore(saved, 0) and self.context.length(0) == len(tokens)
-        self.context.forget(0)
-        return saved if taken else None
-
-    def _computed(self, tokens: list[int]) -> Saved:
-        context, most = self.context, self.context.rows_limit
-        for start in range(0, len(tokens), most):
-            part = tokens[start : start + most]
-            places = list(range(start, start + len(part)))
-            context.forward(part, places, [0] * len(part), [False] * len(part))
-        saved = context.save(0, len(tokens))
-        context.forget(0)
-        if saved is None:
-            raise ModelUnusable("no room for another pinned prompt; make cache.pinned_file shorter")
-        if saved.state is not None:
-            self._files.write_cells(tokens, saved.state)
-            self._complain()
-        return saved
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
@@ -331,7 +273,7 @@ class Engine:
     def _facts(self, load: Load, path: Path, source: str) -> ModelFacts:
         shape = self.context.shape
         offloaded = self.library.offloads and load.gpu_layers != 0
-        tokens, streams = self.scheduler.capacity(shape.context_tokens)
+        capacity = self.scheduler.capacity(shape.context_tokens)
         return ModelFacts(
             name=path.stem,
             description=self.model.description,
@@ -347,8 +289,10 @@ class Engine:
             device="GPU" if offloaded else "CPU",
             kv_bytes=self.context.kv_bytes,
             compute_bytes=self.context.compute_bytes,
-            admits_tokens=tokens,
-            admits_streams=streams,
+            admits_tokens=capacity.tokens,
+            admits_streams=capacity.streams,
+            prompt_s=capacity.prompt_s,
+            pass_s=capacity.pass_s,
             caches_prefixes=self.scheduler.cache.enabled,
             chat_template=source,
             library=self.library.system,

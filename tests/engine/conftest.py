@@ -37,6 +37,7 @@ def load_of(path: Path, **changes: Any) -> Load:
         "itl_target_s": 0.05,
         "admission": "off",
         "cache_bytes": 64 << 20,
+        "kept_bytes": 0,
         "isolate_keys": False,
         "state_directory": "",
     }

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,3 +80,39 @@ def test_a_pinned_beginning_is_known_at_once_and_a_damaged_file_is_computed_anew
     run_with_engine(load, use)
     assert kept.read_bytes() != data, "the damaged file was not replaced"
     assert len(set(texts)) == 1
+
+
+def test_what_was_asked_before_a_restart_is_known_after_it_and_damage_is_noticed(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+
+    async def use(client: EngineClient) -> None:
+        text, told = await finished(client, ask("What now?"))
+        seen.append((text, told.cached_tokens))
+
+    load = load_of(F16, kept_bytes=8 << 20, state_directory=str(tmp_path))
+    run_with_engine(load, use)
+    (kept,) = tmp_path.glob("*/*.prefix")
+    run_with_engine(load, use)
+    data = bytearray(kept.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    kept.write_bytes(data)
+    run_with_engine(load, use)
+    (cold, warm, damaged) = seen
+    assert (cold[1], damaged[1]) == (0, 0) and warm[1] > 100
+    assert {text for text, _ in seen} == {cold[0]}
+
+
+@pytest.mark.parametrize("then", [{"kept_bytes": 0}, {"kept_bytes": 1000}, {"isolate_keys": False}])
+def test_what_may_not_be_kept_any_more_is_not_used_and_not_left_lying_about(
+    tmp_path: Path, then: dict[str, Any]
+) -> None:
+    async def use(client: EngineClient) -> None:
+        _, told = await finished(client, ask("What now?", key="one"))
+        assert told.cached_tokens == 0
+
+    before = {"kept_bytes": 8 << 20, "isolate_keys": True, "state_directory": str(tmp_path)}
+    run_with_engine(load_of(F16, **before), use)
+    theirs = set(tmp_path.glob("*/*.prefix"))
+    assert theirs
+    run_with_engine(load_of(F16, **{**before, **then}), use)
+    assert not theirs & set(tmp_path.glob("*/*.prefix"))

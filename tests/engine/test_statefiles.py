@@ -92,7 +92,7 @@ def test_cells_of_other_tokens_under_these_tokens_name_are_dropped(tmp_path: Pat
     assert not ours.exists() and theirs.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"edge-cells-1\n", b"edge-cells-1\n" + b"\xff" * 20, b"<html>" * 99])
+@pytest.mark.parametrize("content", [b"", b"edge-cells-2\n", b"edge-cells-2\n" + b"\xff" * 20, b"<html>" * 99])
 def test_a_foreign_file_is_dropped(tmp_path: Path, content: bytes) -> None:
     files(tmp_path).write_cells(TOKENS, STATE)
     path = only_file(tmp_path, "*.cells")
@@ -106,6 +106,7 @@ def test_a_foreign_file_is_dropped(tmp_path: Path, content: bytes) -> None:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("state")
+    files(directory).write_prefix(TOKENS, "one", STATE)
     files(directory).write_cells(TOKENS, STATE)
     files(directory).write_steps(TABLE, THREADS)
     return directory
@@ -113,7 +114,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(share=st.floats(0, 1, exclude_max=True), bit=st.none() | st.integers(0, 7))
 def test_a_cut_or_bit_flipped_file_is_never_believed(written: Path, share: float, bit: int | None) -> None:
-    for pattern in ("*.cells", "steps.json"):
+    for pattern in ("*.cells", "*.prefix", "steps.json"):
         path = only_file(written, pattern)
         whole = path.read_bytes()
         at = int(len(whole) * share)
@@ -122,6 +123,9 @@ def test_a_cut_or_bit_flipped_file_is_never_believed(written: Path, share: float
         try:
             if pattern == "*.cells":
                 assert files(written).read_cells(TOKENS) is None
+                assert not path.exists()
+            elif pattern == "*.prefix":
+                assert list(files(written).read_prefixes(1 << 20)) == []
                 assert not path.exists()
             else:
                 # JSON can be written in more than one way (1e-6, 1E-6): what is read must be what was meant.
@@ -139,6 +143,25 @@ def test_cells_that_are_not_pinned_any_more_are_deleted(tmp_path: Path) -> None:
     assert kept.read_cells(TOKENS) is not None
     assert kept.read_cells([1, 2]) is None
     assert kept.read_steps() is not None
+
+
+def kept_prefixes(directory: Path, room: int = 1 << 20) -> set[tuple[str, tuple[int, ...], bytes]]:
+    return {(p.owner, tuple(p.tokens), p.state.tobytes()) for p in files(directory).read_prefixes(room)}
+
+
+def test_prefixes_of_several_owners_come_back_as_far_as_there_is_room(tmp_path: Path) -> None:
+    files(tmp_path).write_prefix(TOKENS, "one", STATE)
+    files(tmp_path).write_prefix(TOKENS, "", STATE[:40])
+    files(tmp_path).write_cells([1, 2], STATE)
+    one, everyone = ("one", tuple(TOKENS), STATE.tobytes()), ("", tuple(TOKENS), STATE[:40].tobytes())
+    assert kept_prefixes(tmp_path) == {one, everyone}
+    assert kept_prefixes(tmp_path, 300) == {everyone}
+    files(tmp_path).keep_only_prefixes([(TOKENS, "one")])
+    assert kept_prefixes(tmp_path) == {one}
+    assert files(tmp_path).read_cells([1, 2]) is not None
+    path = only_file(tmp_path, "*.prefix")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert kept_prefixes(tmp_path) == set() and not path.exists()
 
 
 def test_a_directory_that_cannot_be_written_gives_a_complaint_and_no_exception(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def complaint(done: subprocess.CompletedProcess[str], code: int) -> str:
 def test_help_names_every_command_and_loads_none(run_edge: RunEdge) -> None:
     done = run_edge("--help")
     assert done.returncode == 0
-    for command in ("serve", "chat", "bench", "doctor", "keys", "settings", "version"):
+    for command in ("serve", "chat", "bench", "plan", "doctor", "keys", "settings", "version"):
         assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
         assert run_edge(command, "--help").returncode == 0
     imported = subprocess.run(

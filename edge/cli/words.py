@@ -1,0 +1,55 @@
+"""Sentences about a loaded model that more than one command says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge.messages import ModelFacts
+    from edge.registry.resolve import ResolvedModel
+
+
+def promise(facts: ModelFacts, ttft_ms: float, itl_ms: float, *, promises: bool) -> str:
+    """What a node admits while it is idle."""
+    if not promises:
+        return "none: admission.mode is off"
+    bounds = f"first token within {ttft_ms:g} ms, the next ones within {itl_ms:g} ms"
+    if facts.admits_tokens == 0 or facts.admits_streams == 0:
+        return f"none: this model is too slow here for {bounds}; use a smaller one, or larger targets in [slo]"
+    share = "" if facts.caches_prefixes else "; this model's memory cannot be shared, so every prompt counts whole"
+    return (
+        f"{bounds}, for new prompts of up to {facts.admits_tokens:,} tokens and "
+        f"{count(facts.admits_streams, 'answer')} at a time{share}"
+    )
+
+
+def what(model: ResolvedModel, facts: ModelFacts) -> str:
+    """Which model, how large, from where."""
+    name = f"{model.header.name}, " if model.header.name and model.header.name != model.name else ""
+    return (
+        f"{name}{facts.parameters / 1e6:,.1f} M parameters, {model.header.quantization}, "
+        f"{size(model.header.file_bytes)}, {model.path}"
+    )
+
+
+def runs_on(facts: ModelFacts) -> str:
+    """Device, threads, slots and context."""
+    return (
+        f"{facts.device}, {count(facts.threads, 'thread')}, {facts.slots} answers at a time, "
+        f"{facts.context_tokens:,} tokens each"
+    )
+
+
+def native_memory(facts: ModelFacts) -> str:
+    """What libllama allocated."""
+    return f"weights {size(facts.model_bytes)}, attention {size(facts.kv_bytes)}, compute {size(facts.compute_bytes)}"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 answer`, `2 answers`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def size(count_bytes: int) -> str:
+    """Bytes in GB or MB."""
+    return f"{count_bytes / 1e9:.2f} GB" if count_bytes >= 1e9 else f"{count_bytes / 1e6:.1f} MB"
