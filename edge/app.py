@@ -16,10 +16,13 @@ from typing import Protocol
 import uvloop
 
 from edge import __version__
+from edge.admission.policy import Mode
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
 from edge.effective import Effective
 from edge.engine.client import EngineClient
 from edge.errors import ConfigurationError
+from edge.fleet.central import Central, FleetLimits
+from edge.fleet.upstreams import read_upstreams
 from edge.listener import bind, http_server, is_loopback, url
 from edge.loading import engine_limits, load_message
 from edge.logs import start_logging
@@ -100,6 +103,7 @@ class Node:
         self._keys_required = require_keys(settings, self._keys)
         load = load_message(model, settings, effective.home)
         self._engine = EngineClient(load, engine_limits(settings.engine))
+        self._fleet = build_fleet(settings, effective.home)
         self._drain = DrainState()
         self._server = http_server(build_application(self._front(), __version__), settings.server)
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
@@ -115,13 +119,26 @@ class Node:
             write_timeout_s=server.write_timeout_s,
             ttft_slo_s=self._settings.slo.ttft_ms / 1000,
             itl_slo_s=self._settings.slo.itl_ms / 1000,
+            mode=self._mode(),
+            offline=self._settings.admission.offline,
+            max_wait_s=self._settings.admission.max_wait_s,
         )
-        return Front(self._engine, config, self._keys, self._drain)
+        return Front(self._engine, config, self._keys, self._drain, self._fleet)
+
+    def _mode(self) -> Mode:
+        mode = self._settings.admission.mode
+        if mode == "fleet" and self._fleet is None:
+            raise ConfigurationError("admission.mode is fleet, and no fleet is set; set fleet.url or fleet.file")
+        if mode == "auto":
+            return "best-effort" if self._fleet is None else "fleet"
+        return mode
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain. Raises ModelUnusable if the model cannot be loaded."""
         self._catch_signals()
         await self._engine.start()
+        if self._fleet is not None:
+            await self._fleet.start()
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="http-server")
         serving.add_done_callback(lambda _: self._stop.set())  # it ends by itself only when it fails
         try:
@@ -135,6 +152,8 @@ class Node:
             await self._engine.stop()
             self._server.should_exit = True
             await serving
+            if self._fleet is not None:
+                await self._fleet.stop()
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -212,6 +231,18 @@ class Node:
             itl_slo_ms=self._settings.slo.itl_ms,
             promises=self._settings.admission.mode != "off",
         )
+
+
+def build_fleet(settings: Settings, home: Path) -> Central | None:
+    """The fleet's client, None where no fleet is set. Raises ConfigurationError."""
+    fleet = settings.fleet
+    upstreams = read_upstreams(fleet, home)
+    if not upstreams:
+        return None
+    limits = FleetLimits(
+        fleet.first_token_s, fleet.whole_answer_s, fleet.mib_per_hour << 20, fleet.cost_per_hour, fleet.retry_share
+    )
+    return Central(upstreams, limits)
 
 
 def require_keys(settings: Settings, keys: KeyStore) -> bool:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_SOONEST_RETRY_S = 0.2
+
 
 class EdgeError(Exception):
     """Base of all errors that edge raises on purpose.
@@ -122,6 +124,36 @@ class Overloaded(EdgeError):
     code = "overloaded"
     retryable = True
     default_retry_after_s = 1.0
+
+
+class Declined(Overloaded):
+    """The engine foresees that it would answer too late. `reason` as in `edge.messages.Outlook`; `late_s` until the first token
+    if it were answered all the same; `hopeless`: not in time on an idle node either."""
+
+    def __init__(self, message: str, *, reason: str, late_s: float, hopeless: bool, prompt_tokens: int) -> None:
+        super().__init__(message, retry_after_s=max(_SOONEST_RETRY_S, late_s))
+        self.reason = reason
+        self.late_s = late_s
+        self.hopeless = hopeless
+        self.prompt_tokens = prompt_tokens
+
+
+class NotInTime(EdgeError):
+    """In mode strict: the answer could not begin in time on an idle node either, so trying again is no use."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "slo_unreachable"
+
+
+class FleetUnavailable(EdgeError):
+    """No upstream of the fleet answered in time, or none may be asked now."""
+
+    status = 503
+    kind = "service_unavailable"
+    code = "fleet_unavailable"
+    retryable = True
+    default_retry_after_s = 2.0
 
 
 class RateLimited(Overloaded):

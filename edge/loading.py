@@ -36,7 +36,7 @@ def load_message(model: ResolvedModel, settings: Settings, home: Path) -> Load:
         heartbeat_s=engine.heartbeat_s,
         ttft_target_s=slo.ttft_ms / 1000 * (1 - _MARGIN) - _FRONT_S,
         itl_target_s=slo.itl_ms / 1000 * (1 - _MARGIN),
-        admission=settings.admission.mode,
+        promises=settings.admission.mode != "off",
         cache_bytes=settings.cache.host_mib << 20,
         kept_bytes=settings.cache.kept_mib << 20,
         isolate_keys=settings.cache.isolate_keys,

@@ -18,6 +18,10 @@ from edge.dialects.tools import GrammarSpec
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 FinishReason = Literal["stop", "length"]
+Tier = Literal["priority", "default", "flex"]
+LateReason = Literal["slots", "slo_itl", "slo_ttft", "flex", "wait"]
+"""Why a request is not admitted: no slot; one more answer would slow the others down too much; its first token would be late; it
+asked for no promise. `wait`: it was not queued either, since even a late answer would come too late."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -74,7 +78,8 @@ class Load(Message, frozen=True):
     heartbeat_s: float
     ttft_target_s: float
     itl_target_s: float
-    admission: Literal["best-effort", "strict", "off"]
+    promises: bool
+    """Requests are admitted by prediction; false: all are served alike."""
     cache_bytes: int
     """Most memory for saved prefixes; 0: none are kept."""
     kept_bytes: int
@@ -123,6 +128,12 @@ class Submit(Message, frozen=True):
     """Name of the API key, for fairness and logs; empty when authentication is off."""
     arrived_s: float = 0.0
     """Monotonic time at which the front had read the request; 0: when the child reads it."""
+    tier: Tier = "default"
+    """`priority` goes before others that are late too; `flex` is never promised anything and goes last."""
+    late: Literal["queue", "decline"] = "queue"
+    """If the targets cannot be met: answer it in the gaps, or say so at once (Declined)."""
+    max_wait_s: float = 0.0
+    """Queued only if its first token is predicted to come within this time; 0: whatever the prediction."""
     cache: bool = True
     """Its prompt may begin with what others computed, and others with what it computes."""
 
@@ -214,6 +225,18 @@ class LoadFailed(Message, frozen=True):
     message: str
 
 
+class Outlook(msgspec.Struct, frozen=True):
+    """What the engine foresaw for a request when it arrived. Times count from then."""
+
+    admitted: bool
+    """Its tokens come within the targets; false: in the gaps that others leave, if at all."""
+    reason: LateReason | Literal[""]
+    """Why it is not admitted; empty where nothing is promised to anybody."""
+    ttft_s: float
+    """Until its first token."""
+    cached_tokens: int
+
+
 class Offer(Message, frozen=True):
     """The request is understood, fits, and waits for a slot or runs."""
 
@@ -221,6 +244,18 @@ class Offer(Message, frozen=True):
     prompt_tokens: int
     reasoning_open: bool
     """The rendered prompt ended inside the model's reasoning tags."""
+    outlook: Outlook
+
+
+class Declined(Message, frozen=True):
+    """Terminal: it would not meet the targets, or even come too late for those who do not ask for them."""
+
+    request_id: int
+    prompt_tokens: int
+    outlook: Outlook
+    """`ttft_s`: of a late answer."""
+    hopeless: bool
+    """It would not be admitted on an idle engine either."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
@@ -259,8 +294,6 @@ class FirstToken(Message, frozen=True):
 
     request_id: int
     timing: Timing
-    admitted: bool = True
-    """Its tokens come within the targets; false: in the gaps that others leave."""
 
 
 class Finished(Message, frozen=True):
@@ -312,8 +345,10 @@ class Stats(Message, frozen=True):
     cache_evictions: int
     cached_tokens: int
     """Prompt tokens that were not computed, of all requests."""
-    decisions: dict[str, int]
-    """Requests since start by what was decided on arrival: `admitted`, or `best-effort` or `refused` and the reason."""
+    late_ttft_s: float
+    """Until the first token of a short prompt that came now and was not admitted."""
+    admits: bool
+    """A short prompt that came now would be admitted."""
     prefill_tokens: int
     decode_tokens: int
     steps: int
@@ -326,7 +361,18 @@ class Stats(Message, frozen=True):
 
 ToChild = Load | Submit | Abort | Tokenize | Detokenize | Quit
 ToFront = (
-    Progress | Loaded | LoadFailed | Offer | FirstToken | Token | Finished | Failed | Tokenized | Detokenized | Stats
+    Progress
+    | Loaded
+    | LoadFailed
+    | Offer
+    | Declined
+    | FirstToken
+    | Token
+    | Finished
+    | Failed
+    | Tokenized
+    | Detokenized
+    | Stats
 )
 
 _LENGTH = struct.Struct("<I")

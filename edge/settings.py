@@ -132,10 +132,43 @@ class Slo(Section):
 class Admission(Section):
     """What happens to a request that cannot be answered within the targets."""
 
-    mode: Literal["best-effort", "strict", "off"] = Field(
-        "best-effort",
-        description="`best-effort`: answered in the gaps, and marked so. `strict`: refused with 429. `off`: nothing is "
-        "promised to anybody, and all are served alike.",
+    mode: Literal["auto", "fleet", "best-effort", "strict", "off"] = Field(
+        "auto",
+        description="`best-effort`: answered in the gaps, and marked so. `strict`: refused with 429. `fleet`: sent to the "
+        "fleet where that is sooner. `off`: nothing is promised to anybody, and all are served alike. `auto`: `fleet` where "
+        "one is set, else `best-effort`.",
+    )
+    offline: Literal["best-effort", "strict"] = Field(
+        "best-effort", description="The mode that holds in mode `fleet` while the fleet cannot be asked."
+    )
+    max_wait_s: Seconds = Field(
+        20.0, description="Longest predicted wait for the first token of a late answer; beyond it: the fleet, or 429."
+    )
+
+
+class Fleet(Section):
+    """The central fleet: OpenAI-compatible servers that answer what this node cannot answer in time."""
+
+    url: str = Field(
+        "", description="Address of the fleet, as a client's `base_url`: ends in /v1. For more than one, use `file`."
+    )
+    model: str = Field("", description="What the fleet calls the model served here; empty: the same name.")
+    api_key_file: Path | None = Field(
+        None, description="File with this node's key for the fleet. Callers' keys never travel. Relative to EDGE_HOME."
+    )
+    file: Path | None = Field(
+        None, description="TOML file with several upstreams, one `[[upstream]]` each. Relative to EDGE_HOME."
+    )
+    first_token_s: Seconds = Field(10.0, description="Longest wait for the fleet's first token, all tries together.")
+    whole_answer_s: Seconds = Field(60.0, description="The same for an answer that is not streamed.")
+    mib_per_hour: Annotated[int, Ge(0), Le(1 << 20)] = Field(
+        0, description="Most traffic with the fleet in an hour, both ways, in MiB; 0: no bound."
+    )
+    cost_per_hour: Annotated[float, Ge(0), Le(1e6)] = Field(
+        0.0, description="Most that may be spent in an hour, in the unit of `cost_per_million_tokens`; 0: no bound."
+    )
+    retry_share: Annotated[float, Ge(0), Le(1)] = Field(
+        0.2, description="Second tries, as a share of requests sent to the fleet."
     )
 
 
@@ -178,6 +211,7 @@ class Settings(Section):
     engine: Engine = Engine()
     slo: Slo = Slo()
     admission: Admission = Admission()
+    fleet: Fleet = Fleet()
     cache: Cache = Cache()
     log: Log = Log()
 

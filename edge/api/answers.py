@@ -34,6 +34,10 @@ class Choices(Protocol):
         """All choices of the finished answer."""
         ...
 
+    def begun(self) -> str | None:
+        """What the one answer has said so far; None if there are several, or if it said more than text."""
+        ...
+
 
 def new_id(prefix: str) -> str:
     """An id for an answer."""
@@ -101,6 +105,12 @@ class ChatChoices:
     def whole(self) -> list[dict[str, Any]]:
         """One message per choice."""
         return [self._message(i, a) for i, a in enumerate(self._answers)]
+
+    def begun(self) -> str | None:
+        """The content, if that is all that was sent."""
+        if len(self._answers) != 1 or self._answers[0].calls or self._answers[0].reasoning:
+            return None
+        return "".join(self._answers[0].content)
 
     def _keep(self, answer: _ChatAnswer, piece: Piece) -> dict[str, Any]:
         match piece:
@@ -198,3 +208,7 @@ class TextChoices:
             }
             for index, answer in enumerate(self._answers)
         ]
+
+    def begun(self) -> str | None:
+        """The text of the only answer."""
+        return "".join(self._answers[0].text) if len(self._answers) == 1 else None

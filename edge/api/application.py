@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from edge.api import health, inference
+from edge.api import health, inference, load
 from edge.api.front import Front
 from edge.api.gate import Gate
 from edge.api.render import error_response
@@ -26,6 +26,7 @@ def build_application(front: Front, version: str) -> FastAPI:
     app.state.front = front
     app.include_router(inference.router, tags=["inference"])
     app.include_router(health.router, tags=["health"])
+    app.include_router(load.router, tags=["node"])
     app.add_exception_handler(EdgeError, _edge_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge.admission.decisions import DecisionLog
+from edge.admission.policy import DoorReason, Fleet, Mode
 from edge.api.auth import KeyStore, RateLimiter
 from edge.api.metrics import NodeMetrics
 from edge.api.translate import Dialect
 from edge.engine.port import Engine
-from edge.errors import EngineDown, ModelLoading, ModelNotFound
+from edge.errors import EdgeError, EngineDown, ModelLoading, ModelNotFound, NodeDraining, Overloaded, Unavailable
+from edge.fleet.central import Central
 from edge.messages import ModelFacts
 
 
@@ -25,6 +28,17 @@ class FrontConfig:
     write_timeout_s: float
     ttft_slo_s: float
     itl_slo_s: float
+    mode: Mode = "best-effort"
+    offline: Mode = "best-effort"
+    max_wait_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why the engine cannot be asked: in one word, and as the error that a client gets if nobody else answers."""
+
+    reason: DoorReason
+    error: EdgeError
 
 
 class DrainState:
@@ -41,14 +55,48 @@ class DrainState:
 class Front:
     """One node's front as its routes see it."""
 
-    def __init__(self, engine: Engine, config: FrontConfig, keys: KeyStore, drain: DrainState) -> None:
+    def __init__(
+        self, engine: Engine, config: FrontConfig, keys: KeyStore, drain: DrainState, fleet: Central | None = None
+    ) -> None:
         self.engine = engine
+        self.fleet = fleet
         self.config = config
         self.keys = keys
         self.drain = drain
         self.rates = RateLimiter()
-        self.metrics = NodeMetrics(engine)
+        self.decisions = DecisionLog()
+        self.metrics = NodeMetrics(engine, self.decisions)
         self._dialect: tuple[str, Dialect] | None = None
+
+    def obstacle(self, model: str | None = None) -> Obstacle | None:
+        """Why the engine cannot be asked now for that model (None: the one that is served)."""
+        if self.drain.draining:
+            return Obstacle("draining", NodeDraining("the node is shutting down and takes no new work"))
+        try:
+            self.require_model(model)
+            self.engine.require_room()
+            self.facts()
+        except ModelNotFound as error:
+            return Obstacle("model_not_here", error)
+        except ModelLoading as error:
+            return Obstacle("loading", error)
+        except Overloaded as error:
+            return Obstacle("queue_full", error)
+        except Unavailable as error:
+            return Obstacle("engine_down", error)
+        return None
+
+    def fleet_view(self, model: str | None = None) -> Fleet | None:
+        """What the fleet can do now, for a model of that name or for the one served here; None if there is no fleet."""
+        if self.fleet is None:
+            return None
+        if model is not None and model != self.config.model_name:
+            if not self.fleet.knows(model):
+                return None
+        else:
+            model = None
+        view = self.fleet.view(model)
+        return Fleet(view.available, view.ttft_s, view.reason)
 
     def require_model(self, name: str | None) -> None:
         """Raises ModelNotFound unless `name` is the served model (or None)."""

@@ -15,21 +15,27 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edge.admission.policy import may_leave
+from edge.api.ask import asked
 from edge.api.auth import Scope as KeyScope
 from edge.api.auth import authorize
 from edge.api.front import Front
 from edge.api.render import error_response
-from edge.errors import BodyTooLarge, EdgeError, EngineFault, NodeDraining, RouteNotFound, SlowClient
+from edge.errors import BodyTooLarge, EdgeError, EngineFault, RouteNotFound, SlowClient
 
 log = logging.getLogger(__name__)
 
-INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"})
+GENERATION = frozenset({"/v1/chat/completions", "/v1/completions"})
+INFERENCE = GENERATION | {"/tokenize", "/detokenize"}
 PUBLIC = frozenset({"/health", "/healthz", "/health/live", "/health/ready"})
 READ_AT = "edge.read_s"
 """Key of the ASGI scope: monotonic time at which the request's last byte was read."""
 
 KEY_NAME = "edge.key"
 """Key of the ASGI scope: name of the API key, empty when none is asked for."""
+
+REQUEST_ID = "edge.request_id"
+"""Key of the ASGI scope: the id that the answer carries."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 
@@ -53,6 +59,7 @@ class Gate:
             if not scope["path"].isprintable():  # a router may read "/metrics\n" as "/metrics"; a check here would not
                 raise RouteNotFound("the path holds characters that no path here has")
             scope[KEY_NAME] = self._admit(scope["path"], headers)
+            scope[REQUEST_ID] = request_id
             body = await self._body(headers, receive) if scope["method"] in ("POST", "PUT", "PATCH", "DELETE") else b""
         except EdgeError as error:
             await error_response(error, {"connection": "close"})(scope, receive, tagged)
@@ -86,16 +93,20 @@ class Gate:
         if path in PUBLIC:
             return name
         if front.config.keys_required:
-            wanted: KeyScope | None = "metrics" if path == "/metrics" else "inference" if path in INFERENCE else None
+            watching = path == "/metrics" or path.startswith("/edge/v1/")
+            wanted: KeyScope | None = "metrics" if watching else "inference" if path in INFERENCE else None
             key = authorize(front.keys, _secret(headers), wanted)
             name = key.name
             if path in INFERENCE:
                 front.rates.take(key)
-        if path in INFERENCE:
-            if front.drain.draining:
-                raise NodeDraining("the node is shutting down and takes no new work")
-            front.engine.require_room()
+        if path in INFERENCE and (obstacle := front.obstacle()) is not None and not self._may_leave(path, headers):
+            raise obstacle.error
         return name
+
+    def _may_leave(self, path: str, headers: Headers) -> bool:
+        """Whether the fleet might answer: then the request is read although the engine cannot take it."""
+        ask = asked(headers, None)
+        return path in GENERATION and may_leave(ask, self._front.config.mode, self._front.fleet_view()) is None
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body. Raises BodyTooLarge, SlowClient."""
@@ -132,7 +143,7 @@ class Gate:
                 headers = MutableHeaders(raw=message.setdefault("headers", []))
                 headers["x-request-id"] = request_id
                 if path in INFERENCE:
-                    headers["x-edge-route"] = "local"
+                    headers.setdefault("x-edge-route", "local")
                 self._front.metrics.requests.labels(route, message["status"]).inc()
             await send(message)
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from starlette.requests import Request
 
 from edge.engine.port import Engine, EngineStream, StreamEvent
 from edge.errors import EngineFault
-from edge.messages import Finished, FirstToken, Offer, Submit, Timing, Token
+from edge.messages import Finished, FirstToken, LateReason, Offer, Submit, Timing, Token
 
 T = TypeVar("T")
 
@@ -36,7 +36,16 @@ class Job:
         self.timing = Timing(0.0, 0.0, 0.0)
         """Of the prompt that was answered first."""
         self.admitted = True
-        """Every prompt that has been answered so far was admitted within the targets."""
+        """Every prompt that the engine has looked at so far is admitted within the targets."""
+        self.reason: LateReason | Literal[""] = ""
+        """Why one is not."""
+        self.predicted_s = 0.0
+        """The engine's prediction of the first token of the slowest."""
+        self.prompts = len(work)
+        self.prompt_tokens = self.cached_tokens = 0
+        self.sent_tokens = 0
+        """Generated tokens up to the last text that came."""
+        self._unsent_tokens = 0
         self.finished: list[Finished] = []
         self.begun_s = time.monotonic()
         self._events = self._merged()
@@ -62,13 +71,27 @@ class Job:
             if isinstance(event, Finished):
                 self.finished.append(event)
             elif isinstance(event, FirstToken):
-                self.admitted = self.admitted and event.admitted
                 if self.timing.prefill_s == 0.0:
                     self.timing = event.timing
             else:
+                self._note(event)
                 yield prompt, event
         if len(self.finished) < len(self._streams):
             raise EngineFault("the engine ended the request without an answer")
+
+    def _note(self, event: Offer | Token) -> None:
+        if isinstance(event, Offer):
+            outlook = event.outlook
+            self.admitted = self.admitted and outlook.admitted
+            self.reason = self.reason or outlook.reason
+            self.predicted_s = max(self.predicted_s, outlook.ttft_s)
+            self.prompt_tokens += event.prompt_tokens
+            self.cached_tokens += outlook.cached_tokens
+        else:
+            self._unsent_tokens += event.tokens
+            if event.text:
+                self.sent_tokens += self._unsent_tokens
+                self._unsent_tokens = 0
 
     async def _merged(self) -> AsyncIterator[tuple[int, StreamEvent]]:
         if len(self._streams) == 1:

@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from edge.admission.decisions import DecisionLog
 from edge.engine.port import Engine
-from edge.messages import Stats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -27,9 +27,10 @@ class Gauged(Protocol):
 class NodeMetrics:
     """Owner of the node's metric registry."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, decisions: DecisionLog) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineGauges(engine))
+        self._registry.register(_Decisions(decisions))
         self.requests = Counter("edge_requests", "Requests answered.", ["route", "status"], registry=self._registry)
         self.ttft = self._histogram("edge_ttft_seconds", "Request read to first text written.")
         self.itl = self._histogram("edge_itl_seconds", "Gap between two content events of one stream.")
@@ -37,6 +38,11 @@ class NodeMetrics:
             "edge_slo_violations",
             "Admitted answers' first tokens (ttft) and gaps (itl) that took longer than promised.",
             ["kind"],
+            registry=self._registry,
+        )
+        self.continued = Counter(
+            "edge_answers_continued",
+            "Answers that the engine began and the fleet went on with.",
             registry=self._registry,
         )
         self.queue = self._histogram("edge_queue_seconds", "Request read by the engine to its first step.")
@@ -72,7 +78,6 @@ class _EngineGauges(Collector):
         yield GaugeMetricFamily("edge_slots", "Slots.", stats.slots)
         yield GaugeMetricFamily("edge_kv_cells_used", "KV cells in use.", stats.cells_used)
         yield GaugeMetricFamily("edge_kv_cells", "KV cells.", stats.cells)
-        yield _decisions(stats)
         yield GaugeMetricFamily("edge_prefix_cache_bytes", "Memory of saved beginnings of prompts.", stats.cache_bytes)
         yield CounterMetricFamily("edge_prefix_cache_hits", "Prompts that began with known cells.", stats.cache_hits)
         yield CounterMetricFamily("edge_prefix_cache_evictions", "Saved beginnings given up.", stats.cache_evictions)
@@ -83,11 +88,14 @@ class _EngineGauges(Collector):
         yield GaugeMetricFamily("edge_engine_resident_bytes", "Resident memory of the engine.", stats.resident_bytes)
 
 
-def _decisions(stats: Stats) -> CounterMetricFamily:
-    family = CounterMetricFamily(
-        "edge_admission", "Requests by what was decided on arrival, and why.", labels=["decision", "reason"]
-    )
-    for name, count in stats.decisions.items():
-        decision, _, reason = name.partition(" ")
-        family.add_metric([decision, reason], count)
-    return family
+class _Decisions(Collector):
+    def __init__(self, decisions: DecisionLog) -> None:
+        self._decisions = decisions
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "edge_admission", "Requests by where they went, and why.", labels=["decision", "reason"]
+        )
+        for labels, count in self._decisions.counts.items():
+            family.add_metric(labels, count)
+        yield family

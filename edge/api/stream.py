@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -13,6 +13,7 @@ from prometheus_client import Histogram
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from edge.admission.decisions import Entry
 from edge.api.answers import Choices, new_id
 from edge.api.front import Front
 from edge.api.job import Job
@@ -28,6 +29,7 @@ _HEADERS = (
     (b"x-accel-buffering", b"no"),
 )
 DONE = b"data: [DONE]\n\n"
+GoOn = Callable[[EdgeError], AsyncIterator[bytes]]
 
 
 class ChunkWriter:
@@ -62,8 +64,10 @@ async def frames(
     writer: ChunkWriter,
     watch: StreamWatch,
     with_usage: bool,
+    go_on: GoOn,
 ) -> AsyncIterator[bytes]:
-    """The stream's bytes. An error after the headers becomes an error event, and ends the stream."""
+    """The stream's bytes. When the engine fails, `go_on` yields the rest or raises; an error after the headers becomes an error
+    event, and ends the stream."""
     opening = b"".join(writer.chunk(c) for c in choices.opening())
     try:
         yield opening + _chunks(first, choices, writer, watch)
@@ -73,17 +77,31 @@ async def frames(
             elif data := _chunks((prompt, event), choices, writer, watch):
                 yield data
     except EdgeError as error:
-        log.warning("stream failed", extra={"event": "stream_failed", "code": error.code, "reason": error.message})
+        async for data in _rescued(error, go_on):
+            yield data
+        return
+    except Exception as error:
         yield _failure(error)
         return
-    except Exception:
-        log.exception("stream failed", extra={"event": "bug"})
-        yield _failure(EngineFault("the node met an error of its own; its log says more"))
-        return
+    watch.ended("ok")
     yield (writer.usage(usage(job.finished)) if with_usage else b"") + DONE
 
 
-def _failure(error: EdgeError) -> bytes:
+async def _rescued(failure: EdgeError, go_on: GoOn) -> AsyncIterator[bytes]:
+    try:
+        async for data in go_on(failure):
+            yield data
+        yield DONE
+    except Exception as error:
+        yield _failure(error)
+
+
+def _failure(error: Exception) -> bytes:
+    if isinstance(error, EdgeError):
+        log.warning("stream failed", extra={"event": "stream_failed", "code": error.code, "reason": error.message})
+    else:
+        log.error("stream failed", extra={"event": "bug"}, exc_info=error)
+        error = EngineFault("the node met an error of its own; its log says more")
     return b"data: " + orjson.dumps(error_object(error)) + b"\n\n"
 
 
@@ -102,8 +120,9 @@ def _has_content(choice: dict[str, Any]) -> bool:
 class StreamWatch:
     """Times of one answer's content events, for the promise's two figures."""
 
-    def __init__(self, front: Front, read_s: float, *, admitted: bool) -> None:
+    def __init__(self, front: Front, entry: Entry, read_s: float, *, admitted: bool) -> None:
         self._metrics = front.metrics
+        self._entry = entry
         self._config = front.config
         self._admitted = admitted
         self._read_s = read_s
@@ -113,10 +132,17 @@ class StreamWatch:
         """New text of an answer goes out now."""
         now = time.monotonic()
         if not self._last_s:
+            self._entry.ttft_s = now - self._read_s
             self._seen("ttft", self._metrics.ttft, now - self._read_s, self._config.ttft_slo_s)
         if answer in self._last_s:
-            self._seen("itl", self._metrics.itl, now - self._last_s[answer], self._config.itl_slo_s)
+            gap_s = now - self._last_s[answer]
+            self._seen("itl", self._metrics.itl, gap_s, self._config.itl_slo_s)
+            self._entry.itl_max_s = max(self._entry.itl_max_s or 0.0, gap_s)
         self._last_s[answer] = now
+
+    def ended(self, outcome: str) -> None:
+        """The answer is over."""
+        self._entry.outcome = outcome
 
     def _seen(self, kind: str, histogram: Histogram, took_s: float, promised_s: float) -> None:
         histogram.observe(took_s)
@@ -128,14 +154,14 @@ class EventStream(Response):
     """ASGI response. Watches for the client's leaving while it writes; newer Starlette's own class does not."""
 
     def __init__(
-        self, body: AsyncIterator[bytes], job: Job, headers: Mapping[str, str], write_timeout_s: float
+        self, body: AsyncIterator[bytes], abort: Callable[[], None], headers: Mapping[str, str], write_timeout_s: float
     ) -> None:
         # Response's own constructor would render a body and give its length.
         self.status_code = 200
         self.background = None
         self.raw_headers = [*_HEADERS, *((k.encode(), v.encode()) for k, v in headers.items())]
         self._body = body
-        self._job = job
+        self._abort = abort
         self._write_timeout_s = write_timeout_s
         self._writing_since_s: float | None = None
 
@@ -146,7 +172,7 @@ class EventStream(Response):
         try:
             await asyncio.wait({writing, *others}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._job.abort()
+            self._abort()
             for task in (writing, *others):
                 if not task.done():
                     task.cancel()

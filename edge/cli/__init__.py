@@ -27,6 +27,7 @@ EXIT_CODES = {
 _COMMANDS = {
     "serve": "Load a model and answer the API until told to stop.",
     "chat": "Talk to a running node.",
+    "status": "Say how a running node is, and what it decided lately.",
     "bench": "Measure how many requests a second a server answers in time.",
     "plan": "Say what a model on this machine can promise, without serving it.",
     "doctor": "Check this machine and the settings; name what is missing and the cure.",

@@ -36,7 +36,7 @@ def command(text: tuple[str, ...], url: str | None, key: str, ca: Path | None, t
     With --tools, calls that the model wants made are shown; in a conversation you type what they returned.
     """
     with Conversation(
-        url or _own_url(current()), key=key, tools=_read_tools(tools) if tools else None, authority=ca
+        url or own_url(current()), key=key, tools=_read_tools(tools) if tools else None, authority=ca
     ) as conversation:
         if system:
             conversation.messages.append({"role": "system", "content": system})
@@ -48,7 +48,8 @@ def command(text: tuple[str, ...], url: str | None, key: str, ca: Path | None, t
             _show(conversation.say(sys.stdin.read()))
 
 
-def _own_url(effective: Effective) -> str:
+def own_url(effective: Effective) -> str:
+    """Where `edge serve` listens with these settings, as seen from this machine."""
     server = effective.settings.server
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
     return f"{'https' if server.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"

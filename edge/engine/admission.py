@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge.engine.steps import StepModel
+from edge.messages import LateReason
 
-Mode = Literal["best-effort", "strict", "off"]
 LEAST_PROMPT_SHARE = 0.1
 """Part of each interval that admission leaves for prompts: without it no new request could ever begin."""
 
@@ -25,7 +25,8 @@ class Targets:
 
     ttft_s: float
     itl_s: float
-    mode: Mode
+    promised: bool = True
+    """False: all are served alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,16 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`reason` is empty when the request is admitted. `ttft_s` from now on, `itl_s` at worst."""
+    """`reason` is empty when the request is admitted. `ttft_s` from now on, `itl_s` at worst. `late_s`: from now on to the first
+    token if it is not admitted; `hopeless`: an idle engine would not admit it either."""
 
-    reason: Literal["", "slots", "slo_itl", "slo_ttft"]
+    reason: LateReason | Literal[""]
     ttft_s: float
     itl_s: float
+    late_s: float = 0.0
+    declined: bool = False
+    hopeless: bool = False
+    cached_tokens: int = 0
 
 
 def judge(now_s: float, wish: Wish, burden: Burden, steps: StepModel, targets: Targets) -> Verdict:

@@ -14,11 +14,13 @@ from typing import assert_never
 
 import msgspec
 
+from edge import errors
 from edge.engine.child import ChildProcess
 from edge.engine.port import EnginePhase, EngineStatus, StreamEvent
 from edge.errors import EdgeError, EngineDown, InvalidRequest, ModelLoading, ModelUnusable, Overloaded, from_code
 from edge.messages import (
     Abort,
+    Declined,
     Detokenize,
     Detokenized,
     Failed,
@@ -314,6 +316,9 @@ class EngineClient:
                     stream.put(message)
             case Finished() | Failed():
                 self._conclude(message)
+            case Declined():
+                if stream := self._streams.pop(message.request_id, None):
+                    stream.put(_declined(message))
             case Stats():
                 self._stats = message
             case Tokenized() | Detokenized():
@@ -368,6 +373,26 @@ class EngineClient:
     def _patience_s(self) -> float:
         """How long a ready engine may be silent. A large model on a slow box takes seconds for one honest step."""
         return max(self._limits.wedge_timeout_s, _STEPS_OF_PATIENCE * self._longest_step_s)
+
+
+_WORDS = {
+    "slots": "all answers that can run at a time are running",
+    "slo_itl": "one more answer would slow the running ones down below what was promised",
+    "slo_ttft": "its prompt cannot be read in time",
+    "flex": "the node is busy, and the request may wait",
+    "wait": "too many wait already",
+}
+
+
+def _declined(message: Declined) -> errors.Declined:
+    outlook = message.outlook
+    return errors.Declined(
+        f"{_WORDS[outlook.reason]}; try again later" if outlook.reason else "declined",
+        reason=outlook.reason,
+        late_s=outlook.ttft_s,
+        hopeless=message.hopeless,
+        prompt_tokens=message.prompt_tokens,
+    )
 
 
 def _request_frame(message: Message) -> bytes:

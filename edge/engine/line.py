@@ -10,6 +10,8 @@ from edge.engine.sequence import Request, Sequence
 
 _PATIENCE_PER_PROMPT = 2.0
 _LARGEST_HANDICAP_S = 5.0
+_TIER_HANDICAP_S = {"priority": -10.0, "default": 0.0, "flex": 30.0}
+"""Late answers wait their turn by this much less or more; nobody waits for ever."""
 
 
 class Line:
@@ -41,5 +43,5 @@ class Line:
         if request.admitted:
             return False, self.due_s(request), sequence.index
         handicap_s = self._accounts.excess_s(request.work.key, rivals, now_s) if len(rivals) > 1 else 0.0
-        due_s = request.arrived_s + _PATIENCE_PER_PROMPT * request.prompt_s + min(handicap_s, _LARGEST_HANDICAP_S)
-        return True, due_s, sequence.index
+        handicap_s = min(handicap_s, _LARGEST_HANDICAP_S) + _TIER_HANDICAP_S[request.work.tier]
+        return True, request.arrived_s + _PATIENCE_PER_PROMPT * request.prompt_s + handicap_s, sequence.index

@@ -1,17 +1,19 @@
 """The engine's loop: takes work from the inbox, asks the scheduler for a plan, carries it out, sends what came of it.
 
-Runs on the child's main thread and owns the native context; the reader thread only fills the inbox.
+Runs on the child's main thread and owns the native context. The reader thread fills the inbox, and has requests judged while a
+pass runs: a refusal that waits for the end of a pass would come too late. Everything but the pass itself holds the lock.
 """
 
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from edge.engine.admission import Mode, Verdict
+from edge.engine.admission import Verdict
 from edge.engine.llama.context import CellsExhausted, Context, ForwardFailed, Saved
 from edge.engine.prefix import Prefix
 from edge.engine.sampler import BrokenLogits
@@ -20,7 +22,7 @@ from edge.engine.seating import Placement
 from edge.engine.sequence import Phase, Request, Sequence
 from edge.engine.steps import Kind, StepModel
 from edge.engine.threads import ThreadChoice
-from edge.errors import EngineFault, Overloaded
+from edge.errors import EngineFault
 from edge.messages import Abort, Failed, Finished, FirstToken, Message, Quit, Stats, Timing, Token
 
 Send = Callable[[Iterable[Message]], None]
@@ -47,7 +49,6 @@ class EngineLoop:
         threads: ThreadChoice,
         model: StepModel,
         heartbeat_s: float,
-        mode: Mode,
         at_end: Callable[[], None],
     ) -> None:
         self._context = context
@@ -61,7 +62,6 @@ class EngineLoop:
         self._inbox = inbox
         self._send = send
         self._heartbeat_s = heartbeat_s
-        self._mode = mode
         self._at_end = at_end
         self._requests: dict[int, Request] = {}
         self._outgoing: list[Message] = []
@@ -70,28 +70,46 @@ class EngineLoop:
         self._was_idle = True
         self._step_s: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
         self._steps = self._prefill_tokens = self._decode_tokens = self._cached_tokens = 0
-        self._decisions: dict[str, int] = {}
+        self._lock = threading.Lock()
         self._quit = False
 
     def run(self) -> None:
         """Work until Quit, one pass at a time. Raises ForwardFailed when the context cannot be trusted any more."""
-        while not self._quit:
-            self._take_inbox()
-            while (placement := self._scheduler.next_placement(time.monotonic())) is not None:
-                self._place(placement)
-            if (chunk := self._scheduler.next_chunk(time.monotonic())) is not None:
-                self._prefill(chunk)
-            elif rows := self._scheduler.decode_rows(time.monotonic()):
-                self._decode(rows)
-            elif time.monotonic() - self._forward_s >= self._heartbeat_s:
-                self.beat()
-            elif time.monotonic() >= self._trial_due_s:
-                self._try_threads(at_leisure=False)
-            self._report()
+        with self._lock:
+            while not self._quit:
+                self._take_inbox()
+                self._turn()
+                self._report()
         self._at_end()
 
+    def accept(self, request: Request, tell: Callable[[Verdict], None]) -> None:
+        """Judge a request and take it in unless it is declined; `tell` runs before anything else is said of it. For the
+        reader thread."""
+        with self._lock:
+            verdict = self._scheduler.add(request, time.monotonic())
+            if not verdict.declined:
+                self._requests[request.id] = request
+            tell(verdict)
+        self._inbox.put(request)
+
+    def _turn(self) -> None:
+        while (placement := self._scheduler.next_placement(time.monotonic())) is not None:
+            self._place(placement)
+        if (chunk := self._scheduler.next_chunk(time.monotonic())) is not None:
+            self._prefill(chunk)
+        elif rows := self._scheduler.decode_rows(time.monotonic()):
+            self._decode(rows)
+        elif time.monotonic() - self._forward_s >= self._heartbeat_s:
+            self._beat()
+        elif time.monotonic() >= self._trial_due_s:
+            self._try_threads(at_leisure=False)
+
     def beat(self) -> None:
-        """A real forward pass of one token: proof that the engine can still answer."""
+        """A real forward pass of one token, before `run`: proof that the engine can answer."""
+        with self._lock:
+            self._beat()
+
+    def _beat(self) -> None:
         self._probe("decode", 1, self._threads.of("decode"))
         self._forward_s = time.monotonic()
         self._try_threads(at_leisure=True)
@@ -128,7 +146,7 @@ class EngineLoop:
             places, outputs = list(range(at, at + rows)), [False] * (rows - 1) + [True]
             begun = time.monotonic()
             try:
-                context.forward([0] * rows, places, [slot] * rows, outputs)
+                self._run([0] * rows, places, [slot] * rows, outputs)
             except CellsExhausted:  # in the unified layout others' cells fill the slot's room
                 if not self._make_room():
                     raise
@@ -141,13 +159,19 @@ class EngineLoop:
     # --- inbox --------------------------------------------------------------------------------------------------------
 
     def _take_inbox(self) -> None:
-        if self._scheduler.idle:
-            try:
-                self._handle(self._inbox.get(timeout=self._idle_s()))
-            except queue.Empty:
-                return
+        if self._scheduler.idle and (item := self._awaited(self._idle_s())) is not None:
+            self._handle(item)
         while not self._inbox.empty():  # nobody else takes from it
             self._handle(self._inbox.get_nowait())
+
+    def _awaited(self, timeout_s: float) -> InboxItem | None:
+        self._lock.release()
+        try:
+            return self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        finally:
+            self._lock.acquire()
 
     def _idle_s(self) -> float:
         now = time.monotonic()
@@ -157,27 +181,13 @@ class EngineLoop:
     def _handle(self, item: InboxItem) -> None:
         match item:
             case Request():
-                self._accept(item)
+                pass  # taken in by the reader; here it only ends the wait
             case Abort(request_id=request_id):
                 if request := self._requests.get(request_id):
                     self._fail(request, "cancelled", "the client went away")
                     self._flush()
             case Quit():
                 self._quit = True
-
-    def _accept(self, request: Request) -> None:
-        self._requests[request.id] = request
-        verdict = self._scheduler.add(request, time.monotonic())
-        if verdict.reason and self._mode == "strict":
-            self._decided("refused", verdict.reason)
-            self._fail(request, Overloaded.code or "", _refusal(verdict))
-            self._flush()
-            return
-        self._decided("admitted" if request.admitted else "best-effort", verdict.reason)
-
-    def _decided(self, decision: str, reason: str) -> None:
-        name = f"{decision} {reason}".rstrip()
-        self._decisions[name] = self._decisions.get(name, 0) + 1
 
     # --- slots and prefixes -------------------------------------------------------------------------------------------
 
@@ -242,7 +252,7 @@ class EngineLoop:
         positions = [s.position for s in sequences]
         slots = [s.slot for s in sequences]
         cells = sum(s.cells for s in sequences)
-        begun = self._begin("decode", len(sequences))
+        begun = self._begin("decode", len(sequences), cells)
         if self._forward(tokens, positions, slots, [True] * len(sequences), sequences):
             now = self._forward_s
             self._passed("decode", len(sequences), cells, now - begun)
@@ -260,7 +270,7 @@ class EngineLoop:
         end = chunk.start + chunk.count
         outputs = [False] * (chunk.count - 1) + [chunk.last]
         tokens = request.tokens[chunk.start : end]
-        begun = self._begin("prompt", chunk.count)
+        begun = self._begin("prompt", chunk.count, chunk.start)
         if self._forward(tokens, range(chunk.start, end), [sequence.slot] * chunk.count, outputs, (sequence,)):
             now = self._forward_s
             self._passed("prompt", chunk.count, chunk.start, now - begun)
@@ -273,12 +283,14 @@ class EngineLoop:
                     self._write(member, chunk.count - 1)
         self._flush()
 
-    def _begin(self, kind: Kind, rows: int) -> float:
-        """Set the threads of the next pass. Returns the time now."""
+    def _begin(self, kind: Kind, rows: int, cells: int) -> float:
+        """Set the threads of the next pass, and say when it will be over. Returns the time now."""
         self._strained = self._model.strained(kind, rows)
         self._pass_threads = self._threads.for_pass(kind, strained=self._strained)
         self._context.use_threads(self._pass_threads)
-        return time.monotonic()
+        begun = time.monotonic()
+        self._scheduler.begins(begun + self._model.raw_s(kind, rows, cells))
+        return begun
 
     def _passed(self, kind: Kind, rows: int, cells: int, took_s: float) -> None:
         """Learn from a pass. One with other threads than usual says nothing of the usual."""
@@ -290,6 +302,14 @@ class EngineLoop:
                 return
         if self._pass_threads == self._threads.of(kind):
             self._model.observe(kind, rows, cells, took_s)
+
+    def _run(self, tokens: list[int], positions: list[int], slots: list[int], outputs: list[bool]) -> None:
+        """A pass. Meanwhile the reader thread may have requests judged and queued."""
+        self._lock.release()
+        try:
+            self._context.forward(tokens, positions, slots, outputs)
+        finally:
+            self._lock.acquire()
 
     def _forward(
         self,
@@ -304,7 +324,7 @@ class EngineLoop:
         suspect: list[int] = []
         while True:
             try:
-                self._context.forward(rows, places, slots, outputs)
+                self._run(rows, places, slots, outputs)
             except CellsExhausted:
                 if self._make_room():
                     continue
@@ -336,7 +356,7 @@ class EngineLoop:
         now = time.monotonic()
         if request.first_token_s == 0.0:
             request.first_token_s = now
-            self._outgoing.append(FirstToken(request.id, _timing(request, now), request.admitted))
+            self._outgoing.append(FirstToken(request.id, _timing(request, now)))
         request.last_token_s = now
         self._outgoing.append(message)
         self._scheduler.sampled(sequence, token, now)
@@ -389,6 +409,7 @@ class EngineLoop:
         shape = self._context.shape
         ordered = sorted(self._step_s) or [0.0]
         cache = self._scheduler.cache
+        admits, late_s = self._scheduler.outlook(now_s)
         return Stats(
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
@@ -399,7 +420,8 @@ class EngineLoop:
             cache_hits=cache.hits,
             cache_evictions=cache.evictions,
             cached_tokens=self._cached_tokens,
-            decisions=dict(self._decisions),
+            admits=admits,
+            late_ttft_s=late_s,
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,
             steps=self._steps,
@@ -408,17 +430,6 @@ class EngineLoop:
             forward_age_s=now_s - self._forward_s,
             resident_bytes=int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES,
         )
-
-
-_REFUSALS = {
-    "slots": "all answers that can run at a time are running",
-    "slo_itl": "one more answer would slow the running ones down below what was promised",
-    "slo_ttft": "its prompt cannot be read in time",
-}
-
-
-def _refusal(verdict: Verdict) -> str:
-    return f"{_REFUSALS[verdict.reason]} (admission.mode is strict); try again shortly"
 
 
 def _timing(request: Request, last_s: float) -> Timing:

@@ -8,7 +8,7 @@ oldest first, those of a key that had less lately before those of one that had m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge.engine.admission import Burden, Capacity, Targets, Verdict, Wish, capacity, judge
 from edge.engine.line import Line
@@ -23,6 +23,10 @@ FIXED_CHUNK = 64
 PASS_SHARE = 0.4
 """A prompt pass for a request that was not admitted takes at most this share of the ITL target, or as long as a tile's rows
 take: whoever arrives meanwhile has to wait for it, but in smaller passes it would take several times as long."""
+_SHORT_PROMPT = 16
+_GUESSED_TOKENS = 64
+_GUESS_S = 1.0
+"""How long an answer holds its slot, before any was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,9 @@ class Scheduler:
         self._targets = targets
         self._chunk_tokens = chunk_tokens
         self._prompt_pass_since_decode = False
+        self._busy_until_s = 0.0
         # A model whose single row takes longer than the target cannot keep it, however little it does at a time.
-        self._keeps_targets = targets.mode != "off" and steps.decode_s(1, 0) <= targets.itl_s
+        self._keeps_targets = targets.promised and steps.decode_s(1, 0) <= targets.itl_s
         self._line = Line(targets)
         self._seating = Seating(
             slots=slots,
@@ -89,25 +94,80 @@ class Scheduler:
     # --- arrival ------------------------------------------------------------------------------------------------------
 
     def add(self, request: Request, now_s: float) -> Verdict:
-        """Queue a request's answers, and decide whether they are admitted."""
+        """Decide whether a request is admitted, and queue its answers unless it is declined."""
         verdict = self.judge(request, now_s)
-        request.admitted = self._keeps_targets and not verdict.reason
-        self._seating.queue(request)
+        if not verdict.declined:
+            request.admitted = self._keeps_targets and not verdict.reason
+            self._seating.queue(request)
         return verdict
 
     def judge(self, request: Request, now_s: float) -> Verdict:
-        """Whether a request that is not queued yet would meet the targets."""
-        if not self._keeps_targets:
-            return Verdict("", 0.0, self._steps.decode_s(1, 0))
-        match = self._seating.match(request)
-        known = self._steps.best_start(len(request.tokens), match.usable) if match is not None else 0
-        count = len(request.tokens) - known
-        prompt_s = self._steps.whole_prompt_s(count, known, self._pass_tokens())
-        if match is not None:
-            prompt_s += self._steps.restore_s(match.prefix.saved_bytes)
+        """What would become of a request that came now."""
+        busy_s = max(0.0, self._busy_until_s - now_s)
+        now_s += busy_s
+        work = request.work
+        prompt_s, known = self._prompt_of(request)
+        if not self._targets.promised:
+            return Verdict("", busy_s + prompt_s, self._steps.decode_s(1, 0), cached_tokens=known)
         answers = len(request.sequences)
         wish = Wish(answers, self._final_cells(request) * answers, prompt_s, self._line.due_s(request))
-        return judge(now_s, wish, self._burden(), self._steps, self._targets)
+        verdict = judge(now_s, wish, self._burden(), self._steps, self._targets)
+        reason = verdict.reason or ("flex" if work.tier == "flex" else "")
+        if not self._keeps_targets:
+            reason = "slo_itl"
+        late_s = busy_s + self._late_s(request, prompt_s) if reason else 0.0
+        too_late = 0.0 < work.max_wait_s < late_s
+        return replace(
+            verdict,
+            reason="wait" if reason and too_late else reason,
+            ttft_s=busy_s + verdict.ttft_s,
+            late_s=late_s,
+            declined=bool(reason) and (too_late or work.late == "decline"),
+            hopeless=not self._keeps_targets or prompt_s > self._targets.ttft_s or answers > self.slots.size,
+            cached_tokens=known,
+        )
+
+    def begins(self, until_s: float) -> None:
+        """A pass begins that is predicted to last until then: who arrives meanwhile waits for its end."""
+        self._busy_until_s = until_s
+
+    def outlook(self, now_s: float) -> tuple[bool, float]:
+        """(whether a short prompt that came now would be admitted, seconds until its first token if it were not)."""
+        if not self._keeps_targets:
+            return False, self._seating.wait_s(_GUESS_S)
+        prompt_s = self._steps.prompt_s(_SHORT_PROMPT, 0)
+        wish = Wish(1, 2 * _SHORT_PROMPT, prompt_s, now_s + self._targets.ttft_s)
+        reason = judge(now_s, wish, self._burden(), self._steps, self._targets).reason
+        return not reason, self._seating.wait_s(_GUESS_S) + self._stretched_s(prompt_s)
+
+    def _prompt_of(self, request: Request) -> tuple[float, int]:
+        """(time of a prompt's passes, how many of its tokens are known)."""
+        match = self._seating.match(request)
+        known = self._steps.best_start(len(request.tokens), match.usable) if match is not None else 0
+        prompt_s = self._steps.whole_prompt_s(len(request.tokens) - known, known, self._pass_tokens())
+        if match is not None:
+            prompt_s += self._steps.restore_s(match.prefix.saved_bytes)
+        return prompt_s, known
+
+    def _late_s(self, request: Request, prompt_s: float) -> float:
+        """Until the first token of an answer in the gaps: those ahead of it, then its own prompt, at a gap's pace."""
+        reading_s = sum(
+            self._prompt_left_s(s)
+            for s in self.slots.holders()
+            if not s.request.admitted and s.phase is not Phase.DECODE
+        )
+        guess_s = prompt_s + min(request.limit, _GUESSED_TOKENS) * self._steps.decode_s(self.slots.size, 0)
+        return max(self._seating.wait_s(guess_s, request.work.tier), self._stretched_s(reading_s)) + self._stretched_s(
+            prompt_s
+        )
+
+    def _stretched_s(self, prompt_s: float) -> float:
+        """Time of prompt passes that go in turns with the running streams' decode passes."""
+        rows = self._seating.in_phase(Phase.DECODE)
+        if not rows:
+            return prompt_s
+        pass_s = self._targets.itl_s * PASS_SHARE
+        return prompt_s * (1 + self._steps.decode_s(len(rows), sum(s.cells for s in rows)) / pass_s)
 
     def capacity(self, context_tokens: int) -> Capacity:
         """What is within the targets while nothing else runs, in the passes used here."""

@@ -11,17 +11,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from edge.engine.backlog import Backlog
 from edge.engine.line import Line
 from edge.engine.prefix import Match, Prefix, PrefixCache
 from edge.engine.sequence import Phase, Request, Sequence
 from edge.engine.slots import SlotPool
 from edge.engine.steps import StepModel
+from edge.messages import Tier
 
 _KEPT_TOKENS = 64
 """An idle slot's prefix with more tokens of its own than this is worth a copy before it is overwritten."""
 _LATE_SHARE = 4
 """One slot in so many stays free for requests that can be admitted, and one in so many at most is taken by others while such
 run."""
+
+_PASSED_BY: dict[Tier, frozenset[Tier]] = {
+    "priority": frozenset(("default", "flex")),
+    "default": frozenset(("flex",)),
+    "flex": frozenset(),
+}
+"""Whom a late request overtakes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class Seating:
         self._copies_sequences = copies_sequences
         self._reserves = reserves
         self._waiting: deque[Sequence] = deque()
+        self._backlog = Backlog()
 
     @property
     def waiting(self) -> int:
@@ -101,6 +111,13 @@ class Seating:
             cursor = match.usable if match is not None else 0
         return len(sequence.request.tokens) - cursor, cursor
 
+    def wait_s(self, guess_s: float, tier: Tier = "default") -> float:
+        """How long one more answer that is not admitted would wait for a slot; `guess_s` for each ahead of it as long as none
+        was seen to go."""
+        passed = _PASSED_BY[tier]
+        ahead = sum(not s.request.admitted and s.request.work.tier not in passed for s in self._waiting)
+        return self._backlog.wait_s(ahead + (not self._may_seat_late(self.slots.free)), guess_s)
+
     # --- seating ------------------------------------------------------------------------------------------------------
 
     def next_placement(self, now_s: float) -> Placement | None:
@@ -110,6 +127,8 @@ class Seating:
                 return self._placement(sequence, self.match(sequence.request), [sequence.slot])
         free = self.slots.free_slots()
         while free and (next_one := self._next_in_line(now_s, len(free))) is not None:
+            if not next_one.request.admitted:
+                self._backlog.seated(now_s, left=self.waiting - 1)
             placement = self._seat(next_one, free)
             if placement is not None:
                 return placement

@@ -23,10 +23,10 @@ from pathlib import Path
 import msgspec
 
 from edge.dialects.template import DEFAULT_CHATML, ChatTemplate
-from edge.engine.admission import Targets
+from edge.engine.admission import Targets, Verdict
 from edge.engine.calibrate import CALIBRATION_CHUNK, Threads, choose_threads, thread_candidates
 from edge.engine.gauge import StepGauge
-from edge.engine.intake import Intake
+from edge.engine.intake import Intake, Tokens
 from edge.engine.kept import KeptPrefixes
 from edge.engine.llama.context import Context, ContextShape, ForwardFailed
 from edge.engine.llama.library import Library
@@ -34,6 +34,7 @@ from edge.engine.llama.model import Model
 from edge.engine.loop import EngineLoop, InboxItem
 from edge.engine.prefix import PrefixCache
 from edge.engine.scheduler import Scheduler
+from edge.engine.sequence import Request
 from edge.engine.statefiles import StateFiles
 from edge.engine.steps import StepModel
 from edge.engine.threads import ThreadChoice
@@ -41,6 +42,7 @@ from edge.errors import EdgeError, EngineFault
 from edge.machine import processor
 from edge.messages import (
     Abort,
+    Declined,
     Detokenize,
     Detokenized,
     Failed,
@@ -52,6 +54,7 @@ from edge.messages import (
     Message,
     ModelFacts,
     Offer,
+    Outlook,
     Progress,
     Quit,
     Submit,
@@ -98,10 +101,11 @@ class Pipe:
 class Reader(threading.Thread):
     """Turns messages into work for the loop, and answers what needs no forward pass."""
 
-    def __init__(self, pipe: Pipe, intake: Intake, inbox: queue.SimpleQueue[InboxItem]) -> None:
+    def __init__(self, pipe: Pipe, intake: Intake, loop: EngineLoop, inbox: queue.SimpleQueue[InboxItem]) -> None:
         super().__init__(name="reader", daemon=True)
         self._pipe = pipe
         self._intake = intake
+        self._loop = loop
         self._inbox = inbox
 
     def run(self) -> None:
@@ -127,9 +131,11 @@ class Reader(threading.Thread):
 
     def _submit(self, work: Submit) -> Iterable[Message]:
         request, prompt = self._intake.accept(work, time.monotonic())
-        # The Offer leaves before the loop can see the request: no Token overtakes it.
-        self._pipe.send([Offer(work.request_id, len(prompt.tokens), prompt.reasoning_open)])
-        self._inbox.put(request)
+
+        def tell(verdict: Verdict) -> None:
+            self._pipe.send([_told(request, prompt, verdict)])
+
+        self._loop.accept(request, tell)
         return ()
 
     def _tokenized(self, message: Tokenize) -> Iterable[Message]:
@@ -187,7 +193,6 @@ class Engine:
             threads=self.threads,
             model=self._steps,
             heartbeat_s=load.heartbeat_s,
-            mode=load.admission,
             at_end=self._leave,
         )
         pipe.send([Progress("preparing grammars", 1.0)])
@@ -232,7 +237,7 @@ class Engine:
 
     @staticmethod
     def _targets(load: Load) -> Targets:
-        return Targets(load.ttft_target_s, load.itl_target_s, load.admission)
+        return Targets(load.ttft_target_s, load.itl_target_s, load.promises)
 
     def _depends_on(self, load: Load) -> list[str]:
         shape = self.context.shape
@@ -304,6 +309,15 @@ class Engine:
         self.model.close()
 
 
+def _told(request: Request, prompt: Tokens, verdict: Verdict) -> Offer | Declined:
+    ttft_s = verdict.late_s if verdict.reason else verdict.ttft_s
+    outlook = Outlook(request.admitted, verdict.reason, ttft_s, verdict.cached_tokens)
+    count = len(prompt.tokens)
+    if verdict.declined:
+        return Declined(request.id, count, outlook, verdict.hopeless)
+    return Offer(request.id, count, prompt.reasoning_open, outlook)
+
+
 def _text(model: Model, token: int) -> str:
     return model.vocabulary.marked_piece(token).decode("utf-8", "replace") if token >= 0 else ""
 
@@ -335,7 +349,7 @@ def serve(pipe: Pipe, load: Load) -> int:
     except EdgeError as error:
         pipe.send([LoadFailed(error.code or "", error.message)])
         return EXIT_LOAD_FAILED
-    reader = Reader(pipe, engine.intake, engine.inbox)
+    reader = Reader(pipe, engine.intake, engine.loop, engine.inbox)
     reader.start()
     try:
         engine.loop.run()

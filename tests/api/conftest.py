@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import pytest
 import uvloop
 
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
+from edge.fleet.central import Central, FleetLimits
+from edge.fleet.upstreams import Upstream
 from edge.listener import HttpServer, bind, http_server
 from edge.settings import Server
 from tests.api.fake_engine import FakeEngine
@@ -31,6 +33,7 @@ CONFIG = FrontConfig(
     ttft_slo_s=0.05,
     itl_slo_s=0.05,
 )
+LIMITS = FleetLimits(budget_s=1.5, whole_budget_s=3.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
 
 
 @dataclass
@@ -71,16 +74,24 @@ Serve = Callable[..., Node]
 
 
 @contextlib.contextmanager
-def serving(engine: FakeEngine, keys: KeyStore, **changes: Any) -> Iterator[Node]:
+def serving(engine: FakeEngine, keys: KeyStore, upstreams: Sequence[Upstream] = (), **changes: Any) -> Iterator[Node]:
     """Run a node in a thread of its own; `changes` are fields of FrontConfig."""
-    front = Front(engine, replace(CONFIG, **changes), keys, DrainState())
+    fleet = Central(upstreams, LIMITS) if upstreams else None
+    front = Front(engine, replace(CONFIG, **changes), keys, DrainState(), fleet)
     settings = Server(port=0)
     server, listener = http_server(build_application(front, "0"), settings), bind(settings)
     port = listener.getsockname()[1]
 
+    async def main() -> None:
+        if fleet is not None:
+            await fleet.start()
+        await server.serve(sockets=[listener])
+        if fleet is not None:
+            await fleet.stop()
+
     def run() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(server.serve(sockets=[listener]))
+            runner.run(main())
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -103,7 +114,7 @@ def serve(keys: KeyStore) -> Iterator[Serve]:
     """Start nodes that end with the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(engine: FakeEngine | None = None, **changes: Any) -> Node:
-            return stack.enter_context(serving(engine or FakeEngine(), keys, **changes))
+        def start(engine: FakeEngine | None = None, upstreams: Sequence[Upstream] = (), **changes: Any) -> Node:
+            return stack.enter_context(serving(engine or FakeEngine(), keys, upstreams, **changes))
 
         yield start

@@ -14,6 +14,7 @@ from edge.messages import (
     FirstToken,
     ModelFacts,
     Offer,
+    Outlook,
     Prompt,
     Stats,
     Submit,
@@ -66,11 +67,14 @@ def answer(*texts: str, finish: str = "stop", index: int = 0) -> list[Step]:
     return [*tokens, Token(0, index, texts[-1], 1, finish=finish)]  # type: ignore[arg-type]
 
 
-def whole(*tokens: Step, reasoning_open: bool = False) -> list[Step]:
+ADMITTED = Outlook(admitted=True, reason="", ttft_s=0.01, cached_tokens=3)
+
+
+def whole(*tokens: Step, reasoning_open: bool = False, outlook: Outlook = ADMITTED) -> list[Step]:
     """A complete stream around these tokens."""
     count = sum(t.tokens for t in tokens if isinstance(t, Token))
     return [
-        Offer(0, 7, reasoning_open),
+        Offer(0, 7, reasoning_open, outlook),
         FirstToken(0, TIMING),
         *tokens,
         Finished(0, 7, 3, count, TIMING),

@@ -35,7 +35,7 @@ def load_of(path: Path, **changes: Any) -> Load:
         "heartbeat_s": 1.0,
         "ttft_target_s": 0.05,
         "itl_target_s": 0.05,
-        "admission": "off",
+        "promises": False,
         "cache_bytes": 64 << 20,
         "kept_bytes": 0,
         "isolate_keys": False,

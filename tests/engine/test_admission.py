@@ -13,7 +13,7 @@ from edge.engine.scheduler import Scheduler
 from edge.engine.steps import StepModel, StepTable
 from tests.engine.test_scheduler import make_request
 
-TARGETS = Targets(0.050, 0.050, "strict")
+TARGETS = Targets(0.050, 0.050)
 STEPS = StepModel(StepTable([(1, 0.002), (8, 0.016)], [(1, 0.002), (64, 0.016), (256, 0.060)], 2e-6, [(1, 1e-7)], 0.0))
 IDLE = Burden(rows=0, cells=0, prompts_s=[], free_slots=8)
 NOW_S = 100.0

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.engine.admission import Mode, Targets
+from edge.engine.admission import Targets
 from edge.engine.prefix import PrefixCache
 from edge.engine.scheduler import FIXED_CHUNK, PASS_SHARE, Scheduler
 from edge.engine.sequence import Phase, Request, Sequence
@@ -47,13 +47,13 @@ def make_request(
 class Machine:
     """Carries out what the scheduler says, on cells that are lists of tokens and a clock that each pass moves."""
 
-    def __init__(self, slots: int = 4, *, mode: Mode = "best-effort", caches: bool = True, cap: int = 1 << 20) -> None:
+    def __init__(self, slots: int = 4, *, promised: bool = True, caches: bool = True, cap: int = 1 << 20) -> None:
         self.cache = PrefixCache(cap_bytes=cap, isolated=False, enabled=caches)
         self.scheduler = Scheduler(
             slots=slots,
             steps=StepModel(TABLE),
             cache=self.cache,
-            targets=Targets(TTFT_S, ITL_S, mode),
+            targets=Targets(TTFT_S, ITL_S, promised),
             chunk_tokens=1024,
             copies_sequences=caches,
         )
@@ -61,10 +61,10 @@ class Machine:
         self.now_s = 0.0
         self.prefilled = 0
         self.emitted: dict[int, list[float]] = {}
-        self.log: list[str] = []
+        self.verdict: Any = None
 
     def add(self, request: Request) -> Request:
-        self.scheduler.add(request, self.now_s)
+        self.verdict = self.scheduler.add(request, self.now_s)
         return request
 
     def step(self) -> str:
@@ -240,8 +240,63 @@ def test_strangers_take_turns_between_keys() -> None:
     assert last[10] < last[6]
 
 
+def test_a_request_that_would_be_late_is_declined_if_it_asks_for_that_and_leaves_no_trace() -> None:
+    machine = Machine()
+    machine.add(make_request(1, 800, limit=1, late="decline"))
+    assert (machine.verdict.declined, machine.verdict.reason, machine.verdict.hopeless) == (True, "slo_ttft", True)
+    assert machine.verdict.late_s >= 800 * TOKEN_S
+    assert machine.scheduler.idle
+    assert machine.add(make_request(2, 10, limit=1, late="decline")).admitted
+
+
+def test_a_late_answer_that_would_come_too_late_is_declined_and_time_brings_it_back() -> None:
+    machine = Machine(slots=2)
+    for number in range(1, 9):
+        machine.add(make_request(number, 400, limit=50))
+    machine.add(make_request(9, 400, limit=1, max_wait_s=1.0))
+    assert (machine.verdict.declined, machine.verdict.reason) == (True, "wait")
+    machine.run()
+    assert (
+        machine.add(make_request(10, 400, limit=1, at_s=machine.now_s, max_wait_s=1.0)) and not machine.verdict.declined
+    )
+
+
+def test_the_predicted_wait_of_a_late_answer_is_about_the_one_it_has() -> None:
+    machine = Machine(slots=2)
+    for number in range(1, 31):
+        machine.add(make_request(number, 100, limit=20))
+    while machine.scheduler.waiting > 10:
+        machine.step()
+    asked_s = machine.now_s
+    machine.add(make_request(99, 100, limit=1, at_s=asked_s))
+    foreseen_s = machine.verdict.late_s
+    machine.run()
+    assert 0.6 < foreseen_s / (machine.emitted[99][0] - asked_s) < 1.6
+
+
+def test_flex_is_never_promised_anything_and_goes_after_others_that_are_late() -> None:
+    machine = Machine(slots=2)
+    machine.add(make_request(1, 300, limit=40))
+    flex = machine.add(make_request(2, 300, limit=1, tier="flex"))
+    plain = machine.add(make_request(3, 300, limit=1))
+    urgent = machine.add(make_request(4, 300, limit=1, tier="priority"))
+    order = [line for line in dict.fromkeys(machine.run()) if line.startswith("prompt")]
+    assert order == ["prompt 4", "prompt 1", "prompt 3", "prompt 2"]
+    assert not (flex.admitted or plain.admitted or urgent.admitted)
+    machine.add(make_request(5, 5, limit=1, at_s=machine.now_s, tier="flex"))
+    assert machine.verdict.reason == "flex"
+
+
+def test_who_comes_during_a_pass_is_judged_by_when_it_ends() -> None:
+    machine = Machine()
+    machine.scheduler.begins(0.045)
+    request = make_request(1, 20, limit=1)
+    assert machine.scheduler.judge(request, 0.0).reason == "slo_ttft"
+    assert machine.scheduler.judge(make_request(2, 20, limit=1, at_s=0.045), 0.045).reason == ""
+
+
 def test_without_targets_a_prompt_takes_a_fixed_part_of_every_step() -> None:
-    machine = Machine(mode="off")
+    machine = Machine(promised=False)
     machine.add(make_request(1, 5, limit=20))
     machine.step()
     request = machine.add(make_request(2, FIXED_CHUNK * 2, limit=1))
@@ -256,7 +311,7 @@ def test_a_model_too_slow_for_the_targets_still_answers() -> None:
         slots=4,
         steps=StepModel(slow),
         cache=machine.cache,
-        targets=Targets(TTFT_S, ITL_S, "best-effort"),
+        targets=Targets(TTFT_S, ITL_S),
         chunk_tokens=64,
         copies_sequences=True,
     )
@@ -347,8 +402,10 @@ def test_a_request_that_wants_no_cache_neither_takes_nor_gives() -> None:
 @given(st.data())
 def test_nothing_leaks_and_nothing_is_mistaken_whatever_arrives_and_is_cancelled(data: st.DataObject) -> None:
     caches = data.draw(st.booleans())
-    mode: Mode = data.draw(st.sampled_from(["best-effort", "off"]))
-    machine = Machine(slots=data.draw(st.integers(1, 4)), mode=mode, caches=caches, cap=data.draw(st.integers(0, 400)))
+    promised = data.draw(st.booleans())
+    machine = Machine(
+        slots=data.draw(st.integers(1, 4)), promised=promised, caches=caches, cap=data.draw(st.integers(0, 400))
+    )
     beginnings = [list(range(base, base + 120)) for base in (0, 10_000)]
     requests: list[Request] = []
     for number in range(1, data.draw(st.integers(2, 25))):

@@ -1,0 +1,1 @@
+"""Where a request is answered: here, by the fleet, or not now."""

@@ -1,0 +1,161 @@
+"""The engine died in the middle of an answer: the fleet goes on where it broke off, without a gap and without a repeated word.
+
+What was sent becomes the beginning of the assistant's message. An upstream that cannot go on with a message begins anew, and
+what it repeats is skipped; the first character that differs ends the answer with an error. What cannot be gone on with honestly
+(tool calls, reasoning, log-probabilities, several answers, an answer under a grammar) ends with an error at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from edge.admission.decisions import Entry
+from edge.admission.policy import Ask, may_leave
+from edge.api.answers import Choices
+from edge.api.front import Front
+from edge.api.job import Job
+from edge.api.schema import ChatRequest, CompletionRequest, Generation
+from edge.api.stream import ChunkWriter
+from edge.errors import EdgeError, EngineDown, FleetUnavailable
+from edge.fleet.central import FleetAnswer, FleetRefused
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What is needed to go on with one streamed answer. Called with the engine's failure, it yields the rest of the stream."""
+
+    front: Front
+    ask: Ask
+    entry: Entry
+    body: Generation
+    choices: Choices
+    job: Job
+    writer: ChunkWriter
+    with_usage: bool
+
+    async def __call__(self, failure: EdgeError) -> AsyncIterator[bytes]:
+        """Raises the failure itself, or why the fleet could not go on."""
+        fleet = self.front.fleet
+        sent = self.choices.begun()
+        view = self.front.fleet_view()
+        leaves = may_leave(self.ask, self.front.config.mode, view) is None
+        if not isinstance(failure, EngineDown) or fleet is None or sent is None or not leaves or not self._is_plain():
+            raise failure
+        upstream = fleet.continuing()
+        left = self._tokens_left()
+        if left == 0:
+            yield self._finish("length", 0)
+            return
+        goes_on = upstream is not None and upstream.continues
+        asked = self._asked(sent, left, goes_on or "no")
+        path = "chat/completions" if isinstance(self.body, ChatRequest) else "completions"
+        try:
+            answer = await fleet.ask(
+                path,
+                asked,
+                model=None,
+                request_id=self.entry.request_id,
+                only=upstream.name if upstream is not None else "",
+            )
+        except FleetRefused as refused:
+            raise FleetUnavailable(f"the engine failed, and the fleet cannot go on: {refused}") from None
+        self.entry.continued = answer.upstream
+        self.front.metrics.continued.inc()
+        log.warning(
+            "answer continued by the fleet",
+            extra={"event": "answer_continued", "request_id": self.entry.request_id, "upstream": answer.upstream},
+        )
+        try:
+            async for data in self._rest(answer, "" if goes_on else sent):
+                yield data
+        finally:
+            await answer.close()
+
+    def _is_plain(self) -> bool:
+        body = self.body
+        single = (body.n or 1) == 1 and self.job.prompts == 1
+        if isinstance(body, ChatRequest):
+            return (
+                single and not body.logprobs and (body.response_format is None or body.response_format.type == "text")
+            )
+        assert isinstance(body, CompletionRequest)
+        return single and body.logprobs is None and not body.echo and isinstance(body.prompt, str)
+
+    def _tokens_left(self) -> int | None:
+        body = self.body
+        limit = (
+            (body.max_completion_tokens or body.max_tokens) if isinstance(body, ChatRequest) else body.max_tokens or 16
+        )
+        return None if limit is None else max(0, limit - self.job.sent_tokens)
+
+    def _asked(self, sent: str, left: int | None, continues: str) -> dict[str, Any]:
+        body = self.body.model_dump(exclude_none=True, exclude={"max_completion_tokens"})
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        if continues == "no":
+            return body
+        if left is not None:
+            body["max_tokens"] = left
+        if isinstance(self.body, CompletionRequest):
+            return {**body, "prompt": f"{self.body.prompt}{sent}"}
+        body["messages"] = [*body["messages"], {"role": "assistant", "content": sent}]
+        if continues == "flag":
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return body
+
+    async def _rest(self, answer: FleetAnswer, repeats: str) -> AsyncIterator[bytes]:
+        """The rest of the answer as our own chunks. `repeats`: what the upstream must say once more, and is not sent again."""
+        finish, counted, usage, anew = "", 0, 0, bool(repeats)
+        async for event in answer.events():
+            if event.error:
+                raise FleetUnavailable(f"the fleet's answer broke off: {event.error}")
+            if event.body is not None and isinstance(found := event.body.get("usage"), dict):
+                usage = int(found.get("completion_tokens") or 0)
+            for choice in event.choices:
+                finish = choice.get("finish_reason") or finish
+                text = _text(choice)
+                if text and repeats:
+                    common = min(len(text), len(repeats))
+                    if text[:common] != repeats[:common]:
+                        raise FleetUnavailable("the engine failed, and the fleet's answer is another one")
+                    text, repeats = text[common:], repeats[common:]
+                if text:
+                    counted += 1
+                    yield self.writer.chunk(self._choice(text, None))
+        if repeats:
+            raise FleetUnavailable("the engine failed, and the fleet's answer is shorter")
+        more = (usage - self.job.sent_tokens if anew else usage) if usage else counted
+        yield self._finish(finish or "stop", more)
+
+    def _choice(self, text: str, finish: str | None) -> dict[str, Any]:
+        if not isinstance(self.body, ChatRequest):
+            return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+        return {"index": 0, "delta": {"content": text} if text else {}, "logprobs": None, "finish_reason": finish}
+
+    def _finish(self, reason: str, more: int) -> bytes:
+        data = self.writer.chunk(self._choice("", reason))
+        if self.with_usage:
+            prompt, completion = self.job.prompt_tokens or 0, self.job.sent_tokens + more
+            data += self.writer.usage(
+                {
+                    "prompt_tokens": prompt,
+                    "completion_tokens": completion,
+                    "total_tokens": prompt + completion,
+                    "prompt_tokens_details": {"cached_tokens": self.job.cached_tokens or 0},
+                }
+            )
+        self.entry.outcome = "ok"
+        return data
+
+
+def _text(choice: dict[str, Any]) -> str:
+    delta = choice.get("delta")
+    if not isinstance(delta, dict):
+        return str(choice.get("text") or "")
+    if delta.get("tool_calls") or delta.get("reasoning_content"):
+        raise FleetUnavailable("the engine failed, and the fleet's answer goes on with something else than text")
+    return str(delta.get("content") or "")

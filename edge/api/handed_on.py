@@ -1,0 +1,74 @@
+"""An answer of the fleet's, passed on as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from fastapi import Request
+from starlette.responses import Response
+
+from edge.admission.decisions import Entry
+from edge.api.front import Front
+from edge.api.gate import READ_AT
+from edge.api.job import unless_gone
+from edge.api.render import error_object, json_response
+from edge.api.stream import EventStream
+from edge.errors import FleetUnavailable
+from edge.fleet.central import Central, FleetAnswer, FleetRefused
+from edge.fleet.events import Event
+
+
+async def handed_on(request: Request, front: Front, fleet: Central, entry: Entry, body: dict[str, Any]) -> Response:
+    """Have the fleet answer. Raises FleetUnavailable before anything was sent."""
+    model = body.get("model")
+    options = body.get("stream_options") or {}
+    asked = {**body, "stream_options": {**options, "include_usage": True}} if body.get("stream") else body
+    call = fleet.ask(
+        request.url.path.removeprefix("/v1/"),
+        asked,
+        model=None if model == front.config.model_name else model,
+        request_id=entry.request_id,
+    )
+    headers = {"x-edge-route": "fleet", "x-edge-reason": entry.reason}
+    try:
+        answer = await unless_gone(request, asyncio.create_task(call))
+    except FleetRefused as refused:
+        entry.upstream, entry.outcome = refused.upstream, "refused by the fleet"
+        return Response(refused.body, refused.status, headers, media_type="application/json")
+    entry.upstream = answer.upstream
+    entry.ttft_s = time.monotonic() - request.scope[READ_AT]
+    if body.get("stream"):
+        relay = _relayed(answer, entry, with_usage=bool(options.get("include_usage")))
+        return EventStream(relay, lambda: _close(answer), headers, front.config.write_timeout_s)
+    await answer.close()
+    entry.outcome = "ok"
+    return json_response(answer.body, headers=headers)
+
+
+async def _relayed(answer: FleetAnswer, entry: Entry, *, with_usage: bool) -> AsyncIterator[bytes]:
+    try:
+        async for event in answer.events():
+            if with_usage or not _only_usage(event):
+                yield event.raw
+        entry.outcome = "ok"
+    except FleetUnavailable as error:
+        entry.outcome = error.code or error.kind
+        yield b"data: " + orjson.dumps(error_object(error)) + b"\n\n"
+
+
+def _only_usage(event: Event) -> bool:
+    """The extra event that we asked for, and the client did not."""
+    return event.body is not None and bool(event.body.get("usage")) and not event.choices
+
+
+_closing: set[asyncio.Task[None]] = set()
+
+
+def _close(answer: FleetAnswer) -> None:
+    task = asyncio.ensure_future(answer.close())
+    _closing.add(task)  # the loop itself keeps no reference to a task
+    task.add_done_callback(_closing.discard)

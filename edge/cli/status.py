@@ -1,0 +1,128 @@
+"""`edge status`: how a running node is, and what it decided lately."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from edge.cli.chat import own_url
+from edge.cli.flags import current
+from edge.errors import InvalidApiKey, NodeUnreachable, PermissionDenied
+
+_TIMEOUT_S = 5.0
+
+
+@click.command()
+@click.option("--url", envvar="EDGE_URL", help="Address of the node [default: where `edge serve` would listen].")
+@click.option(
+    "--key", envvar="EDGE_API_KEY", default="", help="API key with the scope `metrics` [default: $EDGE_API_KEY]."
+)
+@click.option("--ca", type=click.Path(path_type=Path), help="PEM file of the CA that signed the node's certificate.")
+@click.option(
+    "--decisions", "limit", type=click.IntRange(0, 1024), default=5, help="How many of the last requests to show."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def command(url: str | None, key: str, ca: Path | None, limit: int, as_json: bool) -> int:
+    """Say how a running node is: ready or why not, how full, what the fleet does, where the last requests went.
+
+    Ends with 1 if the node is not ready.
+    """
+    base = (url or own_url(current())).rstrip("/")
+    load = _get(base, "/edge/v1/load", key, ca)
+    found = _get(base, f"/edge/v1/decisions?limit={limit}", key, ca)["decisions"] if limit else []
+    if as_json:
+        click.echo(json.dumps({**load, "last": found}, indent=1))
+    else:
+        out = Console(soft_wrap=True, highlight=False)
+        for label, text in _lines(base, load):
+            out.print(f"{label:9} {text}", markup=False)
+        if found:
+            out.print()
+            out.print(_table(found))
+    return 0 if load["ready"] else 1
+
+
+def _get(base: str, path: str, key: str, ca: Path | None) -> dict[str, Any]:
+    import httpx
+
+    try:
+        verify = ssl.create_default_context(cafile=ca) if ca else True
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        answer = httpx.get(base + path, headers=headers, timeout=_TIMEOUT_S, verify=verify, trust_env=False)
+    except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol):
+        said = f"nothing answers at {base}; start a node with `edge serve`, or name one with --url"
+        raise NodeUnreachable(said) from None
+    except OSError as error:
+        raise NodeUnreachable(f"{ca} cannot be read: {error.strerror or error}") from None
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise InvalidApiKey(f"the node at {base} wants an API key: give --key, or set EDGE_API_KEY")
+    if answer.status_code == httpx.codes.FORBIDDEN:
+        raise PermissionDenied("this key may not look at the node; make one: edge keys create NAME --scope metrics")
+    try:
+        found = answer.json()
+    except ValueError:
+        found = None
+    if answer.status_code != httpx.codes.OK or not isinstance(found, dict):
+        raise NodeUnreachable(f"what answers at {base} is no edge node of this version")
+    return found
+
+
+def _lines(base: str, load: dict[str, Any]) -> list[tuple[str, str]]:
+    state = "ready" if load["ready"] else f"not ready, {load['reason']}"
+    restarts = f"; the engine was started anew {load['restarts']} times" if load["restarts"] else ""
+    lines = [("node", f"{load['model']} at {base}: {state}{restarts}")]
+    if "load" in load:
+        full = f"{load['running']} of {load['slots']} answers run, {load['waiting']} wait ({load['load']:.0%})"
+        lines += [("load", full), ("promise", _promise(load))]
+    if fleet := load.get("fleet"):
+        lines.append(("fleet", "may be asked" if fleet["available"] else f"is not asked: {fleet['reason']}"))
+        lines += [("", _upstream(upstream)) for upstream in fleet["upstreams"]]
+    counts = [f"{c['count']} {c['decision']}" + (f" ({c['reason']})" if c["reason"] else "") for c in load["decisions"]]
+    return [*lines, ("requests", ", ".join(counts) or "none yet")]
+
+
+def _promise(load: dict[str, Any]) -> str:
+    if load["mode"] == "off":
+        return "none: admission.mode is off"
+    promise, late_ms = load["promise"], load["late_ttft_ms"]
+    now = "would be admitted now" if load["admits"] else f"would be late now, by about {late_ms:,.0f} ms"
+    bounds = f"first token within {promise['ttft_ms']:g} ms, the next ones within {promise['itl_ms']:g} ms"
+    return f"{bounds}; a short prompt {now}"
+
+
+def _upstream(upstream: dict[str, Any]) -> str:
+    why = f" ({upstream['reason']})" if upstream["reason"] else ""
+    state = {"closed": "well", "open": "left alone", "half-open": "on trial"}[upstream["state"]]
+    return f"{upstream['name']}: {state}{why}, first token expected in {upstream['ttft_s'] * 1000:,.0f} ms"
+
+
+def _table(found: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("when", "where", "why", "prompt", "foreseen, ms", "first token, ms", "outcome"):
+        table.add_column(title, justify="left" if title in ("when", "where", "why", "outcome") else "right")
+    for entry in found:
+        where = f"fleet: {entry['upstream']}" if entry["upstream"] else _ROUTES.get(entry["route"], entry["route"])
+        table.add_row(
+            time.strftime("%H:%M:%S", time.localtime(entry["at"])),
+            where + (f", then {entry['continued']}" if entry["continued"] else ""),
+            entry["reason"],
+            "" if entry["prompt_tokens"] is None else f"{entry['prompt_tokens']:,}",
+            _ms(entry["predicted_ttft_s"]),
+            _ms(entry["ttft_s"]),
+            entry["outcome"],
+        )
+    return table
+
+
+_ROUTES = {"local": "here", "late": "here, late", "refuse": "refused", "": "under way"}
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1000:,.1f}"

@@ -1,0 +1,1 @@
+"""The central fleet: who answers what this node cannot answer in time."""

@@ -1,0 +1,80 @@
+"""Server-sent events of an OpenAI-compatible stream, cut out of the bytes as they come. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+MAX_EVENT_BYTES = 4 << 20
+DONE = b"[DONE]"
+_CONTENT = ("content", "reasoning_content", "reasoning", "tool_calls")
+
+
+class BadStream(Exception):
+    """What came is no such stream. The message never shows what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: the bytes of its lines with the blank line, and what they say. `body` None: [DONE]."""
+
+    raw: bytes
+    body: dict[str, Any] | None
+
+    @property
+    def choices(self) -> list[dict[str, Any]]:
+        """Its choices, those that are objects."""
+        found = self.body.get("choices") if self.body is not None else None
+        return [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
+
+    @property
+    def has_content(self) -> bool:
+        """It carries text, reasoning or a tool call."""
+        return any(
+            c.get("text") or (isinstance(d := c.get("delta"), dict) and any(d.get(name) for name in _CONTENT))
+            for c in self.choices
+        )
+
+    @property
+    def error(self) -> str:
+        """The upstream's own error, empty if it is none."""
+        found = self.body.get("error") if self.body is not None else None
+        if not found:
+            return ""
+        return str(found.get("message", "no reason given") if isinstance(found, dict) else found)[:200]
+
+
+class EventCutter:
+    """Owner of what has come of an event that is not complete."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """Yield the events that are complete now. Raises BadStream."""
+        self._rest = (self._rest + data).replace(b"\r\n", b"\n")
+        while (end := self._rest.find(b"\n\n")) >= 0:
+            lines, self._rest = self._rest[:end], self._rest[end + 2 :]
+            payload = b"\n".join(line[5:].strip() for line in lines.split(b"\n") if line.startswith(b"data:"))
+            if payload:  # else a comment: it keeps a connection open and says nothing
+                yield Event(lines + b"\n\n", None if payload == DONE else _object(payload))
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise BadStream("an event is too long")
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is left over."""
+        return not self._rest.strip()
+
+
+def _object(payload: bytes) -> dict[str, Any]:
+    try:
+        found = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        raise BadStream("an event is not JSON") from None
+    if not isinstance(found, dict) or not ("choices" in found or "error" in found or "usage" in found):
+        raise BadStream("an event is none of the API's")
+    return found
