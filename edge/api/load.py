@@ -69,7 +69,9 @@ def node_load(front: Front) -> dict[str, Any]:
     return answer
 
 
-@router.get("/edge/v1/decisions", responses=_KEYED, response_model=None)
+@router.get(
+    "/edge/v1/decisions", responses={400: {"description": "`limit` is out of range."}, **_KEYED}, response_model=None
+)
 async def decisions(request: Request, limit: Annotated[int, Query(ge=1, le=REMEMBERED)] = 100) -> Response:
     """The last requests, newest first: where each went and why, what was foreseen and what came of it. Never what was said."""
     front: Front = request.app.state.front

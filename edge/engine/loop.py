@@ -197,7 +197,7 @@ class EngineLoop:
         cache, context = self._scheduler.cache, self._context
         resident = cache.resident(slot) if placement.save_resident else None
         if resident is not None and (saved := self._snapshot(resident)) is not None:
-            self._keep(resident, saved)
+            self._keep(resident, saved, spare=source)
         if placement.how == "stay":
             cache.vacate(slot)
             if not context.forget(slot, tokens):
@@ -225,8 +225,8 @@ class EngineLoop:
         """A copy of a slot's prefix outside the slots."""
         return self._context.save(prefix.slot, prefix.computed) if prefix.slot >= 0 else None
 
-    def _keep(self, prefix: Prefix, saved: Saved) -> None:
-        for freed in self._scheduler.cache.keep(prefix, saved, prefix.computed, saved.size_bytes):
+    def _keep(self, prefix: Prefix, saved: Saved, spare: Prefix | None = None) -> None:
+        for freed in self._scheduler.cache.keep(prefix, saved, prefix.computed, saved.size_bytes, spare=spare):
             self._context.release(freed)
 
     def _clear(self, slot: int) -> None:

@@ -61,7 +61,8 @@ class PrefixCache:
         self._isolated = isolated
         self._trees: dict[str, RadixTree[Prefix]] = {}
         self._slots: dict[int, Prefix] = {}
-        self._saved: set[Prefix] = set()
+        self._saved: dict[Prefix, None] = {}
+        """In the order in which they were saved: ties are decided alike every time."""
         self._floor = 0.0
         self.saved_bytes = 0
         self.hits = self.evictions = 0
@@ -163,17 +164,22 @@ class PrefixCache:
 
     # --- saved copies -------------------------------------------------------------------------------------------------
 
-    def keep(self, prefix: Prefix, saved: Any, tokens: int, size_bytes: int) -> list[Any]:
-        """Remember a copy of a prefix's first `tokens` cells. Returns copies to be freed, perhaps the new one."""
+    def keep(
+        self, prefix: Prefix, saved: Any, tokens: int, size_bytes: int, *, spare: Prefix | None = None
+    ) -> list[Any]:
+        """Remember a copy of a prefix's first `tokens` cells. Returns copies to be freed, perhaps the new one, never that of
+        `spare`."""
         freed = [self._forget_saved(prefix)] if prefix.saved is not None else []
         prefix.saved, prefix.saved_tokens, prefix.saved_bytes = saved, tokens, size_bytes
-        self._saved.add(prefix)
+        self._saved[prefix] = None
         self.saved_bytes += size_bytes
         # A shorter prefix that this one goes on from has nothing of its own any more.
         for length, shorter in list(self._trees[prefix.namespace].along(prefix.tokens)):
-            if shorter is not prefix and shorter.saved is not None and length <= tokens and not shorter.pinned:
+            if shorter in (prefix, spare) or shorter.saved is None:
+                continue
+            if length <= tokens and not shorter.pinned:
                 freed.append(self._drop_saved(shorter))
-        while self.saved_bytes > self._cap_bytes and (victim := self._cheapest()) is not None:
+        while self.saved_bytes > self._cap_bytes and (victim := self._cheapest(spare)) is not None:
             self._floor = max(self._floor, victim.worth)
             self.evictions += 1
             freed.append(self._drop_saved(victim))
@@ -202,14 +208,14 @@ class PrefixCache:
     def _insert(self, prefix: Prefix) -> None:
         self._trees.setdefault(prefix.namespace, RadixTree()).insert(prefix.tokens, prefix)
 
-    def _cheapest(self) -> Prefix | None:
-        return min((p for p in self._saved if not p.pinned), key=lambda p: p.worth, default=None)
+    def _cheapest(self, spare: Prefix | None = None) -> Prefix | None:
+        return min((p for p in self._saved if not p.pinned and p is not spare), key=lambda p: p.worth, default=None)
 
     def _forget_saved(self, prefix: Prefix) -> Any:
         saved, prefix.saved, prefix.saved_tokens = prefix.saved, None, 0
         self.saved_bytes -= prefix.saved_bytes
         prefix.saved_bytes = 0
-        self._saved.discard(prefix)
+        self._saved.pop(prefix, None)
         return saved
 
     def _drop_saved(self, prefix: Prefix) -> Any:

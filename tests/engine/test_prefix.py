@@ -165,6 +165,19 @@ def test_a_copy_larger_than_the_cap_is_freed_at_once() -> None:
     cache.check()
 
 
+def test_what_is_about_to_be_copied_is_not_given_up_for_what_it_replaces() -> None:
+    cache = PrefixCache(cap_bytes=15, isolated=False)
+    adopt(cache, HALL, 10, cost_s=0.1)
+    found = cache.match([*HALL, 1], "")
+    assert found is not None
+    cache.occupy(0, YARD, "", computed=len(YARD), recompute_s=9.0)
+    cache.leave(0, YARD, 9.0)
+    resident = cache.resident(0)
+    assert resident is not None
+    assert cache.keep(resident, "copy of the yard", len(YARD), 10, spare=found.prefix) == ["copy of the yard"]
+    assert found.prefix.saved == "copy of 0"
+
+
 def test_shrink_gives_up_the_cheapest_and_never_a_pinned_one() -> None:
     cache = cache_of()
     adopt(cache, HALL, 10, cost_s=2.0)

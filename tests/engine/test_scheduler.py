@@ -115,7 +115,8 @@ class Machine:
         slot, source, tokens = placement.slot, placement.source, placement.tokens
         resident = self.cache.resident(slot)
         if placement.save_resident and resident is not None:
-            self.cache.keep(resident, list(self.cells[slot]), resident.computed, len(self.cells[slot]))
+            cells = list(self.cells[slot])
+            self.cache.keep(resident, cells, resident.computed, len(cells), spare=source)
         if placement.how == "copy":
             saved = source.saved if source.saved_tokens >= tokens else list(self.cells[source.slot])
             if saved is not source.saved:
