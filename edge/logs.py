@@ -35,6 +35,12 @@ def start_logging(level: str, form: Literal["text", "json"]) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("asyncio").setLevel(max(logging.WARNING, root.level))
+    for chatty in (
+        "httpx",
+        "httpcore",
+        "hpack",
+    ):  # below warnings they write down every request's headers, keys among them
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     # Its warnings are about clients that send nonsense or leave, and would let them fill the log.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
 

@@ -35,6 +35,8 @@ class Entry:
     """`ok`, `cancelled`, or an error's code; empty while it runs."""
     continued: str = ""
     """Name of the upstream that went on with an answer which the engine had begun."""
+    continued_at: int | None = None
+    """How many characters of the answer the engine had sent by then."""
 
     def decided(self, decision: Decision) -> None:
         """A decision was taken, perhaps after an earlier one could not be carried out."""

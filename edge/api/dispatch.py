@@ -73,34 +73,38 @@ class Dispatch:
         raise obstacle.error
 
     async def _here(self) -> Response:
-        """Ask the engine; if it would be late, see who is sooner."""
+        """Ask the engine; if it would be late, see who is sooner. What is queued late may find the queue too long by then: asked
+        once more."""
         config, view = self._front.config, self._front.fleet_view()
         barred = may_leave(self._ask, config.mode, view)
-        free = barred is None
         strict = config.mode == "strict" or (config.mode == "fleet" and config.offline == "strict")
-        declines = free or (strict and self._ask.tier != "flex")
-        try:
-            return await self._by_engine(Decision("local", "", barred or ""), declines=declines)
-        except Declined as declined:
-            late = Late(declined.reason, declined.late_s, declined.hopeless)  # type: ignore[arg-type]
-            self._entry.predicted_ttft_s, self._entry.prompt_tokens = declined.late_s, declined.prompt_tokens
-            decision = when_late(self._ask, config.mode, config.offline, view, late)
-            refusal = _refusal(declined)
-        except (EngineDown, ModelLoading) as error:
-            if not free:
-                raise
-            decision, late, refusal = Decision("fleet", "engine_down"), None, error
-        if decision.route == "fleet":
+        declines = barred is None or (strict and self._ask.tier != "flex")
+        decision = Decision("local", "", barred or "")
+        while True:
             try:
-                return await self._by_fleet(decision)
-            except FleetUnavailable:
-                if late is None:
+                return await self._by_engine(decision, declines=declines)
+            except Declined as declined:
+                refusal = _refusal(declined)
+                late = Late(declined.reason, declined.late_s, declined.hopeless)  # type: ignore[arg-type]
+                self._entry.predicted_ttft_s, self._entry.prompt_tokens = declined.late_s, declined.prompt_tokens
+                decision = when_late(self._ask, config.mode, config.offline, view, late)
+                if decision.route == "fleet":
+                    try:
+                        return await self._by_fleet(decision)
+                    except FleetUnavailable:
+                        view = _unavailable(view)
+                        decision = when_late(self._ask, config.mode, config.offline, view, late)
+                if decision.route == "refuse":
+                    self._decided(decision)
                     raise refusal from None
-                decision = when_late(self._ask, config.mode, config.offline, _unavailable(view), late)
-        if decision.route == "late":
-            return await self._by_engine(decision, declines=False)
-        self._decided(decision)
-        raise refusal
+                declines = False
+            except (EngineDown, ModelLoading) as failure:
+                if may_leave(self._ask, config.mode, view) is not None:
+                    raise
+                try:
+                    return await self._by_fleet(Decision("fleet", "engine_down"))
+                except FleetUnavailable:
+                    raise failure from None
 
     def _decided(self, decision: Decision) -> None:
         self._entry.decided(decision)

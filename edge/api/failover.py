@@ -64,7 +64,7 @@ class Continuation:
             )
         except FleetRefused as refused:
             raise FleetUnavailable(f"the engine failed, and the fleet cannot go on: {refused}") from None
-        self.entry.continued = answer.upstream
+        self.entry.continued, self.entry.continued_at = answer.upstream, len(sent)
         self.front.metrics.continued.inc()
         log.warning(
             "answer continued by the fleet",

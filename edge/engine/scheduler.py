@@ -24,9 +24,6 @@ PASS_SHARE = 0.4
 """A prompt pass for a request that was not admitted takes at most this share of the ITL target, or as long as a tile's rows
 take: whoever arrives meanwhile has to wait for it, but in smaller passes it would take several times as long."""
 _SHORT_PROMPT = 16
-_GUESSED_TOKENS = 64
-_GUESS_S = 1.0
-"""How long an answer holds its slot, before any was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +131,11 @@ class Scheduler:
     def outlook(self, now_s: float) -> tuple[bool, float]:
         """(whether a short prompt that came now would be admitted, seconds until its first token if it were not)."""
         if not self._keeps_targets:
-            return False, self._seating.wait_s(_GUESS_S)
+            return False, self._seating.wait_s(self._token_s())
         prompt_s = self._steps.prompt_s(_SHORT_PROMPT, 0)
         wish = Wish(1, 2 * _SHORT_PROMPT, prompt_s, now_s + self._targets.ttft_s)
         reason = judge(now_s, wish, self._burden(), self._steps, self._targets).reason
-        return not reason, self._seating.wait_s(_GUESS_S) + self._stretched_s(prompt_s)
+        return not reason, self._seating.wait_s(self._token_s()) + self._stretched_s(prompt_s)
 
     def _prompt_of(self, request: Request) -> tuple[float, int]:
         """(time of a prompt's passes, how many of its tokens are known)."""
@@ -156,10 +153,13 @@ class Scheduler:
             for s in self.slots.holders()
             if not s.request.admitted and s.phase is not Phase.DECODE
         )
-        guess_s = prompt_s + min(request.limit, _GUESSED_TOKENS) * self._steps.decode_s(self.slots.size, 0)
-        return max(self._seating.wait_s(guess_s, request.work.tier), self._stretched_s(reading_s)) + self._stretched_s(
-            prompt_s
-        )
+        wait_s = self._seating.wait_s(self._token_s(), request.work.tier)
+        return max(wait_s, self._stretched_s(reading_s)) + self._stretched_s(prompt_s)
+
+    def _token_s(self) -> float:
+        """Between two tokens of each answer, with as many of them as run now."""
+        rows = self._seating.in_phase(Phase.DECODE)
+        return self._steps.decode_s(max(1, len(rows)), sum(s.cells for s in rows), safe=False)
 
     def _stretched_s(self, prompt_s: float) -> float:
         """Time of prompt passes that go in turns with the running streams' decode passes."""

@@ -21,6 +21,7 @@ from edge.messages import Tier
 
 _KEPT_TOKENS = 64
 """An idle slot's prefix with more tokens of its own than this is worth a copy before it is overwritten."""
+_USUAL_TOKENS = 128
 _LATE_SHARE = 4
 """One slot in so many stays free for requests that can be admitted, and one in so many at most is taken by others while such
 run."""
@@ -111,12 +112,18 @@ class Seating:
             cursor = match.usable if match is not None else 0
         return len(sequence.request.tokens) - cursor, cursor
 
-    def wait_s(self, guess_s: float, tier: Tier = "default") -> float:
-        """How long one more answer that is not admitted would wait for a slot; `guess_s` for each ahead of it as long as none
-        was seen to go."""
+    def wait_s(self, token_s: float, tier: Tier = "default") -> float:
+        """How long one more answer that is not admitted would wait for a slot. What those ahead of it ask for, at `token_s` a
+        token, is the guess until it was seen how fast they go."""
         passed = _PASSED_BY[tier]
-        ahead = sum(not s.request.admitted and s.request.work.tier not in passed for s in self._waiting)
-        return self._backlog.wait_s(ahead + (not self._may_seat_late(self.slots.free)), guess_s)
+        ahead = [s for s in self._waiting if not s.request.admitted and s.request.work.tier not in passed]
+        if not ahead and self._may_seat_late(self.slots.free):
+            return 0.0
+        late = [s for s in self.slots.holders() if not s.request.admitted]
+        work_s = sum(s.request.prompt_s + _expected_tokens(s) * token_s for s in ahead)
+        work_s += sum((_expected_tokens(s) - s.generated) * token_s for s in late or self.slots.holders())
+        seats = max(1, len(late))
+        return self._backlog.wait_s(len(ahead) + 1, work_s / seats / (len(ahead) + 1))
 
     # --- seating ------------------------------------------------------------------------------------------------------
 
@@ -287,3 +294,9 @@ class Seating:
                 # What the leader had computed, if that is kept, is the beginning; else there is none.
                 sibling.awaits = gone.prefix or gone.awaits or Prefix((), "")
                 return
+
+
+def _expected_tokens(sequence: Sequence) -> int:
+    """How long its answer may become; without a wish of its own, as long as most are."""
+    asked = sequence.request.work.max_tokens
+    return max(sequence.generated, min(sequence.request.limit, asked or _USUAL_TOKENS))

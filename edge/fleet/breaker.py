@@ -23,6 +23,7 @@ class Breaker:
         self.reason = ""
         """Why it is not closed, for people."""
         self._failures = 0
+        self._only_probes_failed = False
         self._trial_s: float | None = None
         self._busy_until_s = 0.0
 
@@ -41,10 +42,12 @@ class Breaker:
     def succeeded(self) -> None:
         """A request was answered as it should be."""
         self.state, self.reason, self._failures, self._trial_s = "closed", "", 0, None
+        self._only_probes_failed = False
 
     def failed(self, reason: str) -> None:
         """A request was not answered, or with nonsense."""
         self._failures += 1
+        self._only_probes_failed = False
         self._trial_s = None
         if self._failures >= FAILURES or self.state == "half-open":
             self.state, self.reason = "open", reason
@@ -55,10 +58,13 @@ class Breaker:
         self._busy_until_s = max(self._busy_until_s, until_s)
 
     def probed(self, healthy: bool, reason: str = "") -> None:
-        """Its health was looked at. One that fails is opened at once; one that is well again may be tried."""
+        """Its health was looked at. One that fails is opened at once; one that is well again may be tried, and if no request
+        of ours had failed, that is all there is to know."""
         if not healthy:
-            self._failures = max(self._failures, FAILURES)
+            self._only_probes_failed = self._failures == 0 and (self.state == "closed" or self._only_probes_failed)
             self.state, self.reason, self._trial_s = "open", reason, None
+        elif self._only_probes_failed:
+            self.succeeded()
         elif self.state == "open":
             self.state = "half-open"
 

@@ -39,9 +39,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_node(home: Path, *arguments: str, **env: str) -> RunningNode:
+def start_node(home: Path, *arguments: str, port: int | None = None, **env: str) -> RunningNode:
     """Start `edge serve` with the arguments given and wait until it is ready. The caller stops it."""
-    port = free_port()
+    port = port or free_port()
     output = home / "output.log"
     with output.open("wb") as file:
         process = subprocess.Popen(

@@ -57,10 +57,15 @@ def test_a_trial_whose_caller_went_away_or_that_nobody_reported_on_blocks_no_fur
     assert breaker.allows(100.0)
 
 
-def test_a_failed_probe_opens_at_once_and_a_good_one_alone_closes_nothing() -> None:
+def test_a_failed_probe_opens_at_once_and_a_good_one_closes_what_only_probes_had_opened() -> None:
     breaker = Breaker()
     breaker.probed(False, "500")
+    breaker.probed(False, "500")
     assert not breaker.allows(0.0)
+    breaker.probed(True)
+    assert breaker.state == "closed"
+    breaker = opened()
+    breaker.probed(False, "500")
     breaker.probed(True)
     assert breaker.state == "half-open"
 

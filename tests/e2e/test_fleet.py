@@ -1,0 +1,162 @@
+"""Two real nodes, one of which is the other's fleet: overload, death in the middle of answers, and no circles."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.conftest import RunningNode, free_port, start_node, stop_node
+from tests.fleet.upstream import wait_until
+
+F16 = str(Path(__file__).resolve().parents[2] / "models/builtin/edge-builtin-f16.gguf")
+PROMPTS = [f"Set the speed of pump {n} to {n * 3} percent." for n in range(1, 13)]
+TOKENS = 400
+
+
+@pytest.fixture(scope="module")
+def central(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    node = start_node(
+        tmp_path_factory.mktemp("central"), "--model", F16, EDGE_ADMISSION__MODE="off", EDGE_ENGINE__SLOTS="16"
+    )
+    yield node
+    stop_node(node)
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory: pytest.TempPathFactory, central: RunningNode) -> Iterator[RunningNode]:
+    node = start_node(
+        tmp_path_factory.mktemp("edge"),
+        "--model",
+        F16,
+        EDGE_FLEET__URL=f"{central.base_url}/v1",
+        EDGE_ENGINE__SLOTS="16",
+        EDGE_SLO__TTFT_MS="60000",
+        EDGE_SLO__ITL_MS="60000",
+        EDGE_LOG__FORMAT="json",
+    )
+    yield node
+    stop_node(node)
+
+
+def body_of(prompt: str, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": prompt}]
+    fixed = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "stream": True, "cache_prompt": False}
+    return {"model": "edge-builtin-f16", "messages": messages, **fixed, **fields}
+
+
+async def text_of(
+    client: httpx.AsyncClient, url: str, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> tuple[str, str, str]:
+    """(text, finish reason or error code, route) of one stream."""
+    text, end = "", ""
+    async with client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as answer:
+        route = answer.headers.get("x-edge-route", "")
+        if answer.status_code != httpx.codes.OK:
+            return "", str(answer.status_code), route
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                return text, event["error"]["code"], route
+            for choice in event["choices"]:
+                text += choice["delta"].get("content") or ""
+                end = choice["finish_reason"] or end
+    return text, end, route
+
+
+def engine_of(node: RunningNode) -> int:
+    """Process id of its engine."""
+    children = psutil.Process(node.process.pid).children(recursive=True)
+    return next(c.pid for c in children if "edge.engine.worker" in " ".join(c.cmdline()))
+
+
+def load_of(node: RunningNode) -> dict[str, Any]:
+    """What it says of itself."""
+    return httpx.get(f"{node.base_url}/edge/v1/load", trust_env=False).json()
+
+
+def ready(node: RunningNode) -> bool:
+    return httpx.get(f"{node.base_url}/health/ready", trust_env=False).status_code == httpx.codes.OK
+
+
+async def all_of(
+    url: str, bodies: list[dict[str, Any]], disturb: Any = None, name: str = "pump"
+) -> list[tuple[str, str, str]]:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        named = [{"x-request-id": f"{name}-{number}"} for number in range(len(bodies))]
+        tasks = [asyncio.create_task(text_of(client, url, b, h)) for b, h in zip(bodies, named, strict=True)]
+        if disturb is not None:
+            await asyncio.sleep(0.25)
+            disturb()
+        return list(await asyncio.gather(*tasks))
+
+
+def test_a_killed_engines_answers_are_gone_on_with_by_the_fleet_without_a_seam(
+    edge: RunningNode, central: RunningNode
+) -> None:
+    """At each seam the text is the undisturbed one up to there, and then what the fleet says when asked to go on from there."""
+    bodies = [body_of(prompt) for prompt in PROMPTS]
+    undisturbed = asyncio.run(all_of(central.base_url, bodies))
+    answers = asyncio.run(all_of(edge.base_url, bodies, lambda: os.kill(engine_of(edge), signal.SIGKILL)))
+    assert [end for _, end, _ in answers] == ["length"] * len(PROMPTS)
+    log = httpx.get(f"{edge.base_url}/edge/v1/decisions?limit={len(PROMPTS)}", trust_env=False).json()["decisions"]
+    seams = {entry["request_id"]: entry["continued_at"] for entry in log if entry["continued"]}
+    assert len(seams) >= len(PROMPTS) // 2, "the engine died too late to matter"
+    for number, (text, _, _) in enumerate(answers):
+        seam = seams.get(f"pump-{number}", 0)
+        begun = text[:seam]
+        assert begun == undisturbed[number][0][:seam]
+        more = {"continue_final_message": True, "add_generation_prompt": False}
+        messages = [*bodies[number]["messages"], {"role": "assistant", "content": begun}]
+        body = {**bodies[number], **more, "messages": messages} if seam else bodies[number]
+        assert text[seam:][:50] == asyncio.run(all_of(central.base_url, [body]))[0][0][:50]
+    wait_until(lambda: ready(edge), 60)
+
+
+def test_no_prompt_and_no_key_is_in_any_log(edge: RunningNode, central: RunningNode) -> None:
+    assert "speed of pump" not in edge.said() + central.said()
+
+
+def test_two_nodes_that_are_each_others_fleet_send_nothing_in_a_circle(tmp_path: Path) -> None:
+    ports = [free_port(), free_port()]
+    nodes: list[RunningNode] = []
+    try:
+        for own, other in (ports, ports[::-1]):
+            home = tmp_path / str(own)
+            home.mkdir()
+            env = {
+                "EDGE_FLEET__URL": f"http://127.0.0.1:{other}/v1",
+                "EDGE_ENGINE__SLOTS": "2",
+                "EDGE_ADMISSION__OFFLINE": "strict",
+            }
+            nodes.append(start_node(home, port=own, **env, EDGE_ADMISSION__MAX_WAIT_S="0.5"))
+        for node in nodes:
+            wait_until(lambda node=node: load_of(node)["fleet"]["available"])
+        bodies = [body_of(f"{n} {PROMPTS[0]}", max_tokens=700) | {"model": "edge-builtin"} for n in range(24)]
+
+        async def flood() -> list[list[tuple[str, str, str]]]:
+            return list(await asyncio.gather(*(all_of(n.base_url, bodies, name=n.home.name) for n in nodes)))
+
+        answers = asyncio.run(flood())
+        seen = [
+            httpx.get(f"{n.base_url}/edge/v1/decisions?limit=1024", trust_env=False).json()["decisions"] for n in nodes
+        ]
+    finally:
+        for node in nodes:
+            stop_node(node)
+    ids = [[entry["request_id"] for entry in log] for log in seen]
+    for log in ids:
+        assert len(log) == len(set(log)), "a request came to the same node twice"
+    assert {end for node_answers in answers for _, end, _ in node_answers} <= {"length", "429", "503"}
+    assert any(end == "length" for node_answers in answers for _, end, _ in node_answers)
+    assert set(ids[0]) & set(ids[1]), "nothing was handed on"
