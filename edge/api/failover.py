@@ -21,6 +21,7 @@ from edge.api.schema import ChatRequest, CompletionRequest, Generation
 from edge.api.stream import ChunkWriter
 from edge.errors import EdgeError, EngineDown, FleetUnavailable
 from edge.fleet.central import FleetAnswer, FleetRefused
+from edge.fleet.events import Event
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +111,7 @@ class Continuation:
     async def _rest(self, answer: FleetAnswer, repeats: str) -> AsyncIterator[bytes]:
         """The rest of the answer as our own chunks. `repeats`: what the upstream must say once more, and is not sent again."""
         finish, counted, usage, anew = "", 0, 0, bool(repeats)
-        async for event in answer.events():
-            if event.error:
-                raise FleetUnavailable(f"the fleet's answer broke off: {event.error}")
+        async for event in _each(answer):
             if event.body is not None and isinstance(found := event.body.get("usage"), dict):
                 usage = int(found.get("completion_tokens") or 0)
             for choice in event.choices:
@@ -150,6 +149,12 @@ class Continuation:
             )
         self.entry.outcome = "ok"
         return data
+
+
+async def _each(answer: FleetAnswer) -> AsyncIterator[Event]:
+    async for events in answer.events():
+        for event in events:
+            yield event
 
 
 def _text(choice: dict[str, Any]) -> str:

@@ -51,9 +51,9 @@ async def handed_on(request: Request, front: Front, fleet: Central, entry: Entry
 
 async def _relayed(answer: FleetAnswer, entry: Entry, *, with_usage: bool) -> AsyncIterator[bytes]:
     try:
-        async for event in answer.events():
-            if with_usage or not _only_usage(event):
-                yield event.raw
+        async for events in answer.events():
+            if data := b"".join(e.raw for e in events if with_usage or not _only_usage(e)):
+                yield data
         entry.outcome = "ok"
     except FleetUnavailable as error:
         entry.outcome = error.code or error.kind

@@ -141,11 +141,11 @@ class FleetAnswer:
 
     async def begin_stream(self) -> None:
         """Wait for the first event with content. Raises _Failed."""
-        async for event in self._cut():
-            self._first.append(event)
-            if event.error:
-                raise _Failed(f"it sent an error: {event.error}")
-            if event.has_content or event.body is None or any(c.get("finish_reason") for c in event.choices):
+        async for events in self._cut():
+            self._first += events
+            if error := next((e.error for e in events if e.error), ""):
+                raise _Failed(f"it sent an error: {error}")
+            if any(e.has_content or e.ends for e in events):
                 self._succeeded()
                 return
         raise _Failed("its stream ended before it began")
@@ -169,41 +169,44 @@ class FleetAnswer:
         self._told = True
         self._member.breaker.succeeded()
 
-    async def events(self) -> AsyncIterator[Event]:
-        """The stream's events, [DONE] last. Raises FleetUnavailable if it breaks off or turns into nonsense."""
+    async def events(self) -> AsyncIterator[list[Event]]:
+        """The stream's events, as many at a time as came together, [DONE] last. Raises FleetUnavailable if it breaks off or turns
+        into nonsense."""
         finished = False
         try:
-            for event in self._first:
-                finished = finished or self._note(event)
-                yield event
-            async for event in self._cut():
-                finished = self._note(event) or finished
-                yield event
-                if event.error:
-                    raise _Failed(f"it sent an error: {event.error}")
-                if event.body is None:
-                    return
+            if self._first:
+                finished = self._note(self._first)
+                yield self._first
+            async for events in self._cut():
+                finished = self._note(events) or finished
+                yield events
         except (_Failed, httpx.HTTPError) as error:
             self._broke(_words(error))
         if not finished:
             self._broke("its stream broke off")
 
-    def _note(self, event: Event) -> bool:
-        if event.body is not None:
-            self._count(event.body)
-        return event.body is None or any(c.get("finish_reason") for c in event.choices)
+    def _note(self, events: list[Event]) -> bool:
+        """Whether the answer ends with these. Raises _Failed for an error among them."""
+        for event in events:
+            if event.error:
+                raise _Failed(f"it sent an error: {event.error}")
+            if event.body is not None:
+                self._count(event.body)
+        return any(event.ends for event in events)
 
     def _broke(self, reason: str) -> None:
         self._member.breaker.failed(reason)
         self._member.learned.failed()
         raise FleetUnavailable(f"the fleet's answer broke off: {self.upstream}: {reason}")
 
-    async def _cut(self) -> AsyncIterator[Event]:
+    async def _cut(self) -> AsyncIterator[list[Event]]:
         try:
             async for chunk in self._chunks:
                 self._central.bytes_cap.spend(len(chunk), time.monotonic())
-                for event in self._cutter.feed(chunk):
-                    yield event
+                if events := list(self._cutter.feed(chunk)):
+                    yield events
+                    if events[-1].body is None:
+                        return
         except BadStream as error:
             raise _Failed(str(error)) from None
 

@@ -39,6 +39,11 @@ class Event:
         )
 
     @property
+    def ends(self) -> bool:
+        """The answer is complete."""
+        return self.body is None or any(c.get("finish_reason") for c in self.choices)
+
+    @property
     def error(self) -> str:
         """The upstream's own error, empty if it is none."""
         found = self.body.get("error") if self.body is not None else None
