@@ -15,7 +15,7 @@ from edge.settings import Engine, Settings
 _MARGIN = 0.1
 """Part of each objective that is kept back for what no prediction sees."""
 _FRONT_S = 0.003
-"""What the front adds to the time to the first token, at its worst on a small box (docs/bench.md)."""
+"""What the front adds to the time to the first token while it has little to do, on a small box (docs/bench.md)."""
 
 
 def load_message(model: ResolvedModel, settings: Settings, home: Path) -> Load:

@@ -82,6 +82,8 @@ class Dispatch:
         decision = Decision("local", "", barred or "")
         while True:
             try:
+                if barred is None and declines and (full := self._front.engine.full) is not None:
+                    raise full  # it would say the same again; to read the prompt for that takes time from others
                 return await self._by_engine(decision, declines=declines)
             except Declined as declined:
                 refusal = _refusal(declined)

@@ -9,6 +9,7 @@ from edge.admission.policy import DoorReason, Fleet, Mode
 from edge.api.auth import KeyStore, RateLimiter
 from edge.api.metrics import NodeMetrics
 from edge.api.translate import Dialect
+from edge.api.turnstile import Turnstile
 from edge.engine.port import Engine
 from edge.errors import EdgeError, EngineDown, ModelLoading, ModelNotFound, NodeDraining, Overloaded, Unavailable
 from edge.fleet.central import Central
@@ -64,6 +65,8 @@ class Front:
         self.keys = keys
         self.drain = drain
         self.rates = RateLimiter()
+        self.turnstile = Turnstile()
+        """For what is passed on from the fleet."""
         self.decisions = DecisionLog()
         self.metrics = NodeMetrics(engine, self.decisions)
         self._dialect: tuple[str, Dialect] | None = None

@@ -17,6 +17,7 @@ from edge.api.gate import READ_AT
 from edge.api.job import unless_gone
 from edge.api.render import error_object, json_response
 from edge.api.stream import EventStream
+from edge.api.turnstile import Turnstile
 from edge.errors import FleetUnavailable
 from edge.fleet.central import Central, FleetAnswer, FleetRefused
 from edge.fleet.events import Event
@@ -42,22 +43,50 @@ async def handed_on(request: Request, front: Front, fleet: Central, entry: Entry
     entry.upstream = answer.upstream
     entry.ttft_s = time.monotonic() - request.scope[READ_AT]
     if body.get("stream"):
-        relay = _relayed(answer, entry, with_usage=bool(options.get("include_usage")))
+        relay = _relayed(answer, entry, front.turnstile, with_usage=bool(options.get("include_usage")))
         return EventStream(relay, lambda: _close(answer), headers, front.config.write_timeout_s)
     await answer.close()
     entry.outcome = "ok"
     return json_response(answer.body, headers=headers)
 
 
-async def _relayed(answer: FleetAnswer, entry: Entry, *, with_usage: bool) -> AsyncIterator[bytes]:
+async def _relayed(
+    answer: FleetAnswer, entry: Entry, turnstile: Turnstile, *, with_usage: bool
+) -> AsyncIterator[bytes]:
     try:
-        async for events in answer.events():
+        async for events in _gathered(answer, turnstile):
             if data := b"".join(e.raw for e in events if with_usage or not _only_usage(e)):
                 yield data
         entry.outcome = "ok"
     except FleetUnavailable as error:
         entry.outcome = error.code or error.kind
         yield b"data: " + orjson.dumps(error_object(error)) + b"\n\n"
+
+
+async def _gathered(answer: FleetAnswer, turnstile: Turnstile) -> AsyncIterator[list[Event]]:
+    """The events: the first at once, later those together that are there when it is this answer's turn."""
+    source = answer.events()
+    if (first := await anext(source, None)) is None:
+        return
+    yield first
+    coming = asyncio.ensure_future(anext(source, None))
+    try:
+        while True:
+            await asyncio.wait({coming})
+            async with turnstile:
+                ready: list[Event] = []
+                while coming.done():
+                    if (events := await coming) is None:
+                        break
+                    ready += events
+                    coming = asyncio.ensure_future(anext(source, None))
+                    await asyncio.sleep(0)  # what needs no waiting is there after this
+                if ready:
+                    yield ready
+            if coming.done() and coming.result() is None:
+                return
+    finally:
+        coming.cancel()
 
 
 def _only_usage(event: Event) -> bool:

@@ -122,6 +122,7 @@ class EngineClient:
         self._streams: dict[int, _Stream] = {}
         self._calls: dict[int, asyncio.Future[Tokenized | Detokenized]] = {}
         self._next_id = 0
+        self._full: errors.Declined | None = None
         self._child: ChildProcess | None = None
         self._heard_s = 0.0
         self._longest_step_s = 0.0
@@ -151,6 +152,11 @@ class EngineClient:
     def in_flight(self) -> int:
         """Requests submitted and without terminal reply."""
         return len(self._streams)
+
+    @property
+    def full(self) -> errors.Declined | None:
+        """The last refusal for want of slots, while nothing has ended since."""
+        return self._full
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -317,8 +323,7 @@ class EngineClient:
             case Finished() | Failed():
                 self._conclude(message)
             case Declined():
-                if stream := self._streams.pop(message.request_id, None):
-                    stream.put(_declined(message))
+                self._decline(message)
             case Stats():
                 self._stats = message
             case Tokenized() | Detokenized():
@@ -339,7 +344,15 @@ class EngineClient:
             case _:
                 assert_never(message)
 
+    def _decline(self, message: Declined) -> None:
+        error = _declined(message)
+        if error.reason == "slots":
+            self._full = error
+        if stream := self._streams.pop(message.request_id, None):
+            stream.put(error)
+
     def _conclude(self, message: Finished | Failed) -> None:
+        self._full = None
         if stream := self._streams.pop(message.request_id, None):
             if isinstance(message, Finished):
                 took_s = message.timing.prefill_s + message.timing.decode_s
@@ -352,6 +365,7 @@ class EngineClient:
 
     def _fail_all(self, error: EdgeError) -> None:
         streams, self._streams = self._streams, {}
+        self._full = None
         for stream in streams.values():
             stream.put(error)
         for call in self._calls.values():

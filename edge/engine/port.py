@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from edge.errors import Declined
 from edge.messages import Finished, FirstToken, ModelFacts, Offer, Prompt, Stats, Submit, Token, Tokenized
 
 EnginePhase = Literal["loading", "ready", "down", "stopped"]
@@ -59,6 +60,12 @@ class Engine(Protocol):
     @property
     def in_flight(self) -> int:
         """Requests submitted and without terminal reply."""
+        ...
+
+    @property
+    def full(self) -> Declined | None:
+        """Why the engine declined a request for want of slots, as long as no answer has ended since: it would decline the
+        next one too. None if it is not known to be full."""
         ...
 
     def require_room(self) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import ssl
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from typing import Any, Literal
 import httpx
 import orjson
 
-from edge import __version__
-from edge.errors import ConfigurationError, FleetUnavailable
+from edge.errors import FleetUnavailable
 from edge.fleet.breaker import Breaker
 from edge.fleet.events import BadStream, Event, EventCutter
+from edge.fleet.lanes import Lanes
 from edge.fleet.learned import Learned
 from edge.fleet.limits import HourlyCap, RetryBudget
 from edge.fleet.upstreams import Upstream
@@ -105,17 +104,11 @@ class _Member:
         self.breaker = Breaker()
         self.learned = Learned()
         self.models: tuple[str, ...] = ()
-        self.client = httpx.AsyncClient(
-            base_url=upstream.url,
-            http2=True,
-            verify=_trust(upstream),
-            proxy=upstream.proxy,
-            trust_env=False,
-            follow_redirects=False,
-            headers={"user-agent": f"edge/{__version__}", **_credentials(upstream)},
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=60),
-            timeout=httpx.Timeout(upstream.idle_timeout_s, connect=upstream.connect_timeout_s),
-        )
+        self.lanes = Lanes(upstream)
+
+    def may_be_asked(self, now_s: float) -> bool:
+        """Its breaker and its bound allow one more request."""
+        return self.breaker.allows(now_s) and not self.lanes.full
 
     def model_name(self, asked: str | None) -> str:
         """What it calls the model: `asked` None for the one that is served here."""
@@ -125,11 +118,14 @@ class _Member:
 class FleetAnswer:
     """An answer that has begun. Exactly one of `events` (streamed) and `body` is used. Close it when done."""
 
-    def __init__(self, central: Central, member: _Member, response: httpx.Response, begun_s: float) -> None:
+    def __init__(
+        self, central: Central, member: _Member, client: httpx.AsyncClient, response: httpx.Response, begun_s: float
+    ) -> None:
         self.upstream = member.upstream.name
         self.content_type = response.headers.get("content-type", "application/json")
         self._central = central
         self._member = member
+        self._client = client
         self._response = response
         self._begun_s = begun_s
         self._first: list[Event] = []
@@ -138,6 +134,8 @@ class FleetAnswer:
         self._told = False
         self._tokens = 0
         self.body: dict[str, Any] = {}
+        self._open = True
+        central.answers += 1
 
     async def begin_stream(self) -> None:
         """Wait for the first event with content. Raises _Failed."""
@@ -227,10 +225,17 @@ class FleetAnswer:
 
     async def close(self) -> None:
         """Give the connection back; the upstream sees that nobody waits any more."""
+        if not self._open:
+            return
+        self._open = False
+        self._central.answers -= 1
         if not self._told:
             self._member.breaker.released()
-        with contextlib.suppress(httpx.HTTPError, RuntimeError):
-            await self._response.aclose()
+        try:
+            with contextlib.suppress(httpx.HTTPError, RuntimeError):
+                await self._response.aclose()
+        finally:
+            self._member.lanes.give_back(self._client, self._response.http_version)
 
 
 class Central:
@@ -243,6 +248,8 @@ class Central:
         self.cost_cap = HourlyCap(limits.cost_per_hour)
         self._retries = RetryBudget(limits.retry_share)
         self._probes: list[asyncio.Task[None]] = []
+        self.answers = 0
+        """Answers that have begun and are not closed yet. Written by FleetAnswer."""
 
     async def start(self) -> None:
         """Probe every upstream now and from now on, which opens and keeps its connections too."""
@@ -254,7 +261,7 @@ class Central:
             probe.cancel()
         await asyncio.gather(*self._probes, return_exceptions=True)
         for member in self._members:
-            await member.client.aclose()
+            await member.lanes.close()
 
     # --- what the policy asks -----------------------------------------------------------------------------------------
 
@@ -265,7 +272,7 @@ class Central:
             return FleetView(False, 0.0, "bytes_cap")
         if not self.cost_cap.left(now_s):
             return FleetView(False, 0.0, "cost_cap")
-        able = [m for m in self._serving(model) if m.breaker.allows(now_s)]
+        able = [m for m in self._serving(model) if m.may_be_asked(now_s)]
         if not able:
             opened = any(m.breaker.state != "closed" for m in self._members)
             return FleetView(False, 0.0, "breaker_open" if opened else "fleet_busy")
@@ -359,7 +366,7 @@ class Central:
         able = [
             m
             for m in self._serving(model)
-            if m.upstream.name not in tried and m.breaker.allows(now_s) and only in ("", m.upstream.name)
+            if m.upstream.name not in tried and m.may_be_asked(now_s) and only in ("", m.upstream.name)
         ]
         if not able:
             return None
@@ -379,7 +386,8 @@ class Central:
         data = orjson.dumps({**body, "model": name} if name else body)
         self.bytes_cap.spend(len(data), begun_s)
         member.breaker.sent(begun_s)
-        request = member.client.build_request(
+        client = member.lanes.take()
+        request = client.build_request(
             "POST",
             path.lstrip("/"),
             content=data,
@@ -390,8 +398,8 @@ class Central:
         try:
             patience_s = min(left_s, upstream.first_token_timeout_s) if body.get("stream") else left_s
             async with asyncio.timeout(patience_s):
-                response = await member.client.send(request, stream=True)
-                answer = FleetAnswer(self, member, response, begun_s)
+                response = await client.send(request, stream=True)
+                answer = FleetAnswer(self, member, client, response, begun_s)
                 await _require_ok(upstream.name, response)
                 streamed = response.headers.get("content-type", "").startswith("text/event-stream")
                 if streamed != bool(body.get("stream")):
@@ -411,6 +419,8 @@ class Central:
                 member.breaker.released()
                 if answer is not None:
                     await answer.close()
+                else:
+                    member.lanes.give_back(client)
 
     # --- health -------------------------------------------------------------------------------------------------------
 
@@ -431,9 +441,10 @@ class Central:
 
     async def _probe(self, member: _Member) -> str:
         """What is wrong with it, empty if nothing. Its list of models is what every such server has."""
+        client = member.lanes.take()
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                response = await member.client.get("models")
+                response = await client.get("models")
             if response.status_code != httpx.codes.OK:
                 return f"GET models answered {response.status_code}"
             if len(response.content) > _MAX_PROBE_BYTES:
@@ -446,6 +457,8 @@ class Central:
             return _words(error)
         except (orjson.JSONDecodeError, KeyError, TypeError):
             return "GET models answered nonsense"
+        finally:
+            member.lanes.give_back(client)
         return ""
 
 
@@ -478,24 +491,3 @@ def _words(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "it went silent" if isinstance(error, httpx.ReadTimeout) else "no connection in time"
     return f"{type(error).__name__}: {error}"[:200]
-
-
-def _trust(upstream: Upstream) -> ssl.SSLContext | bool:
-    if not upstream.url.startswith("https://"):
-        return True
-    try:
-        context = ssl.create_default_context(cafile=str(upstream.ca_file) if upstream.ca_file else None)
-        if upstream.cert_file is not None:
-            context.load_cert_chain(upstream.cert_file, upstream.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"upstream {upstream.name!r}: its certificate files cannot be used: {error}") from None
-    return context
-
-
-def _credentials(upstream: Upstream) -> dict[str, str]:
-    if upstream.api_key_file is None:
-        return {}
-    key = upstream.api_key_file.read_text("utf-8").strip()
-    if not key or not key.isprintable():
-        raise ConfigurationError(f"upstream {upstream.name!r}: {upstream.api_key_file} holds no key")
-    return {"authorization": f"Bearer {key}"}

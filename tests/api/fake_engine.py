@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
 from edge.engine.port import EngineStatus, StreamEvent
-from edge.errors import EdgeError
+from edge.errors import Declined, EdgeError
 from edge.messages import (
     Finished,
     FirstToken,
@@ -121,6 +121,7 @@ class FakeEngine:
     status: EngineStatus = field(default_factory=lambda: EngineStatus("ready", "", 1.0, 0, 1))
     stats: Stats | None = None
     refusal: EdgeError | None = None
+    full: Declined | None = None
     streams: list[FakeStream] = field(default_factory=list)
     tokenized: list[tuple[Prompt, bool]] = field(default_factory=list)
 

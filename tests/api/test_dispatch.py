@@ -101,6 +101,17 @@ def test_the_callers_key_and_cookies_never_travel_and_the_nodes_own_does(
     assert body["model"] == "central" and body["messages"] == MESSAGES
 
 
+def test_an_engine_that_is_known_to_be_full_is_not_asked_again(serve: Serve, fleet: Upstream) -> None:
+    full = Declined("all are taken", reason="slots", late_s=9.0, hopeless=False, prompt_tokens=7)
+    engine = FakeEngine(says("here"), full=full)
+    node = serve(engine, [configured(fleet)], mode="fleet")
+    with node.http() as client:
+        assert headers_of(client.post("/v1/chat/completions", json=BODY)) == ("fleet", "slots")
+        assert engine.streams == []
+        kept = client.post("/v1/chat/completions", json=BODY, headers={"X-Edge-Policy": "local-only"})
+    assert text_of(kept) == "here"
+
+
 @pytest.mark.parametrize("headers", [{"X-Edge-Policy": "local-only"}, {HOP_HEADER: "1"}])
 def test_what_must_stay_and_what_was_handed_on_is_answered_here_though_late(
     serve: Serve, fleet: Upstream, headers: dict[str, str]

@@ -27,6 +27,7 @@ def test_more_than_the_slots_are_declined_and_the_admitted_go_on() -> None:
 
         done = await asyncio.gather(*(outcome() for _ in range(12)))
         assert 0 < sum(done) <= 2
+        assert client.full is None, "answers have ended since"
         offers = [event async for event in client.submit(ask(2)) if isinstance(event, Offer)]
         assert [(offer.outlook.admitted, offer.outlook.reason) for offer in offers] == [(True, "")]
         assert client.status.restarts == 0 and client.in_flight == 0
