@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 
-_YOUNG_OBJECTS = 20_000
-_MIDDLE_ROUNDS, _OLD_ROUNDS = 20, 50
+_YOUNG_OBJECTS, _MIDDLE_ROUNDS, _OLD_ROUNDS = 700, 10, 1000
+"""A collection takes as long as there are objects to look at: some 1.5 ms a thousand on a small box. So the young are looked at
+often and in small numbers, and all of them very seldom: requests leave hardly any cycles behind."""
 
 
 def settle_collector() -> None:

@@ -27,7 +27,16 @@ from edge.api.job import ClientGone, Job, unless_gone
 from edge.api.render import json_response, usage
 from edge.api.schema import Generation
 from edge.api.stream import ChunkWriter, EventStream, StreamWatch, frames
-from edge.errors import Declined, EdgeError, EngineDown, EngineFault, FleetUnavailable, ModelLoading, NotInTime
+from edge.errors import (
+    Declined,
+    EdgeError,
+    EngineDown,
+    EngineFault,
+    FleetUnavailable,
+    ModelLoading,
+    NotInTime,
+    Overloaded,
+)
 from edge.messages import Offer, Submit, Token
 
 WorkOf = Callable[[], tuple[list[Submit], Choices]]
@@ -80,33 +89,40 @@ class Dispatch:
         strict = config.mode == "strict" or (config.mode == "fleet" and config.offline == "strict")
         declines = barred is None or (strict and self._ask.tier != "flex")
         decision = Decision("local", "", barred or "")
+        # A full engine would say the same again, and to read the prompt for that takes time from others.
+        answered: Response | Declined | None = self._front.engine.full if barred is None else None
         while True:
-            try:
-                if barred is None and declines and (full := self._front.engine.full) is not None:
-                    raise full  # it would say the same again; to read the prompt for that takes time from others
-                return await self._by_engine(decision, declines=declines)
-            except Declined as declined:
-                refusal = _refusal(declined)
-                late = Late(declined.reason, declined.late_s, declined.hopeless)  # type: ignore[arg-type]
-                self._entry.predicted_ttft_s, self._entry.prompt_tokens = declined.late_s, declined.prompt_tokens
-                decision = when_late(self._ask, config.mode, config.offline, view, late)
-                if decision.route == "fleet":
-                    try:
-                        return await self._by_fleet(decision)
-                    except FleetUnavailable:
-                        view = _unavailable(view)
-                        decision = when_late(self._ask, config.mode, config.offline, view, late)
-                if decision.route == "refuse":
-                    self._decided(decision)
-                    raise refusal from None
-                declines = False
-            except (EngineDown, ModelLoading) as failure:
-                if may_leave(self._ask, config.mode, view) is not None:
-                    raise
+            if answered is None:
+                answered = await self._tried(decision, view, declines=declines)
+            if isinstance(answered, Response):
+                return answered
+            late = Late(answered.reason, answered.late_s, answered.hopeless)  # type: ignore[arg-type]
+            self._entry.predicted_ttft_s, self._entry.prompt_tokens = answered.late_s, answered.prompt_tokens
+            decision = when_late(self._ask, config.mode, config.offline, view, late)
+            if decision.route == "fleet":
                 try:
-                    return await self._by_fleet(Decision("fleet", "engine_down"))
+                    return await self._by_fleet(decision)
                 except FleetUnavailable:
-                    raise failure from None
+                    view = _unavailable(view)
+                    decision = when_late(self._ask, config.mode, config.offline, view, late)
+            if decision.route == "refuse":
+                self._decided(decision)
+                raise _refusal(answered)
+            declines, answered = False, None
+
+    async def _tried(self, decision: Decision, view: Fleet | None, *, declines: bool) -> Response | Declined:
+        """The engine's answer, or why it declines; the fleet's if the engine fails before it has said anything."""
+        try:
+            return await self._by_engine(decision, declines=declines)
+        except Declined as declined:
+            return declined.with_traceback(None)  # kept with its frames it would keep all that they hold
+        except (EngineDown, ModelLoading) as failure:
+            if may_leave(self._ask, self._front.config.mode, view) is not None:
+                raise
+            try:
+                return await self._by_fleet(Decision("fleet", "engine_down"))
+            except FleetUnavailable:
+                raise failure from None
 
     def _decided(self, decision: Decision) -> None:
         self._entry.decided(decision)
@@ -195,12 +211,13 @@ def _unavailable(view: Fleet | None) -> Fleet | None:
 
 
 def _refusal(declined: Declined) -> EdgeError:
-    if not declined.hopeless:
-        return declined
-    return NotInTime(
-        f"{declined.message.partition(';')[0]}, not even by an idle node: shorten the prompt, or allow late answers "
-        "(admission.mode)"
-    )
+    """A new error each time: one that is raised again and again grows with every time."""
+    if declined.hopeless:
+        return NotInTime(
+            f"{declined.message.partition(';')[0]}, not even by an idle node: shorten the prompt, or allow late answers "
+            "(admission.mode)"
+        )
+    return Overloaded(declined.message, retry_after_s=declined.retry_after_s)
 
 
 async def _first(events: AsyncIterator[tuple[int, Offer | Token]], choices: Choices) -> tuple[int, Token]:

@@ -20,36 +20,33 @@ class Turnstile:
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._taken_s: float | None = None
-        self._next: asyncio.TimerHandle | None = None
+        self._busy = False
+        """Somebody's turn, or the pause after it."""
+        self._begun_s = 0.0
 
     async def __aenter__(self) -> None:
         """Wait for the turn."""
-        if self._taken_s is not None or self._waiting or self._next is not None:
+        if self._busy:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             try:
                 await turn
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():  # it had become ours
-                    self._pass_on(0.0)
+                    self._pass_on()
                 raise
-        self._taken_s = time.monotonic()
+        self._busy = True
+        self._begun_s = time.monotonic()
 
     async def __aexit__(self, *_: object) -> None:
-        """The turn is over."""
-        assert self._taken_s is not None
-        took_s = time.monotonic() - self._taken_s
-        self._taken_s = None
-        self._pass_on(min(took_s * (1 / _SHARE - 1), _LONGEST_GAP_S))
+        """The turn is over; the next comes after a pause in proportion."""
+        took_s = time.monotonic() - self._begun_s
+        asyncio.get_running_loop().call_later(min(took_s * (1 / _SHARE - 1), _LONGEST_GAP_S), self._pass_on)
 
-    def _pass_on(self, gap_s: float) -> None:
-        self._next = asyncio.get_running_loop().call_later(gap_s, self._wake)
-
-    def _wake(self) -> None:
-        self._next = None
+    def _pass_on(self) -> None:
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
                 return
+        self._busy = False

@@ -236,6 +236,8 @@ class FleetAnswer:
                 await self._response.aclose()
         finally:
             self._member.lanes.give_back(self._client, self._response.http_version)
+            # httpx's stream and its response hold each other: let go of both without waiting for the garbage collector.
+            self._response.stream = httpx.ByteStream(b"")
 
 
 class Central:
