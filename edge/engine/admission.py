@@ -6,9 +6,9 @@ what is left, in the order of their deadlines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from edge.engine.steps import StepModel
 from edge.messages import LateReason
@@ -29,15 +29,24 @@ class Targets:
     """False: all are served alike."""
 
 
+class Prompt(NamedTuple):
+    """A prompt that is still to compute: when its first token is due, its time, and how many of its answers have no slot."""
+
+    deadline_s: float
+    prompt_s: float
+    seatless: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Burden:
     """What was admitted before and is not done. Cells are counted as they will be at each answer's end."""
 
     rows: int
     cells: int
-    prompts_s: Iterable[tuple[float, float]]
-    """(deadline, prompt time still to come) of each request whose first token is due."""
+    prompts: Iterable[Prompt]
     free_slots: int
+    endings_s: Sequence[float] = ()
+    """From now on, when running answers will have ended at the latest and their slots are free, the soonest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,31 +75,54 @@ class Verdict:
 
 def judge(now_s: float, wish: Wish, burden: Burden, steps: StepModel, targets: Targets) -> Verdict:
     """Simulate what comes if `wish` is admitted."""
-    rows, cells = burden.rows + wish.rows, burden.cells + wish.cells
-    itl_s = steps.decode_s(rows, cells)
-    room_s = targets.itl_s - steps.decode_s(burden.rows, burden.cells) if burden.rows else targets.itl_s
-    queue = sorted([*burden.prompts_s, (wish.deadline_s, wish.prompt_s)])
-    ttft_s, late = 0.0, False
-    for (deadline_s, _), done_s in zip(queue, _finish_times(queue, room_s, targets.itl_s), strict=True):
-        late = late or now_s + done_s > deadline_s
-        if deadline_s == wish.deadline_s:
+    itl_s = steps.decode_s(burden.rows + wish.rows, burden.cells + wish.cells)
+    decode_s = steps.decode_s(burden.rows, burden.cells) if burden.rows else 0.0
+    pace = _Pace(targets.itl_s, targets.itl_s - decode_s)
+    mine = Prompt(wish.deadline_s, wish.prompt_s, wish.rows)
+    ttft_s, late, waits, work_s, needed = 0.0, False, False, 0.0, 0
+    for prompt in sorted([*burden.prompts, mine]):
+        needed += prompt.seatless
+        if prompt.seatless and needed > burden.free_slots:
+            slot_s = _slot_s(burden, needed)
+            work_s = max(work_s, pace.work_by(slot_s))
+            waits = waits or prompt is mine
+        work_s += prompt.prompt_s
+        done_s = pace.done_s(work_s)
+        late = late or now_s + done_s > prompt.deadline_s
+        if prompt is mine:
             ttft_s = done_s
-    if burden.free_slots < wish.rows:
-        return Verdict("slots", ttft_s, itl_s)
     if itl_s > targets.itl_s * (1 - LEAST_PROMPT_SHARE):
         return Verdict("slo_itl", ttft_s, itl_s)
-    return Verdict("slo_ttft" if late else "", ttft_s, itl_s)
+    if late:
+        return Verdict("slots" if waits else "slo_ttft", ttft_s, itl_s)
+    return Verdict("", ttft_s, itl_s)
 
 
-def _finish_times(queue: list[tuple[float, float]], room_s: float, interval_s: float) -> Iterable[float]:
-    """When each prompt is done, if every interval has `room_s` for prompts and decode rows take the rest of it."""
-    work_s = 0.0
-    for _, prompt_s in queue:
-        work_s += prompt_s
-        if room_s <= 0.0:
-            yield float("inf")
-        else:
-            yield work_s + int(work_s / room_s) * (interval_s - room_s)
+def _slot_s(burden: Burden, needed: int) -> float:
+    """When so many slots are free, counting those that are now."""
+    number = needed - burden.free_slots - 1
+    return burden.endings_s[number] if number < len(burden.endings_s) else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """Prompts and decode passes take turns: of every interval between two tokens, prompts have `room_s`."""
+
+    interval_s: float
+    room_s: float
+
+    def done_s(self, work_s: float) -> float:
+        """When so much prompt time is done."""
+        if self.room_s <= 0.0 or work_s == float("inf"):
+            return float("inf")
+        return work_s + int(work_s / self.room_s) * (self.interval_s - self.room_s)
+
+    def work_by(self, at_s: float) -> float:
+        """How much prompt time has passed by then."""
+        if self.room_s <= 0.0 or at_s == float("inf"):
+            return float("inf")
+        whole, rest_s = divmod(at_s, self.interval_s)
+        return whole * self.room_s + min(rest_s, self.room_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from edge.engine.admission import Burden, Capacity, Targets, Verdict, Wish, capacity, judge
+from edge.engine.admission import Burden, Capacity, Prompt, Targets, Verdict, Wish, capacity, judge
 from edge.engine.line import Line
 from edge.engine.prefix import LEAST_SHARED_TOKENS, PrefixCache
 from edge.engine.seating import Placement, Seating
@@ -176,18 +176,30 @@ class Scheduler:
 
     def _burden(self) -> Burden:
         admitted = [s for s in self._seating.present() if s.request.admitted]
-        prompts: dict[int, tuple[float, float]] = {}
+        prompts: dict[int, Prompt] = {}
         for sequence in admitted:
             if sequence.phase is not Phase.DECODE:
-                prompts[sequence.request.id] = (self._line.due_s(sequence.request), self._prompt_left_s(sequence))
-        seated = sum(s.slot >= 0 for s in admitted)
-        others = self.running - seated
+                request = sequence.request
+                seatless = prompts[request.id].seatless if request.id in prompts else 0
+                seatless += sequence.slot < 0
+                prompts[request.id] = Prompt(self._line.due_s(request), self._prompt_left_s(sequence), seatless)
         return Burden(
             rows=len(admitted),
             cells=sum(self._final_cells(s.request) for s in admitted),
-            prompts_s=prompts.values(),
-            free_slots=self.slots.size - len(admitted) - others,
+            prompts=prompts.values(),
+            free_slots=self.slots.free,
+            endings_s=self._endings_s(sum(p.prompt_s for p in prompts.values())),
         )
+
+    def _endings_s(self, prompt_s: float) -> list[float]:
+        """When each running answer will have ended at the latest, if prompts take `prompt_s` in the meantime."""
+        rows = self._seating.in_phase(Phase.DECODE)
+        seated = list(self.slots.holders())
+        pass_s = self._steps.decode_s(max(1, len(seated)), sum(self._final_cells(s.request) for s in seated))
+        late = self.running > sum(s.request.admitted for s in self.slots.holders())
+        between_s = pass_s + (self._targets.itl_s * PASS_SHARE if late else 0.0)
+        left = sorted(s.request.limit - s.generated for s in rows)
+        return [min(n * self._targets.itl_s, prompt_s + n * between_s) for n in left]
 
     def _final_cells(self, request: Request) -> int:
         return len(request.tokens) + request.limit

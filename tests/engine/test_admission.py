@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.engine.admission import LEAST_PROMPT_SHARE, Burden, Targets, Wish, capacity, judge
+from edge.engine.admission import LEAST_PROMPT_SHARE, Burden, Prompt, Targets, Wish, capacity, judge
 from edge.engine.prefix import PrefixCache
 from edge.engine.scheduler import Scheduler
 from edge.engine.steps import StepModel, StepTable
@@ -15,16 +15,18 @@ from tests.engine.test_scheduler import make_request
 
 TARGETS = Targets(0.050, 0.050)
 STEPS = StepModel(StepTable([(1, 0.002), (8, 0.016)], [(1, 0.002), (64, 0.016), (256, 0.060)], 2e-6, [(1, 1e-7)], 0.0))
-IDLE = Burden(rows=0, cells=0, prompts_s=[], free_slots=8)
+IDLE = Burden(rows=0, cells=0, prompts=[], free_slots=8)
 NOW_S = 100.0
 
-prompts = st.lists(st.tuples(st.floats(NOW_S - 0.01, NOW_S + 0.1), st.floats(0, 0.05)), max_size=6)
+pending = st.builds(Prompt, st.floats(NOW_S - 0.01, NOW_S + 0.1), st.floats(0, 0.05), st.integers(0, 2))
+prompts = st.lists(pending, max_size=6)
 burdens = st.builds(
     Burden,
     rows=st.integers(0, 8),
     cells=st.integers(0, 8000),
-    prompts_s=prompts,
+    prompts=prompts,
     free_slots=st.integers(0, 8),
+    endings_s=st.lists(st.floats(0, 0.2), max_size=8).map(sorted),
 )
 wishes = st.builds(
     Wish,
@@ -58,13 +60,23 @@ def test_nobody_is_admitted_without_a_slot() -> None:
     assert reason(wish(rows=3), replace(IDLE, free_slots=2)) == "slots"
 
 
+def test_who_gets_a_slot_in_time_from_an_answer_that_ends_is_admitted() -> None:
+    full = replace(IDLE, rows=4, cells=100, free_slots=0)
+    assert reason(wish(), replace(full, endings_s=[0.020])) == ""
+    assert reason(wish(), replace(full, endings_s=[0.045])) == "slots"
+    assert reason(wish(rows=2), replace(full, endings_s=[0.020])) == "slots"
+    assert reason(wish(rows=2), replace(full, endings_s=[0.020, 0.021])) == ""
+    before = [Prompt(NOW_S + 0.040, 0.001, seatless=1)]
+    assert reason(wish(), replace(full, endings_s=[0.020], prompts=before)) == "slots", "another waits for it"
+
+
 def test_nobody_is_admitted_who_would_slow_the_running_streams_too_much() -> None:
     assert reason(wish(), replace(IDLE, rows=7, cells=2000)) == ""
     assert reason(wish(), replace(IDLE, rows=7, cells=20_000)) == "slo_itl"
 
 
 def test_nobody_is_admitted_who_would_make_an_admitted_prompt_late() -> None:
-    waiting = replace(IDLE, rows=1, prompts_s=[(NOW_S + 0.045, 0.040)])
+    waiting = replace(IDLE, rows=1, prompts=[Prompt(NOW_S + 0.045, 0.040)])
     assert reason(wish(prompt_s=0.002), waiting) == ""
     assert reason(wish(prompt_s=0.010, deadline_s=NOW_S + 0.03), waiting) == "slo_ttft"
 
@@ -82,16 +94,20 @@ def test_what_is_admitted_fits_by_the_simulation_that_admitted_it(asked: Wish, b
     if not verdict.reason:
         assert NOW_S + verdict.ttft_s <= asked.deadline_s
         assert verdict.itl_s <= TARGETS.itl_s * (1 - LEAST_PROMPT_SHARE)
-        assert burden.free_slots >= asked.rows
+        assert burden.free_slots + len(burden.endings_s) >= asked.rows
         assert verdict.ttft_s >= asked.prompt_s
 
 
 @given(wishes, burdens, st.integers(0, 3), st.integers(0, 2000), prompts, st.integers(0, 3))
 def test_more_load_never_turns_a_refusal_into_an_admission(
-    asked: Wish, burden: Burden, rows: int, cells: int, more: list[tuple[float, float]], taken: int
+    asked: Wish, burden: Burden, rows: int, cells: int, more: list[Prompt], taken: int
 ) -> None:
     heavier = Burden(
-        burden.rows + rows, burden.cells + cells, [*burden.prompts_s, *more], max(0, burden.free_slots - taken)
+        burden.rows + rows,
+        burden.cells + cells,
+        [*burden.prompts, *more],
+        max(0, burden.free_slots - taken),
+        burden.endings_s,
     )
     if reason(asked, burden):
         assert reason(asked, heavier)

@@ -1,0 +1,68 @@
+"""How good the predictions behind admission are, on the scheduler itself in simulated time: what is admitted keeps its targets,
+and what is turned away would not have."""
+
+import copy
+import itertools
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engine.test_scheduler import ITL_S, TTFT_S, Machine, make_request
+
+TOKENS = 24
+MARGIN = 1 / 0.9
+"""What is promised lies so much above what the engine aims at (edge.loading)."""
+ARRIVALS = 400
+WORK_S = 0.0141
+"""What one request of this mix takes of the engine where eight run together: so many seconds apart the box is just saturated."""
+
+
+def arrivals(load: float, seed: int) -> Iterator[tuple[float, list[int]]]:
+    """(time, prompt) of a mixed load: a shared beginning of 30 tokens, every fifth prompt is long."""
+    chance, at_s = random.Random(seed), 0.0
+    for number in range(ARRIVALS):
+        at_s += chance.expovariate(load / WORK_S)
+        own = 60 if number % 5 == 4 else chance.randrange(2, 14)
+        yield at_s, [*range(30), *(1000 * (number + 1) + n for n in range(own))]
+
+
+def kept(machine: Machine, number: int, arrived_s: float, margin: float = 1.0) -> bool:
+    """Whether an answer came within both targets, widened by a margin."""
+    times = machine.emitted[number]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    return max((times[0] - arrived_s) / TTFT_S, *(gap / ITL_S for gap in gaps)) <= margin + 1e-9
+
+
+def would_have_been_kept(
+    machine: Machine, number: int, at_s: float, prompt: list[int], arrived: dict[int, float]
+) -> bool:
+    """The same moment once more, with the request admitted and nobody after it: are all promises kept?"""
+    fork = copy.deepcopy(machine)
+    request = make_request(number, prompt, limit=TOKENS, at_s=at_s)
+    request.admitted = True
+    fork.scheduler._seating.queue(request)
+    fork.run()
+    return all(kept(fork, n, s) for n, s in {**arrived, number: at_s}.items())
+
+
+@pytest.mark.parametrize("load", [0.25, 0.5, 1.0, 2.0, 4.0])
+def test_predictions_hold_in_both_directions(load: float) -> None:
+    machine = Machine(slots=8)
+    arrived: dict[int, float] = {}
+    away = wrongly = 0
+    for number, (at_s, prompt) in enumerate(arrivals(load, seed=7), start=1):
+        while machine.now_s < at_s and not machine.scheduler.idle:
+            machine.step()
+        machine.now_s = max(machine.now_s, at_s)
+        request = machine.add(make_request(number, prompt, limit=TOKENS, at_s=at_s, late="decline"))
+        if request.admitted:
+            arrived[number] = at_s
+        else:
+            away += 1
+            wrongly += would_have_been_kept(machine, number, at_s, prompt, arrived)
+    machine.run()
+    missed = [n for n, s in arrived.items() if not kept(machine, n, s, MARGIN)]
+    assert len(missed) <= 0.01 * len(arrived), f"{len(missed)} of {len(arrived)} admitted missed their targets"
+    assert wrongly <= max(1, 0.1 * away), f"{wrongly} of {away} turned away would have been in time"
+    assert len(arrived) > 0.1 * ARRIVALS
