@@ -28,6 +28,8 @@ class Entry:
     upstream: str = ""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
+    decided_s: float | None = None
+    """From when the request was read to the decision that stood."""
     predicted_ttft_s: float | None = None
     ttft_s: float | None = None
     itl_max_s: float | None = None

@@ -126,6 +126,7 @@ class Dispatch:
 
     def _decided(self, decision: Decision) -> None:
         self._entry.decided(decision)
+        self._entry.decided_s = time.monotonic() - self._request.scope[READ_AT]
         self._front.decisions.count(self._entry)
 
     # --- by the engine ------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class Upstream(BaseModel):
     first_token_timeout_s: Seconds = 10.0
     idle_timeout_s: Seconds = 30.0
     """Longest silence in the middle of an answer."""
-    max_in_flight: Annotated[int, Ge(1), Le(1024)] = 256
+    max_in_flight: Annotated[int, Ge(1), Le(4096)] = 512
     """Most requests at one time."""
     continues: Literal["flag", "prefill", "no"] = "no"
     """How it goes on with an answer that was begun: `flag` with `continue_final_message` (vLLM, edge), `prefill` whenever the
