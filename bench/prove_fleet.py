@@ -255,7 +255,7 @@ PARTS = {"overload": overload, "strict": strict, "late": late, "kill": kill}
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all if none is named")
     parser.add_argument("--saturation", type=float, default=25.0, help="requests a second that just saturate the node")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--overload-seconds", type=float, default=120.0)
@@ -265,7 +265,9 @@ def main() -> None:
     a = parser.parse_args()
     held = Held()
     result: dict[str, Any] = {"machine": describe(), "model": MODEL.stem, "threads": a.threads, "parts": {}}
-    for name in a.part:
+    if unknown := set(a.part) - set(PARTS):
+        parser.error(f"unknown: {', '.join(unknown)}")
+    for name in a.part or PARTS:
         result["parts"][name] = PARTS[name](a, held)
         result["promises"] = held.all
         print(json.dumps(result["parts"][name], indent=1), flush=True)
