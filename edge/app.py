@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import uvloop
 
@@ -239,10 +240,24 @@ def build_fleet(settings: Settings, home: Path) -> Central | None:
     upstreams = read_upstreams(fleet, home)
     if not upstreams:
         return None
+    for upstream in upstreams:
+        if (
+            upstream.api_key_file is not None
+            and upstream.url.startswith("http://")
+            and not is_loopback(_host(upstream.url))
+        ):
+            log.warning(
+                "the key of an upstream travels in the clear; use https",
+                extra={"event": "upstream_in_the_clear", "upstream": upstream.name},
+            )
     limits = FleetLimits(
         fleet.first_token_s, fleet.whole_answer_s, fleet.mib_per_hour << 20, fleet.cost_per_hour, fleet.retry_share
     )
     return Central(upstreams, limits)
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""
 
 
 def require_keys(settings: Settings, keys: KeyStore) -> bool:

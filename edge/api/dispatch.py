@@ -161,7 +161,9 @@ class Dispatch:
                     first, events, job=job, choices=choices, writer=writer, watch=watch, with_usage=with_usage,
                     go_on=Continuation(front, self._ask, self._entry, body, choices, job, writer, with_usage=with_usage),
                 )  # fmt: skip
-                return EventStream(_counted(chunks, front, job), job.abort, headers, front.config.write_timeout_s)
+                return EventStream(
+                    _counted(chunks, front, job), lambda: self._over(job), headers, front.config.write_timeout_s
+                )
             await unless_gone(request, asyncio.create_task(_rest(first, events, choices)))
             _count(front, job)
             self._entry.outcome = "ok"
@@ -169,6 +171,11 @@ class Dispatch:
         finally:
             if not streaming:
                 job.abort()
+
+    def _over(self, job: Job) -> None:
+        """The stream is written, or nobody reads it any more."""
+        self._entry.outcome = self._entry.outcome or "cancelled"
+        job.abort()
 
     def _note(self, job: Job) -> None:
         entry, front = self._entry, self._front

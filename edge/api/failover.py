@@ -147,7 +147,6 @@ class Continuation:
                     "prompt_tokens_details": {"cached_tokens": self.job.cached_tokens or 0},
                 }
             )
-        self.entry.outcome = "ok"
         return data
 
 

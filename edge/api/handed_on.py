@@ -44,7 +44,7 @@ async def handed_on(request: Request, front: Front, fleet: Central, entry: Entry
     entry.ttft_s = time.monotonic() - request.scope[READ_AT]
     if body.get("stream"):
         relay = _relayed(answer, entry, front.turnstile, with_usage=bool(options.get("include_usage")))
-        return EventStream(relay, lambda: _close(answer), headers, front.config.write_timeout_s)
+        return EventStream(relay, lambda: _over(answer, entry), headers, front.config.write_timeout_s)
     await answer.close()
     entry.outcome = "ok"
     return json_response(answer.body, headers=headers)
@@ -97,7 +97,9 @@ def _only_usage(event: Event) -> bool:
 _closing: set[asyncio.Task[None]] = set()
 
 
-def _close(answer: FleetAnswer) -> None:
+def _over(answer: FleetAnswer, entry: Entry) -> None:
+    """The stream is written, or nobody reads it any more."""
+    entry.outcome = entry.outcome or "cancelled"
     task = asyncio.ensure_future(answer.close())
     _closing.add(task)  # the loop itself keeps no reference to a task
     task.add_done_callback(_closing.discard)

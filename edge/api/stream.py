@@ -77,31 +77,33 @@ async def frames(
             elif data := _chunks((prompt, event), choices, writer, watch):
                 yield data
     except EdgeError as error:
-        async for data in _rescued(error, go_on):
+        async for data in _rescued(error, go_on, watch):
             yield data
         return
     except Exception as error:
-        yield _failure(error)
+        yield _failure(error, watch)
         return
     watch.ended("ok")
     yield (writer.usage(usage(job.finished)) if with_usage else b"") + DONE
 
 
-async def _rescued(failure: EdgeError, go_on: GoOn) -> AsyncIterator[bytes]:
+async def _rescued(failure: EdgeError, go_on: GoOn, watch: StreamWatch) -> AsyncIterator[bytes]:
     try:
         async for data in go_on(failure):
             yield data
+        watch.ended("ok")
         yield DONE
     except Exception as error:
-        yield _failure(error)
+        yield _failure(error, watch)
 
 
-def _failure(error: Exception) -> bytes:
+def _failure(error: Exception, watch: StreamWatch) -> bytes:
     if isinstance(error, EdgeError):
         log.warning("stream failed", extra={"event": "stream_failed", "code": error.code, "reason": error.message})
     else:
         log.error("stream failed", extra={"event": "bug"}, exc_info=error)
         error = EngineFault("the node met an error of its own; its log says more")
+    watch.ended(error.code or error.kind)
     return b"data: " + orjson.dumps(error_object(error)) + b"\n\n"
 
 

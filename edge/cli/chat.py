@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from edge.cli.flags import current
+from edge.cli.flags import current, own_url
 from edge.conversation import Conversation, End, Event, Reasoning, Text, ToolCall
-from edge.effective import Effective, default_home
+from edge.effective import default_home
 from edge.errors import ConfigurationError, EdgeError
 
 _HELP = "/reset forgets the conversation, /quit (or Ctrl-D) leaves; Ctrl-C stops an answer."
@@ -46,13 +46,6 @@ def command(text: tuple[str, ...], url: str | None, key: str, ca: Path | None, t
             _converse(conversation)
         else:
             _show(conversation.say(sys.stdin.read()))
-
-
-def own_url(effective: Effective) -> str:
-    """Where `edge serve` listens with these settings, as seen from this machine."""
-    server = effective.settings.server
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
-    return f"{'https' if server.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"
 
 
 def _read_tools(path: Path) -> list[dict[str, Any]]:

@@ -55,5 +55,12 @@ def current(flags: dict[str, tuple[str, str]] | None = None) -> Effective:
     return load(default_home(os.environ), os.environ, flags or {})
 
 
+def own_url(effective: Effective) -> str:
+    """Where `edge serve` listens with these settings, as seen from this machine."""
+    server = effective.settings.server
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
+    return f"{'https' if server.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"
+
+
 def _parameter(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_")

@@ -12,8 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from edge.cli.chat import own_url
-from edge.cli.flags import current
+from edge.cli.flags import current, own_url
 from edge.errors import InvalidApiKey, NodeUnreachable, PermissionDenied
 
 _TIMEOUT_S = 5.0

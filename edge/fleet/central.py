@@ -34,6 +34,8 @@ _PROBE_WELL_S, _PROBE_ILL_S = 20.0, 2.0
 _PROBE_TIMEOUT_S = 5.0
 _MAX_PROBE_BYTES = 1 << 20
 _RETRY_PAUSE_S = 0.05
+_LEAST_TTFT_S = 0.01
+"""Differences below this say nothing of who is better."""
 _DEFAULT_BUSY_S = 1.0
 _LONGEST_BUSY_S = 60.0
 _ERROR_BYTES = 4096
@@ -374,8 +376,12 @@ class Central:
             return None
         first = min(m.upstream.priority for m in able)
         able = [m for m in able if m.upstream.priority == first]
+        best_s = min(m.learned.ttft_s(now_s) for m in able)
+        # One that was never asked counts as quick as the quickest, or it never would be.
+        times = [m.learned.ttft_s(now_s) if m.learned.known else best_s for m in able]
         weights = [
-            m.upstream.weight * (1.01 - m.learned.error_share) / max(0.001, m.learned.ttft_s(now_s)) for m in able
+            m.upstream.weight * (1.01 - m.learned.error_share) / max(_LEAST_TTFT_S, s)
+            for m, s in zip(able, times, strict=True)
         ]
         return random.choices(able, weights)[0]
 
@@ -477,7 +483,8 @@ async def _require_ok(name: str, response: httpx.Response) -> None:
             if len(data) > _ERROR_BYTES:
                 break
         raise FleetRefused(name, status, data)
-    raise _Failed(f"it answered {status}")
+    hint = " (does it know a model of that name? see fleet.model)" if status == httpx.codes.NOT_FOUND else ""
+    raise _Failed(f"it answered {status}{hint}")
 
 
 def _retry_after_s(response: httpx.Response) -> float:

@@ -18,6 +18,11 @@ class Learned:
         self._learned_s: float | None = None
         self.error_share = 0.0
 
+    @property
+    def known(self) -> bool:
+        """Anything was learned yet."""
+        return self._learned_s is not None
+
     def answered(self, ttft_s: float, now_s: float) -> None:
         """A request's first token came after `ttft_s`."""
         if self._learned_s is None:
