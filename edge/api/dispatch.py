@@ -124,9 +124,9 @@ class Dispatch:
             except FleetUnavailable:
                 raise failure from None
 
-    def _decided(self, decision: Decision) -> None:
+    def _decided(self, decision: Decision, at_s: float | None = None) -> None:
         self._entry.decided(decision)
-        self._entry.decided_s = time.monotonic() - self._request.scope[READ_AT]
+        self._entry.decided_s = (at_s or time.monotonic()) - self._request.scope[READ_AT]
         self._front.decisions.count(self._entry)
 
     # --- by the engine ------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Dispatch:
         try:
             # Nothing is promised by a 200 before the engine has really produced something.
             first = await unless_gone(request, asyncio.create_task(_first(events, choices)))
-            self._decided(_settled(decision, job))
+            self._decided(_settled(decision, job), job.offered_s)
             self._note(job)
             headers = self._headers(job)
             fingerprint = f"fp_{front.facts().digest}"
@@ -201,6 +201,7 @@ class Dispatch:
         fleet = self._front.fleet
         assert fleet is not None
         self._entry.decided(decision)
+        self._entry.decided_s = time.monotonic() - self._request.scope[READ_AT]
         body: dict[str, Any] = await self._request.json()
         response = await handed_on(self._request, self._front, fleet, self._entry, body)
         self._front.decisions.count(self._entry)

@@ -43,6 +43,8 @@ class Job:
         """The engine's prediction of the first token of the slowest."""
         self.prompts = len(work)
         self.prompt_tokens = self.cached_tokens = 0
+        self.offered_s = 0.0
+        """When the engine had judged the last of them; monotonic."""
         self.sent_tokens = 0
         """Generated tokens up to the last text that came."""
         self._unsent_tokens = 0
@@ -82,6 +84,7 @@ class Job:
     def _note(self, event: Offer | Token) -> None:
         if isinstance(event, Offer):
             outlook = event.outlook
+            self.offered_s = time.monotonic()
             self.admitted = self.admitted and outlook.admitted
             self.reason = self.reason or outlook.reason
             self.predicted_s = max(self.predicted_s, outlook.ttft_s)

@@ -25,7 +25,12 @@ _TIMEOUT_S = 5.0
 )
 @click.option("--ca", type=click.Path(path_type=Path), help="PEM file of the CA that signed the node's certificate.")
 @click.option(
-    "--decisions", "limit", type=click.IntRange(0, 1024), default=5, help="How many of the last requests to show."
+    "--decisions",
+    "limit",
+    type=click.IntRange(0, 1024),
+    default=5,
+    show_default=True,
+    help="How many of the last requests to show.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def command(url: str | None, key: str, ca: Path | None, limit: int, as_json: bool) -> int:

@@ -76,7 +76,7 @@ def read_upstreams(settings: Fleet, home: Path) -> list[Upstream]:
                 continues="flag",
             )
         except ValidationError as error:
-            raise ConfigurationError(f"fleet.url {_first(error)}") from None
+            raise ConfigurationError(f"fleet.{_first(error)}") from None
         return [_absolute(one, home)]
     if settings.file is None:
         return []
@@ -114,4 +114,4 @@ def _absolute(upstream: Upstream, home: Path) -> Upstream:
 def _first(error: ValidationError) -> str:
     found = error.errors()[0]
     where = ".".join(str(part) for part in found["loc"])
-    return f"{where}: {found['msg']}".removeprefix(": ")
+    return f"{where}: {found['msg'].removeprefix('Value error, ')}"
