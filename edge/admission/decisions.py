@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edge.admission.policy import Decision
+from edge.admission.policy import Decision, Reason
 from edge.messages import Tier
 
 REMEMBERED = 1024
@@ -23,8 +23,8 @@ class Entry:
     tier: Tier
     policy: str
     route: str = ""
-    reason: str = ""
-    fleet_reason: str = ""
+    reason: Reason = ""
+    fleet_reason: Reason = ""
     upstream: str = ""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None

@@ -39,6 +39,7 @@ from edge.errors import (
 )
 from edge.messages import Offer, Submit, Token
 
+_LEAST_WAIT_S = 0.1
 WorkOf = Callable[[], tuple[list[Submit], Choices]]
 
 
@@ -64,6 +65,8 @@ class Dispatch:
             return Response(status_code=499)
         except EdgeError as error:
             self._entry.outcome = error.code or error.kind
+            if self._entry.route == "fleet":  # asked, and did not answer
+                self._decided(Decision("refuse", self._entry.reason, "breaker_open"))
             raise
 
     async def _answer(self) -> Response:
@@ -97,7 +100,7 @@ class Dispatch:
             if isinstance(answered, Response):
                 return answered
             late = Late(answered.reason, answered.late_s, answered.hopeless)  # type: ignore[arg-type]
-            self._entry.predicted_ttft_s, self._entry.prompt_tokens = answered.late_s, answered.prompt_tokens
+            self._entry.predicted_ttft_s, self._entry.prompt_tokens = answered.late_s, answered.prompt_tokens or None
             decision = when_late(self._ask, config.mode, config.offline, view, late)
             if decision.route == "fleet":
                 try:
@@ -140,14 +143,14 @@ class Dispatch:
             "key": request.scope[KEY_NAME],
             "tier": self._ask.tier,
             "late": "decline" if declines else "queue",
-            "max_wait_s": front.config.max_wait_s,
+            "max_wait_s": max(_LEAST_WAIT_S, front.config.max_wait_s - (time.monotonic() - request.scope[READ_AT])),
         }
         job = Job(front.engine, [msgspec.structs.replace(w, **stamps) for w in work])
         events = aiter(job)
         streaming = False
         try:
             # Nothing is promised by a 200 before the engine has really produced something.
-            first = await unless_gone(request, asyncio.create_task(_first(events, choices)))
+            first = await unless_gone(request, asyncio.create_task(_first(events, job, choices)))
             self._decided(_settled(decision, job), job.offered_s)
             self._note(job)
             headers = self._headers(job)
@@ -229,16 +232,27 @@ def _refusal(declined: Declined) -> EdgeError:
     return Overloaded(declined.message, retry_after_s=declined.retry_after_s)
 
 
-async def _first(events: AsyncIterator[tuple[int, Offer | Token]], choices: Choices) -> tuple[int, Token]:
+async def _first(
+    events: AsyncIterator[tuple[int, Offer | Token]], job: Job, choices: Choices
+) -> list[tuple[int, Token]]:
+    """What came until every prompt was judged and some text is there: one that is declined must not cut off another's answer."""
+    offers, tokens = 0, []
     async for prompt, event in events:
         if isinstance(event, Token):
-            return prompt, event
-        choices.offer(prompt, event)
+            tokens.append((prompt, event))
+        else:
+            choices.offer(prompt, event)
+            offers += 1
+        if tokens and offers == job.prompts:
+            return tokens
     raise EngineFault("the engine ended the request without an answer")
 
 
-async def _rest(first: tuple[int, Token], events: AsyncIterator[tuple[int, Offer | Token]], choices: Choices) -> None:
-    choices.deltas(*first)
+async def _rest(
+    first: list[tuple[int, Token]], events: AsyncIterator[tuple[int, Offer | Token]], choices: Choices
+) -> None:
+    for early in first:
+        choices.deltas(*early)
     async for prompt, event in events:
         if isinstance(event, Token):
             choices.deltas(prompt, event)

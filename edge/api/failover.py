@@ -1,8 +1,8 @@
 """The engine died in the middle of an answer: the fleet goes on where it broke off, without a gap and without a repeated word.
 
 What was sent becomes the beginning of the assistant's message. An upstream that cannot go on with a message begins anew, and
-what it repeats is skipped; the first character that differs ends the answer with an error. What cannot be gone on with honestly
-(tool calls, reasoning, log-probabilities, several answers, an answer under a grammar) ends with an error at once.
+what it repeats is left out (edge.api.seam). What cannot be gone on with honestly (tool calls, reasoning, log-probabilities,
+several answers, an answer under a grammar) ends with an error at once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from edge.api.answers import Choices
 from edge.api.front import Front
 from edge.api.job import Job
 from edge.api.schema import ChatRequest, CompletionRequest, Generation
+from edge.api.seam import LEAST_SENT, Seam
 from edge.api.stream import ChunkWriter
 from edge.errors import EdgeError, EngineDown, FleetUnavailable
 from edge.fleet.central import FleetAnswer, FleetRefused
@@ -45,15 +46,17 @@ class Continuation:
         sent = self.choices.begun()
         view = self.front.fleet_view()
         leaves = may_leave(self.ask, self.front.config.mode, view) is None
-        if not isinstance(failure, EngineDown) or fleet is None or sent is None or not leaves or not self._is_plain():
+        stays = not leaves or self.front.drain.draining or not self._is_plain()
+        if not isinstance(failure, EngineDown) or fleet is None or sent is None or stays:
             raise failure
-        upstream = fleet.continuing()
+        upstream = fleet.continuing() if len(sent) >= LEAST_SENT else None
         left = self._tokens_left()
         if left == 0:
             yield self._finish("length", 0)
             return
-        goes_on = upstream is not None and upstream.continues
-        asked = self._asked(sent, left, goes_on or "no")
+        given = sent.rstrip() if isinstance(self.body, ChatRequest) else sent
+        seam = Seam(sent, anew=upstream is None, tail=sent[len(given) :])
+        asked = self._asked(given if upstream is not None else "", left)
         path = "chat/completions" if isinstance(self.body, ChatRequest) else "completions"
         try:
             answer = await fleet.ask(
@@ -72,7 +75,7 @@ class Continuation:
             extra={"event": "answer_continued", "request_id": self.entry.request_id, "upstream": answer.upstream},
         )
         try:
-            async for data in self._rest(answer, "" if goes_on else sent):
+            async for data in self._rest(answer, seam):
                 yield data
         finally:
             await answer.close()
@@ -81,54 +84,57 @@ class Continuation:
         body = self.body
         single = (body.n or 1) == 1 and self.job.prompts == 1
         if isinstance(body, ChatRequest):
-            return (
-                single and not body.logprobs and (body.response_format is None or body.response_format.type == "text")
-            )
+            free = body.response_format is None or body.response_format.type == "text"
+            continues = bool(body.continue_final_message)
+            return single and free and not body.logprobs and not (continues and not _is_text(body.messages[-1].content))
         assert isinstance(body, CompletionRequest)
         return single and body.logprobs is None and not body.echo and isinstance(body.prompt, str)
 
-    def _tokens_left(self) -> int | None:
+    def _limit(self) -> int | None:
+        """Most tokens of the whole answer."""
         body = self.body
-        limit = (
+        return (
             (body.max_completion_tokens or body.max_tokens) if isinstance(body, ChatRequest) else body.max_tokens or 16
         )
+
+    def _tokens_left(self) -> int | None:
+        limit = self._limit()
         return None if limit is None else max(0, limit - self.job.sent_tokens)
 
-    def _asked(self, sent: str, left: int | None, continues: str) -> dict[str, Any]:
+    def _asked(self, sent: str, left: int | None) -> dict[str, Any]:
+        """The request for the fleet: to go on after `sent`, or for the whole answer if that is empty."""
         body = self.body.model_dump(exclude_none=True, exclude={"max_completion_tokens"})
+        limit = left if sent else self._limit()
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        if continues == "no":
+        if limit is not None:
+            body["max_tokens"] = limit
+        if not sent:
             return body
-        if left is not None:
-            body["max_tokens"] = left
         if isinstance(self.body, CompletionRequest):
             return {**body, "prompt": f"{self.body.prompt}{sent}"}
-        body["messages"] = [*body["messages"], {"role": "assistant", "content": sent}]
-        if continues == "flag":
-            body |= {"continue_final_message": True, "add_generation_prompt": False}
-        return body
+        assert isinstance(self.body, ChatRequest)
+        messages: list[dict[str, Any]] = body["messages"]
+        if self.body.continue_final_message:  # the answer's beginning was given by the client already
+            messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + sent}]
+        else:
+            messages = [*messages, {"role": "assistant", "content": sent}]
+        return {**body, "messages": messages, "continue_final_message": True, "add_generation_prompt": False}
 
-    async def _rest(self, answer: FleetAnswer, repeats: str) -> AsyncIterator[bytes]:
-        """The rest of the answer as our own chunks. `repeats`: what the upstream must say once more, and is not sent again."""
-        finish, counted, usage, anew = "", 0, 0, bool(repeats)
+    async def _rest(self, answer: FleetAnswer, seam: Seam) -> AsyncIterator[bytes]:
+        """The rest of the answer as our own chunks."""
+        finish, counted, usage = "", 0, 0
         async for event in _each(answer):
             if event.body is not None and isinstance(found := event.body.get("usage"), dict):
                 usage = int(found.get("completion_tokens") or 0)
             for choice in event.choices:
                 finish = choice.get("finish_reason") or finish
-                text = _text(choice)
-                if text and repeats:
-                    common = min(len(text), len(repeats))
-                    if text[:common] != repeats[:common]:
-                        raise FleetUnavailable("the engine failed, and the fleet's answer is another one")
-                    text, repeats = text[common:], repeats[common:]
-                if text:
+                if text := seam.feed(_text(choice)):
                     counted += 1
                     yield self.writer.chunk(self._choice(text, None))
-        if repeats:
-            raise FleetUnavailable("the engine failed, and the fleet's answer is shorter")
-        more = (usage - self.job.sent_tokens if anew else usage) if usage else counted
-        yield self._finish(finish or "stop", more)
+        if text := seam.end():
+            yield self.writer.chunk(self._choice(text, None))
+        anew = seam.repeated and usage >= self.job.sent_tokens
+        yield self._finish(finish or "stop", (usage - self.job.sent_tokens if anew else usage) if usage else counted)
 
     def _choice(self, text: str, finish: str | None) -> dict[str, Any]:
         if not isinstance(self.body, ChatRequest):
@@ -148,6 +154,10 @@ class Continuation:
                 }
             )
         return data
+
+
+def _is_text(content: object) -> bool:
+    return isinstance(content, str)
 
 
 async def _each(answer: FleetAnswer) -> AsyncIterator[Event]:

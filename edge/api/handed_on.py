@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -64,29 +65,32 @@ async def _relayed(
 
 
 async def _gathered(answer: FleetAnswer, turnstile: Turnstile) -> AsyncIterator[list[Event]]:
-    """The events: the first at once, later those together that are there when it is this answer's turn."""
+    """The events: the first at once, later those together that are there when it is this answer's turn. The turn is over before
+    they are written: a client that does not read holds up nobody else."""
     source = answer.events()
-    if (first := await anext(source, None)) is None:
-        return
-    yield first
     coming = asyncio.ensure_future(anext(source, None))
+    first = True
     try:
         while True:
             await asyncio.wait({coming})
-            async with turnstile:
-                ready: list[Event] = []
-                while coming.done():
-                    if (events := await coming) is None:
-                        break
-                    ready += events
+            ready: list[Event] = []
+            async with contextlib.nullcontext() if first else turnstile:
+                while _has_events(coming):
+                    ready += coming.result() or []
                     coming = asyncio.ensure_future(anext(source, None))
                     await asyncio.sleep(0)  # what needs no waiting is there after this
-                if ready:
-                    yield ready
-            if coming.done() and coming.result() is None:
+            first = False
+            if ready:
+                yield ready
+            if coming.done() and not _has_events(coming):
+                await coming  # raises what broke it
                 return
     finally:
         coming.cancel()
+
+
+def _has_events(coming: asyncio.Future[list[Event] | None]) -> bool:
+    return coming.done() and coming.exception() is None and coming.result() is not None
 
 
 def _only_usage(event: Event) -> bool:

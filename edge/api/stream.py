@@ -56,7 +56,7 @@ class ChunkWriter:
 
 
 async def frames(
-    first: tuple[int, Token],
+    first: list[tuple[int, Token]],
     events: AsyncIterator[tuple[int, Offer | Token]],
     *,
     job: Job,
@@ -70,7 +70,7 @@ async def frames(
     event, and ends the stream."""
     opening = b"".join(writer.chunk(c) for c in choices.opening())
     try:
-        yield opening + _chunks(first, choices, writer, watch)
+        yield opening + b"".join(_chunks(early, choices, writer, watch) for early in first)
         async for prompt, event in events:
             if isinstance(event, Offer):
                 choices.offer(prompt, event)

@@ -112,7 +112,8 @@ def _table(found: list[dict[str, Any]]) -> Table:
     for title in ("when", "where", "why", "prompt", "foreseen, ms", "first token, ms", "outcome"):
         table.add_column(title, justify="left" if title in ("when", "where", "why", "outcome") else "right")
     for entry in found:
-        where = f"fleet: {entry['upstream']}" if entry["upstream"] else _ROUTES.get(entry["route"], entry["route"])
+        unrouted = "nowhere" if entry["outcome"] else "under way"
+        where = f"fleet: {entry['upstream']}" if entry["upstream"] else _ROUTES.get(entry["route"], unrouted)
         table.add_row(
             time.strftime("%H:%M:%S", time.localtime(entry["at"])),
             where + (f", then {entry['continued']}" if entry["continued"] else ""),
@@ -125,7 +126,7 @@ def _table(found: list[dict[str, Any]]) -> Table:
     return table
 
 
-_ROUTES = {"local": "here", "late": "here, late", "refuse": "refused", "": "under way"}
+_ROUTES = {"local": "here", "late": "here, late", "refuse": "refused", "fleet": "fleet"}
 
 
 def _ms(seconds: float | None) -> str:

@@ -68,7 +68,8 @@ class EngineLimits:
 class _Stream:
     """One request's events, from the client's read loop to the one task that iterates."""
 
-    def __init__(self, client: EngineClient, request_id: int) -> None:
+    def __init__(self, client: EngineClient, request_id: int, answers: int) -> None:
+        self.answers = answers
         self._client = client
         self.request_id = request_id
         self._events: deque[StreamEvent | EdgeError] = deque()
@@ -173,7 +174,7 @@ class EngineClient:
     def submit(self, work: Submit) -> _Stream:
         """Start a request. Raises EngineDown, ModelLoading, Overloaded or InvalidRequest."""
         self.require_room()
-        stream = _Stream(self, self._new_id())
+        stream = _Stream(self, self._new_id(), work.n)
         self._to_child(_request_frame(msgspec.structs.replace(work, request_id=stream.request_id)))
         self._streams[stream.request_id] = stream
         return stream
@@ -345,11 +346,13 @@ class EngineClient:
                 assert_never(message)
 
     def _decline(self, message: Declined) -> None:
-        error = _declined(message)
-        if error.reason == "slots":
-            self._full = error
-        if stream := self._streams.pop(message.request_id, None):
-            stream.put(error)
+        stream = self._streams.pop(message.request_id, None)
+        if stream is None:
+            return
+        # Told of one answer that found no slot, it is true of every other; and something that runs must end to change it.
+        if message.outlook.reason == "slots" and stream.answers == 1 and not message.hopeless and self._streams:
+            self._full = _declined(msgspec.structs.replace(message, prompt_tokens=0))
+        stream.put(_declined(message))
 
     def _conclude(self, message: Finished | Failed) -> None:
         self._full = None

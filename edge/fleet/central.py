@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import time
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import httpx
 import orjson
 
-from edge.errors import FleetUnavailable
+from edge.errors import FleetUnavailable, InvalidRequest
 from edge.fleet.breaker import Breaker
 from edge.fleet.events import BadStream, Event, EventCutter
 from edge.fleet.lanes import Lanes
@@ -137,7 +138,8 @@ class FleetAnswer:
         self._tokens = 0
         self.body: dict[str, Any] = {}
         self._open = True
-        central.answers += 1
+        self._read = False
+        """To its end: the connection can carry another."""
 
     async def begin_stream(self) -> None:
         """Wait for the first event with content. Raises _Failed."""
@@ -158,6 +160,7 @@ class FleetAnswer:
             data += chunk
             if len(data) > MAX_ANSWER_BYTES:
                 raise _Failed("its answer is too long")
+        self._read = True
         try:
             body = orjson.loads(data)
         except orjson.JSONDecodeError:
@@ -174,12 +177,16 @@ class FleetAnswer:
         into nonsense."""
         finished = False
         try:
+            source = self._cut()
             if self._first:
                 finished = self._note(self._first)
                 yield self._first
-            async for events in self._cut():
-                finished = self._note(events) or finished
-                yield events
+            async for events in source:
+                good = list(itertools.takewhile(lambda event: not event.error, events))
+                finished = self._note(good) or finished
+                if good:
+                    yield good
+                self._note(events[len(good) :])
         except (_Failed, httpx.HTTPError) as error:
             self._broke(_words(error))
         if not finished:
@@ -200,15 +207,27 @@ class FleetAnswer:
         raise FleetUnavailable(f"the fleet's answer broke off: {self.upstream}: {reason}")
 
     async def _cut(self) -> AsyncIterator[list[Event]]:
-        try:
-            async for chunk in self._chunks:
-                self._central.bytes_cap.spend(len(chunk), time.monotonic())
-                if events := list(self._cutter.feed(chunk)):
-                    yield events
-                    if events[-1].body is None:
-                        return
-        except BadStream as error:
-            raise _Failed(str(error)) from None
+        """What comes together; [DONE] is the last. Raises _Failed, after what was good."""
+        async for chunk in self._chunks:
+            self._central.bytes_cap.spend(len(chunk), time.monotonic())
+            events, wrong = [], ""
+            try:
+                for event in self._cutter.feed(chunk):
+                    events.append(event)
+            except BadStream as error:
+                wrong = str(error)
+            done = bool(events) and events[-1].body is None
+            if events:
+                yield events
+            if wrong:
+                raise _Failed(wrong)
+            if done:
+                async for (
+                    _
+                ) in self._chunks:  # the rest of the body, of which nothing is left: the connection stays usable
+                    pass
+                break
+        self._read = True
 
     def _succeeded(self) -> None:
         now_s = time.monotonic()
@@ -230,14 +249,13 @@ class FleetAnswer:
         if not self._open:
             return
         self._open = False
-        self._central.answers -= 1
         if not self._told:
             self._member.breaker.released()
         try:
             with contextlib.suppress(httpx.HTTPError, RuntimeError):
                 await self._response.aclose()
         finally:
-            self._member.lanes.give_back(self._client, self._response.http_version)
+            await self._member.lanes.give_back(self._client, clean=self._read)
             # httpx's stream and its response hold each other: let go of both without waiting for the garbage collector.
             self._response.stream = httpx.ByteStream(b"")
 
@@ -252,8 +270,6 @@ class Central:
         self.cost_cap = HourlyCap(limits.cost_per_hour)
         self._retries = RetryBudget(limits.retry_share)
         self._probes: list[asyncio.Task[None]] = []
-        self.answers = 0
-        """Answers that have begun and are not closed yet. Written by FleetAnswer."""
 
     async def start(self) -> None:
         """Probe every upstream now and from now on, which opens and keeps its connections too."""
@@ -305,8 +321,8 @@ class Central:
     def continuing(self) -> Upstream | None:
         """An upstream that goes on with an answer that was begun, for the model served here."""
         now_s = time.monotonic()
-        able = [m.upstream for m in self._members if m.breaker.allows(now_s)]
-        return min((u for u in able if u.continues != "no"), key=lambda u: u.priority, default=None)
+        able = [m.upstream for m in self._members if m.may_be_asked(now_s) and m.upstream.continues]
+        return min(able, key=lambda upstream: upstream.priority, default=None)
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -328,6 +344,10 @@ class Central:
         streamed = bool(body.get("stream"))
         longest_s = self._limits.budget_s if streamed else self._limits.whole_budget_s
         deadline_s = time.monotonic() + min(budget_s or longest_s, longest_s)
+        try:
+            orjson.dumps(body)
+        except TypeError:
+            raise InvalidRequest("the request holds text or a number that is no valid JSON") from None
         tried: set[str] = set()
         said = "no upstream may be asked now"
         self._retries.asked()
@@ -341,6 +361,8 @@ class Central:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 break
+            others = 0 if only else sum(m.may_be_asked(time.monotonic()) for m in self._serving(model)) - 1
+            left_s /= 1 + min(max(0, others), 1)  # a second one must have time too
             try:
                 return await self._try(member, path, body, model, request_id, left_s)
             except _Failed as failure:
@@ -395,15 +417,11 @@ class Central:
         self.bytes_cap.spend(len(data), begun_s)
         member.breaker.sent(begun_s)
         client = member.lanes.take()
-        request = client.build_request(
-            "POST",
-            path.lstrip("/"),
-            content=data,
-            headers={"content-type": "application/json", HOP_HEADER: "1", "x-request-id": request_id},
-        )
         answer: FleetAnswer | None = None
         begun = False
         try:
+            headers = {"content-type": "application/json", HOP_HEADER: "1", "x-request-id": request_id}
+            request = client.build_request("POST", path.lstrip("/"), content=data, headers=headers)
             patience_s = min(left_s, upstream.first_token_timeout_s) if body.get("stream") else left_s
             async with asyncio.timeout(patience_s):
                 response = await client.send(request, stream=True)
@@ -422,13 +440,18 @@ class Central:
         except FleetRefused:
             member.breaker.succeeded()
             raise
+        except (_Failed, asyncio.CancelledError):
+            raise
+        except Exception as error:  # whatever httpx lets through: an upstream must not be able to break a request
+            log.error("fleet client failed", extra={"event": "bug", "upstream": upstream.name}, exc_info=error)
+            raise _Failed(f"the client failed: {type(error).__name__}") from None
         finally:
             if not begun:
                 member.breaker.released()
                 if answer is not None:
                     await answer.close()
                 else:
-                    member.lanes.give_back(client)
+                    await member.lanes.give_back(client, clean=False)
 
     # --- health -------------------------------------------------------------------------------------------------------
 
@@ -465,8 +488,11 @@ class Central:
             return _words(error)
         except (orjson.JSONDecodeError, KeyError, TypeError):
             return "GET models answered nonsense"
+        except Exception as error:
+            log.error("probe failed", extra={"event": "bug", "upstream": member.upstream.name}, exc_info=error)
+            return f"the client failed: {type(error).__name__}"
         finally:
-            member.lanes.give_back(client)
+            await member.lanes.give_back(client)
         return ""
 
 
@@ -481,6 +507,7 @@ async def _require_ok(name: str, response: httpx.Response) -> None:
         async for chunk in response.aiter_bytes():
             data += chunk
             if len(data) > _ERROR_BYTES:
+                data = orjson.dumps({"error": {"message": "refused by the fleet", "type": "invalid_request_error"}})
                 break
         raise FleetRefused(name, status, data)
     hint = " (does it know a model of that name? see fleet.model)" if status == httpx.codes.NOT_FOUND else ""

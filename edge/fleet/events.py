@@ -45,11 +45,12 @@ class Event:
 
     @property
     def error(self) -> str:
-        """The upstream's own error, empty if it is none."""
+        """Code or type of the upstream's own error, empty if it is none. Its message may quote the prompt: it is not for logs."""
         found = self.body.get("error") if self.body is not None else None
         if not found:
             return ""
-        return str(found.get("message", "no reason given") if isinstance(found, dict) else found)[:200]
+        said = (found.get("code") or found.get("type")) if isinstance(found, dict) else None
+        return str(said or "unnamed")[:60]
 
 
 class EventCutter:

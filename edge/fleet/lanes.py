@@ -1,13 +1,16 @@
 """Connections to one upstream, each with a client of its own.
 
 httpx's pool looks at every connection for every request, before and after it: with a hundred answers under way that alone took
-two thirds of the front's time. So each request takes a lane, the one used last, and a lane is a pool of one connection. An
-upstream that speaks HTTP/2 needs one lane only.
+two thirds of the front's time. So each request takes a lane, the one used last, and a lane is a pool of one connection. One
+answer a connection, over HTTP/2 too: on a shared one, answers that were given up would use up its window (nobody acknowledges
+what they go on sending), and a connection that is closed takes all of them along.
 """
 
 from __future__ import annotations
 
 import ssl
+import time
+from collections import deque
 
 import httpx
 
@@ -16,8 +19,6 @@ from edge.errors import ConfigurationError
 from edge.fleet.upstreams import Upstream
 
 _KEEP_S = 60.0
-_HTTP2_STREAMS = 100
-"""What a server must allow at least, as a rule (RFC 9113, 6.5.2)."""
 
 
 class Lanes:
@@ -27,9 +28,8 @@ class Lanes:
         self._upstream = upstream
         self._trust = _trust(upstream)
         self._headers = {"user-agent": f"edge/{__version__}", **_credentials(upstream)}
-        self._free: list[httpx.AsyncClient] = []
-        self._all: list[httpx.AsyncClient] = []
-        self._shared: httpx.AsyncClient | None = None
+        self._free: deque[tuple[httpx.AsyncClient, float]] = deque()
+        """With the time since when each is free, the longest first."""
         self.in_use = 0
 
     @property
@@ -39,29 +39,26 @@ class Lanes:
 
     def take(self) -> httpx.AsyncClient:
         """A client for one request. Give it back."""
+        client = self._free.pop()[0] if self._free else self._new()
         self.in_use += 1
-        if self._shared is not None and self.in_use <= _HTTP2_STREAMS:
-            return self._shared
-        if self._free:
-            return self._free.pop()
-        client = self._new()
-        self._all.append(client)
         return client
 
-    def give_back(self, client: httpx.AsyncClient, version: str = "") -> None:
-        """The request is over, answered in this version of HTTP."""
+    async def give_back(self, client: httpx.AsyncClient, *, clean: bool = True) -> None:
+        """The request is over. Not `clean`: its answer was not read to the end, so the connection is of no more use."""
         self.in_use -= 1
-        if client is self._shared:
-            return
-        if version == "HTTP/2" and self._shared is None:
-            self._shared = client
-        else:
-            self._free.append(client)
+        now_s = time.monotonic()
+        spent = [] if clean else [client]
+        if clean:
+            self._free.append((client, now_s))
+        while self._free and now_s - self._free[0][1] > _KEEP_S:
+            spent.append(self._free.popleft()[0])
+        for old in spent:
+            await old.aclose()
 
     async def close(self) -> None:
-        """Close all connections."""
-        for client in self._all:
-            await client.aclose()
+        """Close all connections that are free."""
+        while self._free:
+            await self._free.pop()[0].aclose()
 
     def _new(self) -> httpx.AsyncClient:
         upstream = self._upstream

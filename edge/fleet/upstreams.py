@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -43,9 +44,9 @@ class Upstream(BaseModel):
     """Longest silence in the middle of an answer."""
     max_in_flight: Annotated[int, Ge(1), Le(4096)] = 512
     """Most requests at one time."""
-    continues: Literal["flag", "prefill", "no"] = "no"
-    """How it goes on with an answer that was begun: `flag` with `continue_final_message` (vLLM, edge), `prefill` whenever the
-    last message is the assistant's (llama-server)."""
+    continues: bool = True
+    """It goes on with an answer that was begun if the request says `continue_final_message` (vLLM, SGLang, llama-server, edge).
+    An upstream that begins anew all the same is noticed."""
     cost_per_million_tokens: Annotated[float, Ge(0)] = 0.0
 
     @field_validator("url")
@@ -53,6 +54,12 @@ class Upstream(BaseModel):
     def _is_an_address(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
+        try:
+            parts = urlsplit(url)
+            if not parts.hostname or parts.port == 0:
+                raise ValueError
+        except ValueError:
+            raise ValueError("has no host, or a port that is none") from None
         return url.rstrip("/")
 
 
@@ -73,7 +80,6 @@ def read_upstreams(settings: Fleet, home: Path) -> list[Upstream]:
                 url=settings.url,
                 model=settings.model,
                 api_key_file=settings.api_key_file,
-                continues="flag",
             )
         except ValidationError as error:
             raise ConfigurationError(f"fleet.{_first(error)}") from None

@@ -287,33 +287,72 @@ def dies_after(*texts: str, then: Exception | None = None) -> Any:
     return script
 
 
-@pytest.mark.parametrize("continues", ["flag", "prefill"])
-def test_the_fleet_goes_on_where_the_engine_broke_off(serve: Serve, fleet: Upstream, continues: Any) -> None:
+BEGUN = ("The pump was started", " by the first shift,")
+
+
+def test_the_fleet_goes_on_where_the_engine_broke_off(serve: Serve, fleet: Upstream) -> None:
     fleet.words = [" and", " then", " on."]
-    node = serve(FakeEngine(dies_after("First", " this")), [configured(fleet, continues=continues)], mode="fleet")
+    node = serve(FakeEngine(dies_after(*BEGUN)), [configured(fleet)], mode="fleet")
     stream = node.openai().chat.completions.create(
         model="fake", messages=MESSAGES, stream=True, stream_options={"include_usage": True}, max_tokens=10
     )
     chunks = list(stream)
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "First this and then on."
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == "The pump was started by the first shift, and then on."
     assert len({c.id for c in chunks}) == 1
     assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == ["stop"]
     usage = chunks[-1].usage
     assert usage is not None and (usage.prompt_tokens, usage.completion_tokens) == (7, 5)
     ((_, body),) = fleet.requests
-    assert body["messages"] == [*MESSAGES, {"role": "assistant", "content": "First this"}]
-    assert body["max_tokens"] == 8 and body.get("continue_final_message", False) == (continues == "flag")
-    assert node.front.decisions.last(1).__next__()["continued"] == "central"
+    assert body["messages"] == [*MESSAGES, {"role": "assistant", "content": "".join(BEGUN)}]
+    assert (body["max_tokens"], body["continue_final_message"], body["add_generation_prompt"]) == (8, True, False)
+    entry = next(node.front.decisions.last(1))
+    assert (entry["continued"], entry["continued_at"], entry["outcome"]) == ("central", len("".join(BEGUN)), "ok")
 
 
-def test_an_upstream_that_cannot_go_on_begins_anew_and_what_it_repeats_is_skipped(
-    serve: Serve, fleet: Upstream
-) -> None:
-    fleet.words = ["Fir", "st this", " and", " on."]
-    node = serve(FakeEngine(dies_after("First", " this")), [configured(fleet)], mode="fleet")
+def test_white_space_that_templates_cut_off_comes_once(serve: Serve, fleet: Upstream) -> None:
+    fleet.words = ["\n", "- two"]
+    node = serve(FakeEngine(dies_after("These are the pumps that run now:", "\n")), [configured(fleet)], mode="fleet")
     with node.http() as client:
         answer = client.post("/v1/chat/completions", json={**BODY, "stream": True})
-    assert text_of(answer) == "First this and on." and answer.text.endswith("data: [DONE]\n\n")
+    assert text_of(answer) == "These are the pumps that run now:\n- two"
+    assert fleet.requests[0][1]["messages"][-1]["content"] == "These are the pumps that run now:"
+
+
+def test_a_beginning_that_the_client_gave_stays_one_message(serve: Serve, fleet: Upstream) -> None:
+    fleet.words = [" on."]
+    node = serve(FakeEngine(dies_after(*BEGUN)), [configured(fleet)], mode="fleet")
+    given = [*MESSAGES, {"role": "assistant", "content": "Well: "}]
+    body = {**BODY, "messages": given, "continue_final_message": True, "add_generation_prompt": False, "stream": True}
+    with node.http() as client:
+        answer = client.post("/v1/chat/completions", json=body)
+    assert text_of(answer).endswith("first shift, on.")
+    assert fleet.requests[0][1]["messages"] == [*MESSAGES, {"role": "assistant", "content": "Well: " + "".join(BEGUN)}]
+
+
+@pytest.mark.parametrize("continues", [True, False])
+def test_an_upstream_that_begins_anew_repeats_nothing(serve: Serve, fleet: Upstream, continues: bool) -> None:
+    fleet.words = ["The pump was", " started by the first shift, and", " on."]
+    node = serve(FakeEngine(dies_after(*BEGUN)), [configured(fleet, continues=continues)], mode="fleet")
+    with node.http() as client:
+        answer = client.post("/v1/chat/completions", json={**BODY, "stream": True, "max_completion_tokens": 50})
+    assert text_of(answer) == "The pump was started by the first shift, and on."
+    assert answer.text.endswith("data: [DONE]\n\n")
+    ((_, body),) = fleet.requests
+    assert ("continue_final_message" in body) == continues
+    assert body["max_tokens"] == (48 if continues else 50)
+
+
+@pytest.mark.parametrize("sent", [("First", " this"), ("",)])
+def test_an_answer_of_which_little_was_sent_is_asked_for_whole(
+    serve: Serve, fleet: Upstream, sent: tuple[str, ...]
+) -> None:
+    fleet.words = ["Fir", "st this", " and", " on."]
+    node = serve(FakeEngine(dies_after(*sent)), [configured(fleet)], mode="fleet")
+    with node.http() as client:
+        answer = client.post("/v1/chat/completions", json={**BODY, "stream": True})
+    assert text_of(answer) == "First this and on."
+    assert fleet.requests[0][1]["messages"] == MESSAGES
 
 
 @pytest.mark.parametrize("words", [["Other", " words"], ["First"]])
@@ -333,14 +372,14 @@ def test_an_answer_that_is_another_one_ends_with_an_error(serve: Serve, fleet: U
 def test_what_cannot_be_gone_on_with_honestly_ends_with_the_engines_error(
     serve: Serve, fleet: Upstream, more: dict[str, Any]
 ) -> None:
-    node = serve(FakeEngine(dies_after("First", " this")), [configured(fleet, continues="flag")], mode="fleet")
+    node = serve(FakeEngine(dies_after("First", " this")), [configured(fleet)], mode="fleet")
     with node.http() as client:
         text = client.post("/v1/chat/completions", json={**BODY, **more, "stream": True}).text
     assert '"code":"engine_down"' in text and "[DONE]" not in text and fleet.requests == []
 
 
 def test_local_only_answers_are_not_gone_on_with_elsewhere(serve: Serve, fleet: Upstream) -> None:
-    node = serve(FakeEngine(dies_after("First")), [configured(fleet, continues="flag")], mode="fleet")
+    node = serve(FakeEngine(dies_after("First")), [configured(fleet)], mode="fleet")
     with node.http(headers={"X-Edge-Policy": "local-only"}) as client:
         text = client.post("/v1/chat/completions", json={**BODY, "stream": True}).text
     assert '"code":"engine_down"' in text and fleet.requests == []
@@ -363,6 +402,22 @@ def test_a_client_that_leaves_is_noticed_by_the_fleet(serve: Serve, fleet: Upstr
     with node.http() as client, client.stream("POST", "/v1/chat/completions", json={**BODY, "stream": True}) as answer:
         next(answer.iter_bytes())
     wait_until(lambda: fleet.left == 1)
+
+
+def test_a_client_that_does_not_read_holds_up_nobody_else(serve: Serve, fleet: Upstream) -> None:
+    fleet.words = ["word " * 2000] * 400
+    node = serve(FakeEngine(too_late), [configured(fleet)], mode="fleet", write_timeout_s=60.0)
+    with node.connect() as deaf:
+        body = json.dumps({**BODY, "stream": True}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        deaf.sendall(head.encode() + b"\r\n\r\n" + body)
+        wait_until(lambda: len(fleet.requests) == 1)
+        time.sleep(1.0)  # by now nothing more fits between the two
+        fleet.words = ["quick"]
+        begun = time.monotonic()
+        with node.http() as client:
+            assert text_of(client.post("/v1/chat/completions", json={**BODY, "stream": True})) == "quick"
+        assert time.monotonic() - begun < SHORT_OF_BUDGET_S
 
 
 def test_traffic_is_capped_by_the_hour(fleet: Upstream) -> None:
