@@ -36,14 +36,15 @@ async def handed_on(request: Request, front: Front, fleet: Central, entry: Entry
         request_id=entry.request_id,
     )
     headers = {"x-edge-route": "fleet", "x-edge-reason": entry.reason}
+    entry.predicted_ttft_s = fleet.view().ttft_s
     try:
         answer = await unless_gone(request, asyncio.create_task(call))
     except FleetRefused as refused:
         entry.upstream, entry.outcome = refused.upstream, "refused by the fleet"
         return Response(refused.body, refused.status, headers, media_type="application/json")
     entry.upstream = answer.upstream
-    entry.ttft_s = time.monotonic() - request.scope[READ_AT]
     if body.get("stream"):
+        entry.ttft_s = time.monotonic() - request.scope[READ_AT]
         relay = _relayed(answer, entry, front.turnstile, with_usage=bool(options.get("include_usage")))
         return EventStream(relay, lambda: _over(answer, entry), headers, front.config.write_timeout_s)
     await answer.close()

@@ -23,6 +23,7 @@ _STDERR_BYTES = 1 << 16
 _LAST_WORDS = 12
 _LONGEST_WORD = 300
 _QUIT_GRACE_S = 5.0
+_SLOW_DISK_BYTES_PER_S = 10e6
 _LAST_BREATH_S = 0.3
 
 
@@ -119,12 +120,14 @@ class ChildProcess:
         if self._process.returncode is None:
             self._process.kill()
 
-    async def end(self, *, quietly: bool) -> None:
-        """End the process for certain. `quietly`: ask first, and give it time; else it has closed its pipe already."""
+    async def end(self, *, quietly: bool, writes_bytes: int = 0) -> None:
+        """End the process for certain. `quietly`: ask first, and give it time, more if it writes that much to disk; else it has
+        closed its pipe already."""
+        grace_s = _QUIT_GRACE_S + writes_bytes / _SLOW_DISK_BYTES_PER_S
         if quietly and not self._pipe.closed.done():
             self.say(Quit())
         try:
-            await asyncio.wait_for(self._process.wait(), _QUIT_GRACE_S if quietly else _LAST_BREATH_S)
+            await asyncio.wait_for(self._process.wait(), grace_s if quietly else _LAST_BREATH_S)
         except TimeoutError:
             log.warning("engine did not end by itself", extra={"event": "engine_kill"})
             self.kill()

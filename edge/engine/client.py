@@ -289,7 +289,7 @@ class EngineClient:
             self._set("down", cause or "the process ended")
         finally:
             watch.cancel()
-            await child.end(quietly=stopping)
+            await child.end(quietly=stopping, writes_bytes=self._load.kept_bytes)
             self._child = None
             cause = cause or child.epitaph
             self._fail_all(EngineDown(f"the engine failed while it worked on this request: {cause}"))

@@ -97,6 +97,7 @@ class KeptPrefixes:
     def recall(self) -> int:
         """Take back what was kept at the last stop, as far as it fits. Returns how many beginnings that are."""
         recalled = 0
+        self._files.tidy()
         if not self._cache.enabled or self._context.shape.unified or not self._load.kept_bytes:
             self._files.keep_only_prefixes([])
             return 0
@@ -115,7 +116,7 @@ class KeptPrefixes:
         room = self._load.kept_bytes
         if not room or not self._cache.enabled or self._context.shape.unified:
             return
-        written: list[Prefix] = []
+        chosen: list[tuple[Prefix, Saved]] = []
         for prefix in self._cache.by_worth():
             if prefix.pinned or prefix.live:
                 continue
@@ -123,11 +124,13 @@ class KeptPrefixes:
             if saved is None or saved.state is None or saved.size_bytes > room:
                 continue
             room -= saved.size_bytes
+            chosen.append((prefix, saved))
+        self._files.keep_only_prefixes([(prefix.tokens, prefix.namespace) for prefix, _ in chosen])
+        for prefix, saved in chosen:
+            assert saved.state is not None
             self._files.write_prefix(prefix.tokens, prefix.namespace, saved.state)
             if self._complain("what was kept before stays"):
                 return
-            written.append(prefix)
-        self._files.keep_only_prefixes([(p.tokens, p.namespace) for p in written])
 
     # --- parts --------------------------------------------------------------------------------------------------------
 

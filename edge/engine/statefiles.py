@@ -26,6 +26,7 @@ _STEPS_VERSION = 1
 _LENGTH_BYTES = 8
 _LARGEST_HEAD_BYTES = 64 << 20
 _PINNED, _PREFIX = ".cells", ".prefix"
+_DRAFT = ".draft-"
 
 
 class KeptSteps(msgspec.Struct, frozen=True):
@@ -132,6 +133,18 @@ class StateFiles:
         """Keep the cells of these tokens over a restart."""
         self._write_cells(_PREFIX, tokens, owner, state)
 
+    def tidy(self) -> None:
+        """Delete what other models or plans kept over a restart, and drafts that a power cut left: what users sent does not lie
+        about longer than it is of use."""
+        if self._directory is None:
+            return
+        with contextlib.suppress(OSError):
+            for path in self._directory.parent.glob(f"*/*{_PREFIX}"):
+                if path.parent != self._directory:
+                    self._drop(path)
+            for path in self._directory.parent.glob(f"*/{_DRAFT}*"):
+                self._drop(path)
+
     def keep_only_prefixes(self, kept: Iterable[tuple[Sequence[int], str]]) -> None:
         """Delete all but these (tokens, owner)."""
         self._keep_only(_PREFIX, {_name(tokens, owner, _PREFIX) for tokens, owner in kept})
@@ -181,7 +194,7 @@ class StateFiles:
         self.complaint = ""
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".draft-", delete=False) as file:
+            with tempfile.NamedTemporaryFile(dir=self._directory, prefix=_DRAFT, delete=False) as file:
                 try:
                     for part in parts:
                         file.write(part)

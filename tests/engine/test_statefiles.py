@@ -164,6 +164,17 @@ def test_prefixes_of_several_owners_come_back_as_far_as_there_is_room(tmp_path: 
     assert kept_prefixes(tmp_path) == set() and not path.exists()
 
 
+def test_what_other_models_kept_and_what_a_power_cut_left_is_deleted(tmp_path: Path) -> None:
+    files(tmp_path, "another model").write_prefix(TOKENS, "", STATE)
+    files(tmp_path, "another model").write_cells(TOKENS, STATE)
+    files(tmp_path).write_prefix(TOKENS, "", STATE)
+    draft = only_file(tmp_path, "*.cells").with_name(".draft-x")
+    draft.write_bytes(b"half")
+    files(tmp_path).tidy()
+    assert not draft.exists() and len(list(tmp_path.rglob("*.prefix"))) == 1
+    assert only_file(tmp_path, "*.cells").exists() and kept_prefixes(tmp_path)
+
+
 def test_a_directory_that_cannot_be_written_gives_a_complaint_and_no_exception(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     kept = files(tmp_path / "file" / "engine")
