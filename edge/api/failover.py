@@ -21,8 +21,9 @@ from edge.api.schema import ChatRequest, CompletionRequest, Generation
 from edge.api.seam import LEAST_SENT, Seam
 from edge.api.stream import ChunkWriter
 from edge.errors import EdgeError, EngineDown, FleetUnavailable
-from edge.fleet.central import FleetAnswer, FleetRefused
+from edge.fleet.answer import FleetAnswer
 from edge.fleet.events import Event
+from edge.fleet.member import FleetRefused
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,10 @@ from edge.api.render import error_object, json_response
 from edge.api.stream import EventStream
 from edge.api.turnstile import Turnstile
 from edge.errors import FleetUnavailable
-from edge.fleet.central import Central, FleetAnswer, FleetRefused
+from edge.fleet.answer import FleetAnswer
+from edge.fleet.central import Central
 from edge.fleet.events import Event
+from edge.fleet.member import FleetRefused
 
 
 async def handed_on(request: Request, front: Front, fleet: Central, entry: Entry, body: dict[str, Any]) -> Response:

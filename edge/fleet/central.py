@@ -6,12 +6,10 @@ One owner of all upstreams. A caller's key never travels: each upstream has cred
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,29 +17,18 @@ import httpx
 import orjson
 
 from edge.errors import FleetUnavailable, InvalidRequest
-from edge.fleet.breaker import Breaker
-from edge.fleet.events import BadStream, Event, EventCutter
-from edge.fleet.lanes import Lanes
-from edge.fleet.learned import Learned
+from edge.fleet.answer import FleetAnswer, Spent
 from edge.fleet.limits import HourlyCap, RetryBudget
+from edge.fleet.member import FleetRefused, Member, TryFailed, require_ok, words
 from edge.fleet.upstreams import Upstream
 
 log = logging.getLogger(__name__)
 
 HOP_HEADER = "x-edge-hop"
 """Set on every request that a node hands on. A node that gets one answers it itself or not at all: none goes in a circle."""
-MAX_ANSWER_BYTES = 64 << 20
-_PROBE_WELL_S, _PROBE_ILL_S = 20.0, 2.0
-_PROBE_TIMEOUT_S = 5.0
-_MAX_PROBE_BYTES = 1 << 20
 _RETRY_PAUSE_S = 0.05
 _LEAST_TTFT_S = 0.01
 """Differences below this say nothing of who is better."""
-_DEFAULT_BUSY_S = 1.0
-_LONGEST_BUSY_S = 60.0
-_ERROR_BYTES = 4096
-_PASSED_ON = frozenset({400, 413, 422})
-"""The request's own fault: told to the caller, and no failure of the upstream."""
 
 Reason = Literal["breaker_open", "fleet_busy", "bytes_cap", "cost_cap", ""]
 
@@ -80,200 +67,21 @@ class UpstreamState:
     models: tuple[str, ...]
 
 
-class FleetRefused(Exception):
-    """An upstream refused the request itself: `status` and `body` are for the caller."""
-
-    def __init__(self, upstream: str, status: int, body: bytes) -> None:
-        super().__init__(f"{upstream} answered {status}")
-        self.upstream = upstream
-        self.status = status
-        self.body = body
-
-
-class _Failed(Exception):
-    """One try failed. `busy_s`: the upstream asked to be left alone for so long."""
-
-    def __init__(self, reason: str, *, busy_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.busy_s = busy_s
-
-
-class _Member:
-    """One upstream with its connection pool and what is known of it."""
-
-    def __init__(self, upstream: Upstream) -> None:
-        self.upstream = upstream
-        self.breaker = Breaker()
-        self.learned = Learned()
-        self.models: tuple[str, ...] = ()
-        self.lanes = Lanes(upstream)
-
-    def may_be_asked(self, now_s: float) -> bool:
-        """Its breaker and its bound allow one more request."""
-        return self.breaker.allows(now_s) and not self.lanes.full
-
-    def model_name(self, asked: str | None) -> str:
-        """What it calls the model: `asked` None for the one that is served here."""
-        return asked or self.upstream.model
-
-
-class FleetAnswer:
-    """An answer that has begun. Exactly one of `events` (streamed) and `body` is used. Close it when done."""
-
-    def __init__(
-        self, central: Central, member: _Member, client: httpx.AsyncClient, response: httpx.Response, begun_s: float
-    ) -> None:
-        self.upstream = member.upstream.name
-        self.content_type = response.headers.get("content-type", "application/json")
-        self._central = central
-        self._member = member
-        self._client = client
-        self._response = response
-        self._begun_s = begun_s
-        self._first: list[Event] = []
-        self._chunks = response.aiter_bytes()
-        self._cutter = EventCutter()
-        self._told = False
-        self._tokens = 0
-        self.body: dict[str, Any] = {}
-        self._open = True
-        self._read = False
-        """To its end: the connection can carry another."""
-
-    async def begin_stream(self) -> None:
-        """Wait for the first event with content. Raises _Failed."""
-        async for events in self._cut():
-            self._first += events
-            if error := next((e.error for e in events if e.error), ""):
-                raise _Failed(f"it sent an error: {error}")
-            if any(e.has_content or e.ends for e in events):
-                self._succeeded()
-                return
-        raise _Failed("its stream ended before it began")
-
-    async def read_whole(self) -> None:
-        """Read an answer that is not streamed. Raises _Failed."""
-        data = b""
-        async for chunk in self._chunks:
-            self._central.bytes_cap.spend(len(chunk), time.monotonic())
-            data += chunk
-            if len(data) > MAX_ANSWER_BYTES:
-                raise _Failed("its answer is too long")
-        self._read = True
-        try:
-            body = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            raise _Failed("its answer is not JSON") from None
-        if not isinstance(body, dict) or not isinstance(body.get("choices"), list):
-            raise _Failed("its answer is none of the API's")
-        self.body = body
-        self._count(body)
-        self._told = True
-        self._member.breaker.succeeded()
-
-    async def events(self) -> AsyncIterator[list[Event]]:
-        """The stream's events, as many at a time as came together, [DONE] last. Raises FleetUnavailable if it breaks off or turns
-        into nonsense."""
-        finished = False
-        try:
-            source = self._cut()
-            if self._first:
-                finished = self._note(self._first)
-                yield self._first
-            async for events in source:
-                good = list(itertools.takewhile(lambda event: not event.error, events))
-                finished = self._note(good) or finished
-                if good:
-                    yield good
-                self._note(events[len(good) :])
-        except (_Failed, httpx.HTTPError) as error:
-            self._broke(_words(error))
-        if not finished:
-            self._broke("its stream broke off")
-
-    def _note(self, events: list[Event]) -> bool:
-        """Whether the answer ends with these. Raises _Failed for an error among them."""
-        for event in events:
-            if event.error:
-                raise _Failed(f"it sent an error: {event.error}")
-            if event.body is not None:
-                self._count(event.body)
-        return any(event.ends for event in events)
-
-    def _broke(self, reason: str) -> None:
-        self._member.breaker.failed(reason)
-        self._member.learned.failed()
-        raise FleetUnavailable(f"the fleet's answer broke off: {self.upstream}: {reason}")
-
-    async def _cut(self) -> AsyncIterator[list[Event]]:
-        """What comes together; [DONE] is the last. Raises _Failed, after what was good."""
-        async for chunk in self._chunks:
-            self._central.bytes_cap.spend(len(chunk), time.monotonic())
-            events, wrong = [], ""
-            try:
-                for event in self._cutter.feed(chunk):
-                    events.append(event)
-            except BadStream as error:
-                wrong = str(error)
-            done = bool(events) and events[-1].body is None
-            if events:
-                yield events
-            if wrong:
-                raise _Failed(wrong)
-            if done:
-                async for (
-                    _
-                ) in self._chunks:  # the rest of the body, of which nothing is left: the connection stays usable
-                    pass
-                break
-        self._read = True
-
-    def _succeeded(self) -> None:
-        now_s = time.monotonic()
-        self._told = True
-        self._member.breaker.succeeded()
-        self._member.learned.answered(now_s - self._begun_s, now_s)
-
-    def _count(self, body: dict[str, Any]) -> None:
-        usage = body.get("usage")
-        if not isinstance(usage, dict):
-            return
-        tokens = sum(n for key in ("prompt_tokens", "completion_tokens") if isinstance(n := usage.get(key), int))
-        price = self._member.upstream.cost_per_million_tokens
-        self._central.cost_cap.spend((tokens - self._tokens) * price / 1e6, time.monotonic())
-        self._tokens = tokens
-
-    async def close(self) -> None:
-        """Give the connection back; the upstream sees that nobody waits any more."""
-        if not self._open:
-            return
-        self._open = False
-        if not self._told:
-            self._member.breaker.released()
-        try:
-            with contextlib.suppress(httpx.HTTPError, RuntimeError):
-                await self._response.aclose()
-        finally:
-            await self._member.lanes.give_back(self._client, clean=self._read)
-            # httpx's stream and its response hold each other: let go of both without waiting for the garbage collector.
-            self._response.stream = httpx.ByteStream(b"")
-
-
 class Central:
     """Owner of all upstreams. `start` begins to probe them; `stop` closes their connections."""
 
     def __init__(self, upstreams: Iterable[Upstream], limits: FleetLimits) -> None:
         self._limits = limits
-        self._members = [_Member(upstream) for upstream in upstreams]
+        self._members = [Member(upstream) for upstream in upstreams]
         self.bytes_cap = HourlyCap(limits.bytes_per_hour)
         self.cost_cap = HourlyCap(limits.cost_per_hour)
+        self._spent = Spent(self.bytes_cap, self.cost_cap)
         self._retries = RetryBudget(limits.retry_share)
         self._probes: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Probe every upstream now and from now on, which opens and keeps its connections too."""
-        self._probes = [asyncio.create_task(self._keep_probing(m), name="fleet-probe") for m in self._members]
+        self._probes = [asyncio.create_task(m.keep_probing(), name="fleet-probe") for m in self._members]
 
     async def stop(self) -> None:
         """End the probes and close all connections."""
@@ -365,12 +173,12 @@ class Central:
             left_s /= 1 + min(max(0, others), 1)  # a second one must have time too
             try:
                 return await self._try(member, path, body, model, request_id, left_s)
-            except _Failed as failure:
+            except TryFailed as failure:
                 said = f"{member.upstream.name}: {failure.reason}"
                 self._failed(member, failure)
         raise FleetUnavailable(f"the fleet does not answer ({said})")
 
-    def _failed(self, member: _Member, failure: _Failed) -> None:
+    def _failed(self, member: Member, failure: TryFailed) -> None:
         before = member.breaker.state
         member.learned.failed()
         if failure.busy_s is not None:
@@ -383,10 +191,10 @@ class Central:
         else:
             log.info("upstream failed", extra={"event": "upstream_failed", **fields})
 
-    def _serving(self, model: str | None) -> list[_Member]:
+    def _serving(self, model: str | None) -> list[Member]:
         return [m for m in self._members if model is None or model in m.models]
 
-    def _choose(self, model: str | None, tried: set[str], only: str) -> _Member | None:
+    def _choose(self, model: str | None, tried: set[str], only: str) -> Member | None:
         """The first priority that has one that may be asked; among these by weight, the quick and reliable rather."""
         now_s = time.monotonic()
         able = [
@@ -408,9 +216,9 @@ class Central:
         return random.choices(able, weights)[0]
 
     async def _try(
-        self, member: _Member, path: str, body: dict[str, Any], model: str | None, request_id: str, left_s: float
+        self, member: Member, path: str, body: dict[str, Any], model: str | None, request_id: str, left_s: float
     ) -> FleetAnswer:
-        """One upstream. Raises _Failed, FleetRefused."""
+        """One upstream. Raises TryFailed, FleetRefused."""
         upstream, begun_s = member.upstream, time.monotonic()
         name = member.model_name(model)
         data = orjson.dumps({**body, "model": name} if name else body)
@@ -425,26 +233,26 @@ class Central:
             patience_s = min(left_s, upstream.first_token_timeout_s) if body.get("stream") else left_s
             async with asyncio.timeout(patience_s):
                 response = await client.send(request, stream=True)
-                answer = FleetAnswer(self, member, client, response, begun_s)
-                await _require_ok(upstream.name, response)
+                answer = FleetAnswer(self._spent, member, client, response, begun_s)
+                await require_ok(upstream.name, response)
                 streamed = response.headers.get("content-type", "").startswith("text/event-stream")
                 if streamed != bool(body.get("stream")):
-                    raise _Failed("its answer is of another kind than asked for")
+                    raise TryFailed("its answer is of another kind than asked for")
                 await (answer.begin_stream() if streamed else answer.read_whole())
             begun = True
             return answer
         except TimeoutError:
-            raise _Failed(f"no answer within {patience_s:.1f} s") from None
+            raise TryFailed(f"no answer within {patience_s:.1f} s") from None
         except httpx.HTTPError as error:
-            raise _Failed(_words(error)) from None
+            raise TryFailed(words(error)) from None
         except FleetRefused:
             member.breaker.succeeded()
             raise
-        except (_Failed, asyncio.CancelledError):
+        except (TryFailed, asyncio.CancelledError):
             raise
         except Exception as error:  # whatever httpx lets through: an upstream must not be able to break a request
             log.error("fleet client failed", extra={"event": "bug", "upstream": upstream.name}, exc_info=error)
-            raise _Failed(f"the client failed: {type(error).__name__}") from None
+            raise TryFailed(f"the client failed: {type(error).__name__}") from None
         finally:
             if not begun:
                 member.breaker.released()
@@ -452,78 +260,3 @@ class Central:
                     await answer.close()
                 else:
                     await member.lanes.give_back(client, clean=False)
-
-    # --- health -------------------------------------------------------------------------------------------------------
-
-    async def _keep_probing(self, member: _Member) -> None:
-        while True:
-            reason = await self._probe(member)
-            before = member.breaker.state
-            if reason or before == "open":
-                member.breaker.probed(not reason, reason)
-            if member.breaker.state != before:
-                fields = {"event": "upstream_" + member.breaker.state.replace("-", "_"), "reason": reason}
-                log.warning("upstream changed", extra={"upstream": member.upstream.name, **fields})
-            pause_s = _PROBE_WELL_S if member.breaker.state == "closed" else _PROBE_ILL_S
-            for _ in range(int(pause_s / _PROBE_ILL_S)):
-                await asyncio.sleep(_PROBE_ILL_S * random.uniform(0.75, 1.25))
-                if member.breaker.state == "open":
-                    break
-
-    async def _probe(self, member: _Member) -> str:
-        """What is wrong with it, empty if nothing. Its list of models is what every such server has."""
-        client = member.lanes.take()
-        try:
-            async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                response = await client.get("models")
-            if response.status_code != httpx.codes.OK:
-                return f"GET models answered {response.status_code}"
-            if len(response.content) > _MAX_PROBE_BYTES:
-                return "GET models answered too much"
-            listed = orjson.loads(response.content)
-            member.models = tuple(str(entry["id"]) for entry in listed["data"])
-        except TimeoutError:
-            return f"GET models had no answer within {_PROBE_TIMEOUT_S:g} s"
-        except httpx.HTTPError as error:
-            return _words(error)
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            return "GET models answered nonsense"
-        except Exception as error:
-            log.error("probe failed", extra={"event": "bug", "upstream": member.upstream.name}, exc_info=error)
-            return f"the client failed: {type(error).__name__}"
-        finally:
-            await member.lanes.give_back(client)
-        return ""
-
-
-async def _require_ok(name: str, response: httpx.Response) -> None:
-    status = response.status_code
-    if status == httpx.codes.OK:
-        return
-    if status in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
-        raise _Failed(f"it answered {status}", busy_s=_retry_after_s(response))
-    if status in _PASSED_ON:
-        data = b""
-        async for chunk in response.aiter_bytes():
-            data += chunk
-            if len(data) > _ERROR_BYTES:
-                data = orjson.dumps({"error": {"message": "refused by the fleet", "type": "invalid_request_error"}})
-                break
-        raise FleetRefused(name, status, data)
-    hint = " (does it know a model of that name? see fleet.model)" if status == httpx.codes.NOT_FOUND else ""
-    raise _Failed(f"it answered {status}{hint}")
-
-
-def _retry_after_s(response: httpx.Response) -> float:
-    for header, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        with contextlib.suppress(KeyError, ValueError):
-            return min(max(float(response.headers[header]) * unit, 0.0), _LONGEST_BUSY_S)
-    return _DEFAULT_BUSY_S
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, _Failed):
-        return error.reason
-    if isinstance(error, httpx.TimeoutException):
-        return "it went silent" if isinstance(error, httpx.ReadTimeout) else "no connection in time"
-    return f"{type(error).__name__}: {error}"[:200]
