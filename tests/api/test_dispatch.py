@@ -132,7 +132,7 @@ def test_a_wrong_policy_is_named(serve: Serve) -> None:
 
 @pytest.mark.parametrize(
     ("mood", "stream"),
-    [("garbage", True), *itertools.product(["hung", "broken", "no json", "empty"], [False, True])],
+    [("garbage", True), *itertools.product(["hung", "broken", "no json", "empty"], [False, True]), ("slow", True)],
 )
 def test_a_fleet_that_does_not_answer_costs_little_time_and_the_answer_is_late(
     serve: Serve, fleet: Upstream, mood: Mood, stream: bool

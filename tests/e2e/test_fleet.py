@@ -20,6 +20,7 @@ from tests.fleet.upstream import wait_until
 F16 = str(Path(__file__).resolve().parents[2] / "models/builtin/edge-builtin-f16.gguf")
 PROMPTS = [f"Set the speed of pump {n} to {n * 3} percent." for n in range(1, 13)]
 TOKENS = 400
+NODE_KEY, CALLERS_KEY = "secret-of-the-node", "secret-of-the-caller"
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +34,18 @@ def central(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
 
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory, central: RunningNode) -> Iterator[RunningNode]:
+    home = tmp_path_factory.mktemp("edge")
+    (home / "fleet.key").write_text(NODE_KEY)
     node = start_node(
-        tmp_path_factory.mktemp("edge"),
+        home,
         "--model",
         F16,
         EDGE_FLEET__URL=f"{central.base_url}/v1",
         EDGE_ENGINE__SLOTS="16",
         EDGE_SLO__TTFT_MS="60000",
         EDGE_SLO__ITL_MS="60000",
-        EDGE_LOG__FORMAT="json",
+        EDGE_FLEET__API_KEY_FILE="fleet.key",
+        EDGE_LOG__LEVEL="debug",
     )
     yield node
     stop_node(node)
@@ -124,7 +128,18 @@ def test_a_killed_engines_answers_are_gone_on_with_by_the_fleet_without_a_seam(
 
 
 def test_no_prompt_and_no_key_is_in_any_log(edge: RunningNode, central: RunningNode) -> None:
-    assert "speed of pump" not in edge.said() + central.said()
+    """Whatever happened before; and with the callers' keys and the node's own on the way."""
+    headers = {"authorization": f"Bearer {CALLERS_KEY}", "x-edge-policy": "fleet-ok"}
+
+    async def many() -> list[tuple[str, str, str]]:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+            asks = [text_of(client, edge.base_url, body_of(PROMPTS[0], max_tokens=100), headers) for _ in range(24)]
+            return list(await asyncio.gather(*asks))
+
+    routes = [route for _, _, route in asyncio.run(many())]
+    assert "fleet" in routes
+    for said in ("speed of pump", CALLERS_KEY, NODE_KEY):
+        assert said not in edge.said() + central.said()
 
 
 def test_two_nodes_that_are_each_others_fleet_send_nothing_in_a_circle(tmp_path: Path) -> None:
