@@ -5,6 +5,7 @@ Checks that load native code do so in a process of their own, since a broken lib
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import re
@@ -21,6 +22,8 @@ from typing import Literal
 from edge.api.auth import KeyStore
 from edge.effective import Effective, load
 from edge.errors import ConfigurationError, EdgeError
+from edge.fleet.member import Member
+from edge.fleet.upstreams import Upstream, read_upstreams
 from edge.listener import bind, is_loopback
 from edge.machine import memory_available_bytes, memory_limit_bytes, usable_cores
 from edge.registry.resolve import Registry, model_directories
@@ -66,6 +69,7 @@ def examine(home: Path, env: Mapping[str, str]) -> Iterator[Finding]:
     yield from _model(effective)
     yield _port(settings)
     yield _keys(effective)
+    yield from _fleet(effective)
 
 
 def _python() -> Finding:
@@ -207,3 +211,34 @@ def _keys(effective: Effective) -> Finding:
     if count == 0:
         return Finding("fail", "API keys", "none, and this address asks for one", "edge keys create NAME")
     return Finding("ok", "API keys", str(count))
+
+
+def _fleet(effective: Effective) -> Iterator[Finding]:
+    try:
+        upstreams = read_upstreams(effective.settings.fleet, effective.home)
+    except ConfigurationError as error:
+        yield Finding("fail", "fleet", error.message)
+        return
+    for upstream in upstreams:
+        yield asyncio.run(_upstream(upstream))
+
+
+async def _upstream(upstream: Upstream) -> Finding:
+    """Whether it answers as such a server does, and knows the model that it would be asked for."""
+    try:
+        member = Member(upstream)
+    except ConfigurationError as error:
+        return Finding("fail", "fleet", error.message)
+    try:
+        wrong = await member.probe()
+    finally:
+        await member.lanes.close()
+    where = f"{upstream.name} at {upstream.url}"
+    if wrong:
+        return Finding(
+            "warn", "fleet", f"{where}: {wrong}", "see that it runs, and that its address, key and CA are right"
+        )
+    if upstream.model and upstream.model not in member.models:
+        cure = f"set the model to one of these: {', '.join(member.models[:5])}"
+        return Finding("warn", "fleet", f"{where} answers, and has no model {upstream.model!r}", cure)
+    return Finding("ok", "fleet", f"{where} answers; it has {', '.join(member.models[:5]) or 'no models'}")

@@ -67,7 +67,7 @@ class Member:
     async def keep_probing(self) -> None:
         """Look at its health from time to time, oftener while it is not well. Runs until it is cancelled."""
         while True:
-            reason = await self._probe()
+            reason = await self.probe()
             before = self.breaker.state
             if reason or before == "open":
                 self.breaker.probed(not reason, reason)
@@ -80,7 +80,7 @@ class Member:
                 if self.breaker.state == "open":
                     break
 
-    async def _probe(self) -> str:
+    async def probe(self) -> str:
         """What is wrong with it, empty if nothing. Its list of models is what every such server has."""
         client, clean = self.lanes.take(), False
         try:

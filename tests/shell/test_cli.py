@@ -12,6 +12,7 @@ import pytest
 
 from edge import __version__
 from tests.conftest import RunEdge
+from tests.fleet.upstream import Upstream, running
 
 
 def complaint(done: subprocess.CompletedProcess[str], code: int) -> str:
@@ -198,3 +199,24 @@ def test_doctor_names_each_fault_and_its_cure(run_edge: RunEdge, tmp_path: Path)
     assert re.search(r"^fail  model +unknown model 'nonesuch'.*; or give the path of a", done.stdout, re.MULTILINE)
     done = run_edge("doctor", EDGE_SERVER__PORT="high")
     assert re.search(r"^fail  settings +server\.port = 'high'", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({}, r"ok +fleet +fleet at http.* answers; it has central$"),
+        (
+            {"EDGE_FLEET__MODEL": "large"},
+            r"warn +fleet .* has no model 'large'\n +do: set the model to one of these: central$",
+        ),
+        (
+            {"EDGE_FLEET__URL": "http://127.0.0.1:9/v1"},
+            r"warn +fleet +fleet at http://127\.0\.0\.1:9/v1: .*\n +do: see that it runs",
+        ),
+        ({"EDGE_FLEET__API_KEY_FILE": "no.key"}, r"fail +fleet +upstream 'fleet': api_key_file .*no\.key is no file$"),
+    ],
+)
+def test_doctor_asks_the_fleet(run_edge: RunEdge, settings: dict[str, str], line: str) -> None:
+    with running(Upstream()) as fleet:
+        done = run_edge("doctor", **{"EDGE_FLEET__URL": fleet.url, **settings})
+    assert re.search(line, done.stdout, re.MULTILINE), done.stdout
