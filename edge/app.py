@@ -59,6 +59,8 @@ class Started:
     ttft_slo_ms: float
     itl_slo_ms: float
     promises: bool
+    fleet: tuple[str, ...]
+    """Names of the upstreams that may be asked."""
 
 
 class StartObserver(Protocol):
@@ -231,6 +233,9 @@ class Node:
             ttft_slo_ms=self._settings.slo.ttft_ms,
             itl_slo_ms=self._settings.slo.itl_ms,
             promises=self._settings.admission.mode != "off",
+            fleet=tuple(state.name for state in self._fleet.states())
+            if self._mode() == "fleet" and self._fleet
+            else (),
         )
 
 

@@ -31,6 +31,8 @@ class EdgeError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+        self.reason: str | None = None
+        """Why, in a word that says more than the code; None if none does."""
         self.retry_after_s = retry_after_s if retry_after_s is not None else self.default_retry_after_s
 
 

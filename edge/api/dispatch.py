@@ -81,6 +81,8 @@ class Dispatch:
                 return await self._by_fleet(decision)
             except FleetUnavailable:
                 decision = Decision("refuse", obstacle.reason, "breaker_open")
+                if front.obstacle(self._body.model) is None:  # that was some time ago
+                    return await self._here()
         self._decided(decision)
         raise obstacle.error
 
@@ -92,8 +94,10 @@ class Dispatch:
         strict = config.mode == "strict" or (config.mode == "fleet" and config.offline == "strict")
         declines = barred is None or (strict and self._ask.tier != "flex")
         decision = Decision("local", "", barred or "")
-        # A full engine would say the same again, and to read the prompt for that takes time from others.
+        # A full engine would decline once more, and to read the prompt for that takes time from others. How long a late answer
+        # would take may be another by now: where that decides against the fleet, it is asked all the same.
         answered: Response | Declined | None = self._front.engine.full if barred is None else None
+        known = answered is not None
         while True:
             if answered is None:
                 answered = await self._tried(decision, view, declines=declines)
@@ -111,7 +115,7 @@ class Dispatch:
             if decision.route == "refuse":
                 self._decided(decision)
                 raise _refusal(answered)
-            declines, answered = False, None
+            declines, answered, known = known, None, False
 
     async def _tried(self, decision: Decision, view: Fleet | None, *, declines: bool) -> Response | Declined:
         """The engine's answer, or why it declines; the fleet's if the engine fails before it has said anything."""
@@ -229,7 +233,9 @@ def _refusal(declined: Declined) -> EdgeError:
             f"{declined.message.partition(';')[0]}, not even by an idle node: shorten the prompt, or allow late answers "
             "(admission.mode)"
         )
-    return Overloaded(declined.message, retry_after_s=declined.retry_after_s)
+    refusal = Overloaded(declined.message, retry_after_s=declined.retry_after_s)
+    refusal.reason = declined.reason
+    return refusal
 
 
 async def _first(

@@ -68,7 +68,7 @@ class Front:
         self.turnstile = Turnstile()
         """For what is passed on from the fleet."""
         self.decisions = DecisionLog()
-        self.metrics = NodeMetrics(engine, self.decisions)
+        self.metrics = NodeMetrics(engine, self.decisions, fleet)
         self._dialect: tuple[str, Dialect] | None = None
 
     def obstacle(self, model: str | None = None) -> Obstacle | None:

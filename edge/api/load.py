@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -60,6 +61,8 @@ def node_load(front: Front) -> dict[str, Any]:
             "available": view.available,
             "reason": view.reason,
             "ttft_ms": round(view.ttft_s * 1000, 1),
+            "mib_last_hour": round(front.fleet.bytes_cap.spent(time.monotonic()) / 2**20, 3),
+            "cost_last_hour": round(front.fleet.cost_cap.spent(time.monotonic()), 6),
             "upstreams": [asdict(state) for state in front.fleet.states()],
         }
     answer["decisions"] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from edge.admission.decisions import DecisionLog
 from edge.engine.port import Engine
+from edge.fleet.central import Central
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -27,10 +29,12 @@ class Gauged(Protocol):
 class NodeMetrics:
     """Owner of the node's metric registry."""
 
-    def __init__(self, engine: Engine, decisions: DecisionLog) -> None:
+    def __init__(self, engine: Engine, decisions: DecisionLog, fleet: Central | None) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineGauges(engine))
         self._registry.register(_Decisions(decisions))
+        if fleet is not None:
+            self._registry.register(_FleetGauges(fleet))
         self.requests = Counter("edge_requests", "Requests answered.", ["route", "status"], registry=self._registry)
         self.ttft = self._histogram("edge_ttft_seconds", "Request read to first text written.")
         self.itl = self._histogram("edge_itl_seconds", "Gap between two content events of one stream.")
@@ -99,3 +103,25 @@ class _Decisions(Collector):
         for labels, count in self._decisions.counts.items():
             family.add_metric(labels, count)
         yield family
+
+
+class _FleetGauges(Collector):
+    def __init__(self, fleet: Central) -> None:
+        self._fleet = fleet
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        usable = GaugeMetricFamily("edge_fleet_usable", "1 while an upstream is asked as usual.", labels=["upstream"])
+        ttft = GaugeMetricFamily("edge_fleet_ttft_seconds", "First token expected of it.", labels=["upstream"])
+        errors = GaugeMetricFamily("edge_fleet_error_share", "Share of requests that fail lately.", labels=["upstream"])
+        for state in self._fleet.states():
+            usable.add_metric([state.name], float(state.state == "closed"))
+            ttft.add_metric([state.name], state.ttft_s)
+            errors.add_metric([state.name], state.error_share)
+        now_s = time.monotonic()
+        yield from (usable, ttft, errors)
+        yield GaugeMetricFamily(
+            "edge_fleet_bytes_last_hour", "Traffic with the fleet, both ways.", self._fleet.bytes_cap.spent(now_s)
+        )
+        yield GaugeMetricFamily(
+            "edge_fleet_cost_last_hour", "By usage and cost_per_million_tokens.", self._fleet.cost_cap.spent(now_s)
+        )

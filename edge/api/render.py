@@ -23,7 +23,7 @@ def error_object(error: EdgeError) -> dict[str, Any]:
 
 def error_headers(error: EdgeError) -> dict[str, str]:
     """Why, for machines; and when to come back, in the forms that HTTP and the official SDKs read."""
-    headers = {"x-edge-reason": error.code or error.kind}
+    headers = {"x-edge-reason": error.reason or error.code or error.kind}
     if error.retryable and error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))

@@ -99,7 +99,8 @@ async def _rescued(failure: EdgeError, go_on: GoOn, watch: StreamWatch) -> Async
 
 def _failure(error: Exception, watch: StreamWatch) -> bytes:
     if isinstance(error, EdgeError):
-        log.warning("stream failed", extra={"event": "stream_failed", "code": error.code, "reason": error.message})
+        fields = {"code": error.code, "reason": error.message, "request_id": watch.request_id}
+        log.warning("stream failed", extra={"event": "stream_failed", **fields})
     else:
         log.error("stream failed", extra={"event": "bug"}, exc_info=error)
         error = EngineFault("the node met an error of its own; its log says more")
@@ -129,6 +130,11 @@ class StreamWatch:
         self._admitted = admitted
         self._read_s = read_s
         self._last_s: dict[tuple[int, int], float] = {}
+
+    @property
+    def request_id(self) -> str:
+        """Whose answer it is."""
+        return self._entry.request_id
 
     def content(self, answer: tuple[int, int]) -> None:
         """New text of an answer goes out now."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from edge.cli.flags import current, own_url
+from edge.cli.flags import node_url
 from edge.conversation import Conversation, End, Event, Reasoning, Text, ToolCall
 from edge.effective import default_home
 from edge.errors import ConfigurationError, EdgeError
@@ -36,7 +36,7 @@ def command(text: tuple[str, ...], url: str | None, key: str, ca: Path | None, t
     With --tools, calls that the model wants made are shown; in a conversation you type what they returned.
     """
     with Conversation(
-        url or own_url(current()), key=key, tools=_read_tools(tools) if tools else None, authority=ca
+        node_url(url), key=key, tools=_read_tools(tools) if tools else None, authority=ca
     ) as conversation:
         if system:
             conversation.messages.append({"role": "system", "content": system})

@@ -62,5 +62,13 @@ def own_url(effective: Effective) -> str:
     return f"{'https' if server.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"
 
 
+def node_url(given: str | None) -> str:
+    """The address of a node as a person may write it (with `/v1`, without `http://`), or where `edge serve` would listen."""
+    if not given:
+        return own_url(current())
+    url = given if "://" in given else f"http://{given}"
+    return url.rstrip("/").removesuffix("/v1") if not url.endswith("://") else url
+
+
 def _parameter(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_")

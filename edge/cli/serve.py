@@ -103,6 +103,11 @@ def _account(started: Started) -> list[tuple[str, str]]:
             "promise",
             words.promise(facts, started.ttft_slo_ms, started.itl_slo_ms, promises=started.promises),
         ),
+        *(
+            [("fleet", f"what would be late may go to {', '.join(started.fleet)}; see `edge status`")]
+            if started.fleet
+            else []
+        ),
         ("serves", f"{url}/v1 ({keys})"),
         ("try it", f'{chat} "{_EXAMPLE}"'),
         ("", f"curl {url}/v1/chat/completions {key_header}-H 'Content-Type: application/json' -d '{body}'"),

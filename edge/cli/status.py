@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from edge.cli.flags import current, own_url
+from edge.cli.flags import node_url
 from edge.errors import InvalidApiKey, NodeUnreachable, PermissionDenied
 
 _TIMEOUT_S = 5.0
@@ -38,7 +38,7 @@ def command(url: str | None, key: str, ca: Path | None, limit: int, as_json: boo
 
     Ends with 1 if the node is not ready.
     """
-    base = (url or own_url(current())).rstrip("/")
+    base = node_url(url)
     load = _get(base, "/edge/v1/load", key, ca)
     found = _get(base, f"/edge/v1/decisions?limit={limit}", key, ca)["decisions"] if limit else []
     if as_json:
@@ -80,7 +80,7 @@ def _get(base: str, path: str, key: str, ca: Path | None) -> dict[str, Any]:
 
 def _lines(base: str, load: dict[str, Any]) -> list[tuple[str, str]]:
     state = "ready" if load["ready"] else f"not ready, {load['reason']}"
-    restarts = f"; the engine was started anew {load['restarts']} times" if load["restarts"] else ""
+    restarts = f"; engine restarts: {load['restarts']}" if load["restarts"] else ""
     lines = [("node", f"{load['model']} at {base}: {state}{restarts}")]
     if "load" in load:
         full = f"{load['running']} of {load['slots']} answers run, {load['waiting']} wait ({load['load']:.0%})"
@@ -117,7 +117,7 @@ def _table(found: list[dict[str, Any]]) -> Table:
         table.add_row(
             time.strftime("%H:%M:%S", time.localtime(entry["at"])),
             where + (f", then {entry['continued']}" if entry["continued"] else ""),
-            entry["reason"],
+            entry["reason"] + (f" (fleet: {entry['fleet_reason']})" if entry["fleet_reason"] else ""),
             "" if entry["prompt_tokens"] is None else f"{entry['prompt_tokens']:,}",
             _ms(entry["predicted_ttft_s"]),
             _ms(entry["ttft_s"]),

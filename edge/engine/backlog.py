@@ -23,5 +23,6 @@ class Backlog:
         self._last_s = now_s if left else None
 
     def wait_s(self, ahead: int, guess_s: float) -> float:
-        """How long until the one behind `ahead` others gets a slot; `guess_s` for each while nothing was learned yet."""
-        return ahead * (self._interval_s if self._interval_s is not None else guess_s)
+        """How long until the one behind `ahead` others gets a slot: as lately, but at most `guess_s` each, which is what they
+        ask for. Answers end early more often than they take longer, and what was learned under another load is soon untrue."""
+        return ahead * min(guess_s, self._interval_s if self._interval_s is not None else guess_s)

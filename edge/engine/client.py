@@ -397,14 +397,17 @@ _WORDS = {
     "slo_itl": "one more answer would slow the running ones down below what was promised",
     "slo_ttft": "its prompt cannot be read in time",
     "flex": "the node is busy, and the request may wait",
-    "wait": "too many wait already",
+    "wait": "it would wait longer than admission.max_wait_s allows",
 }
 
 
 def _declined(message: Declined) -> errors.Declined:
     outlook = message.outlook
+    said = _WORDS[outlook.reason] if outlook.reason else "declined"
+    if outlook.reason == "wait":
+        said += f", about {outlook.ttft_s:.0f} s"
     return errors.Declined(
-        f"{_WORDS[outlook.reason]}; try again later" if outlook.reason else "declined",
+        f"{said}; try again later",
         reason=outlook.reason,
         late_s=outlook.ttft_s,
         hopeless=message.hopeless,

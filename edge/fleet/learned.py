@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _WEIGHT = 0.2
 _DEVIATIONS = 2.0
-_FORGETS_S = 60.0
+_FORGETS_S = 10.0
 """Half of what was learned is forgotten after this time, so that an upstream that was slow gets another chance."""
 FIRST_GUESS_S = 0.3
 

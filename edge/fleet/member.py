@@ -25,6 +25,8 @@ _LONGEST_BUSY_S = 60.0
 _ERROR_BYTES = 4096
 _PASSED_ON = frozenset({400, 413, 422})
 """The request's own fault: told to the caller, and no failure of the upstream."""
+_WORDS = {"closed": "well again", "open": "left alone", "half-open": "on trial"}
+_HINTS = {401: " (see its api_key_file)", 403: " (see its api_key_file)", 404: " (does its url end in /v1?)"}
 
 
 class FleetRefused(Exception):
@@ -73,7 +75,7 @@ class Member:
                 self.breaker.probed(not reason, reason)
             if self.breaker.state != before:
                 fields = {"event": "upstream_" + self.breaker.state.replace("-", "_"), "reason": reason}
-                log.warning("upstream changed", extra={"upstream": self.upstream.name, **fields})
+                log.warning(f"upstream {_WORDS[self.breaker.state]}", extra={"upstream": self.upstream.name, **fields})
             pause_s = _PROBE_WELL_S if self.breaker.state == "closed" else _PROBE_ILL_S
             for _ in range(int(pause_s / _PROBE_ILL_S)):
                 await asyncio.sleep(_PROBE_ILL_S * random.uniform(0.75, 1.25))
@@ -92,7 +94,7 @@ class Member:
                         return "GET models answered too much"
             clean = True
             if response.status_code != httpx.codes.OK:
-                return f"GET models answered {response.status_code}"
+                return f"GET models answered {response.status_code}{_HINTS.get(response.status_code, '')}"
             self.models = tuple(str(entry["id"]) for entry in orjson.loads(data)["data"])
         except TimeoutError:
             return f"GET models had no answer within {_PROBE_TIMEOUT_S:g} s"

@@ -121,9 +121,19 @@ def test_chat_says_how_to_start_a_node_when_none_answers(run_edge: RunEdge) -> N
     assert message == f"nothing answers at {url}; start a node with `edge serve`, or name one with --url"
 
 
-@pytest.mark.parametrize("url", ["localhost:80", "http://", "ftp://127.0.0.1"])
+@pytest.mark.parametrize("url", ["http://", "ftp://127.0.0.1"])
 def test_chat_refuses_what_is_no_address(run_edge: RunEdge, url: str) -> None:
     assert "is no address" in complaint(run_edge("chat", "hello", "--url", url), 1)
+
+
+@pytest.mark.parametrize("form", ["http://{}", "http://{}/v1", "{}", "{}/v1/"])
+def test_an_address_may_be_written_as_the_node_prints_it_or_shorter(run_edge: RunEdge, form: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{unused.getsockname()[1]}"
+        for command in (("status",), ("chat", "hello")):
+            message = complaint(run_edge(*command, "--url", form.format(place)), 1)
+            assert message.startswith(f"nothing answers at http://{place};")
 
 
 def test_chat_names_a_wrong_tools_file(run_edge: RunEdge, tmp_path: Path) -> None:
