@@ -73,16 +73,12 @@ def compare(a: argparse.Namespace, streams: int) -> dict[str, Any]:
     return result
 
 
-def _figures(values: list[float]) -> dict[str, Any]:
-    return {"median": round(statistics.median(values), 1), "rounds": [round(v, 1) for v in values]}
+def _figures(values: list[float], digits: int = 1) -> dict[str, Any]:
+    return {"median": round(statistics.median(values), digits), "rounds": [round(v, digits) for v in values]}
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> dict[str, Any]:
-    return _figures_of_ratios([x / y for x, y in zip(ours, theirs, strict=True)])
-
-
-def _figures_of_ratios(ratios: list[float]) -> dict[str, Any]:
-    return {"median": round(statistics.median(ratios), 3), "rounds": [round(r, 3) for r in ratios]}
+    return _figures([x / y for x, y in zip(ours, theirs, strict=True)], 3)
 
 
 def main() -> None:

@@ -36,10 +36,7 @@ class Fleet:
 
     available: bool
     ttft_s: float
-    reason: Literal["", "breaker_open", "fleet_busy", "bytes_cap", "cost_cap"]
-
-
-NO_FLEET = Fleet(False, 0.0, "")
+    reason: Literal["", "breaker_open", "fleet_busy", "bytes_cap", "cost_cap"] = ""
 
 
 @dataclass(frozen=True, slots=True)

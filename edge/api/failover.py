@@ -17,6 +17,7 @@ from edge.admission.policy import Ask, may_leave
 from edge.api.answers import Choices
 from edge.api.front import Front
 from edge.api.job import Job
+from edge.api.render import token_counts
 from edge.api.schema import ChatRequest, CompletionRequest, Generation
 from edge.api.seam import LEAST_SENT, Seam
 from edge.api.stream import ChunkWriter
@@ -87,7 +88,12 @@ class Continuation:
         if isinstance(body, ChatRequest):
             free = body.response_format is None or body.response_format.type == "text"
             continues = bool(body.continue_final_message)
-            return single and free and not body.logprobs and not (continues and not _is_text(body.messages[-1].content))
+            return (
+                single
+                and free
+                and not body.logprobs
+                and not (continues and not isinstance(body.messages[-1].content, str))
+            )
         assert isinstance(body, CompletionRequest)
         return single and body.logprobs is None and not body.echo and isinstance(body.prompt, str)
 
@@ -145,20 +151,9 @@ class Continuation:
     def _finish(self, reason: str, more: int) -> bytes:
         data = self.writer.chunk(self._choice("", reason))
         if self.with_usage:
-            prompt, completion = self.job.prompt_tokens or 0, self.job.sent_tokens + more
-            data += self.writer.usage(
-                {
-                    "prompt_tokens": prompt,
-                    "completion_tokens": completion,
-                    "total_tokens": prompt + completion,
-                    "prompt_tokens_details": {"cached_tokens": self.job.cached_tokens or 0},
-                }
-            )
+            job = self.job
+            data += self.writer.usage(token_counts(job.prompt_tokens, job.sent_tokens + more, job.cached_tokens))
         return data
-
-
-def _is_text(content: object) -> bool:
-    return isinstance(content, str)
 
 
 async def _each(answer: FleetAnswer) -> AsyncIterator[Event]:

@@ -98,8 +98,7 @@ class Front:
                 return None
         else:
             model = None
-        view = self.fleet.view(model)
-        return Fleet(view.available, view.ttft_s, view.reason)
+        return self.fleet.view(model)
 
     def require_model(self, name: str | None) -> None:
         """Raises ModelNotFound unless `name` is the served model (or None)."""

@@ -47,13 +47,20 @@ def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] |
 
 def usage(finished: list[Finished]) -> dict[str, Any]:
     """Token counts of a request, summed over its prompts."""
-    prompt = sum(f.prompt_tokens for f in finished)
-    completion = sum(f.completion_tokens for f in finished)
+    return token_counts(
+        sum(f.prompt_tokens for f in finished),
+        sum(f.completion_tokens for f in finished),
+        sum(f.cached_tokens for f in finished),
+    )
+
+
+def token_counts(prompt: int, completion: int, cached: int) -> dict[str, Any]:
+    """OpenAI's `usage` object."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(f.cached_tokens for f in finished)},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Protocol
 
@@ -89,7 +88,7 @@ class KeptPrefixes:
             raise ModelUnusable("no room for another pinned prompt; make cache.pinned_file shorter")
         if saved.state is not None:
             self._files.write_cells(tokens, saved.state)
-            self._complain("the next start computes it anew")
+            self._files.complain("the next start computes it anew")
         return saved
 
     # --- over a restart -----------------------------------------------------------------------------------------------
@@ -129,7 +128,7 @@ class KeptPrefixes:
         for prefix, saved in chosen:
             assert saved.state is not None
             self._files.write_prefix(prefix.tokens, prefix.namespace, saved.state)
-            if self._complain("what was kept before stays"):
+            if self._files.complain("it is computed anew after the restart"):
                 return
 
     # --- parts --------------------------------------------------------------------------------------------------------
@@ -146,8 +145,3 @@ class KeptPrefixes:
         )
         for old in freed:
             self._context.release(old)
-
-    def _complain(self, consequence: str) -> bool:
-        if self._files.complaint:
-            print(f"engine: {self._files.complaint}; {consequence}", file=sys.stderr, flush=True)
-        return bool(self._files.complaint)

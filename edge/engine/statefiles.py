@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,12 @@ class StateFiles:
         self._directory = directory / self._made_for if directory is not None else None
         self.complaint = ""
         """Why the last write failed; empty if it did not."""
+
+    def complain(self, consequence: str) -> bool:
+        """Say on standard error that the last write failed, and what follows from that. False if it did not fail."""
+        if self.complaint:
+            print(f"engine: {self.complaint}; {consequence}", file=sys.stderr, flush=True)
+        return bool(self.complaint)
 
     def read_steps(self) -> tuple[StepTable, Threads] | None:
         """The kept calibration, None if there is none that can be used."""

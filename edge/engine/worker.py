@@ -221,7 +221,7 @@ class Engine:
         self._pipe.send([Progress("measuring step times", 1.0)])
         table = StepGauge(self.context, threads).measure()
         self._files.write_steps(table, threads)
-        self._complain()
+        self._files.complain("the next start measures anew")
         return threads, StepModel(table)
 
     def _scheduler(self, load: Load) -> Scheduler:
@@ -251,10 +251,6 @@ class Engine:
         used = Threads(self.threads.of("decode"), self.threads.of("prompt"))
         self._files.write_steps(self._steps.corrected(), used)
         self._kept.write_down()
-
-    def _complain(self) -> None:
-        if self._files.complaint:
-            print(f"engine: {self._files.complaint}; the next start measures anew", file=sys.stderr, flush=True)
 
     # --- facts --------------------------------------------------------------------------------------------------------
 

@@ -11,11 +11,12 @@ import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import orjson
 
+from edge.admission.policy import Fleet
 from edge.errors import FleetUnavailable, InvalidRequest
 from edge.fleet.answer import FleetAnswer, Spent
 from edge.fleet.limits import HourlyCap, RetryBudget
@@ -30,8 +31,6 @@ _RETRY_PAUSE_S = 0.05
 _LEAST_TTFT_S = 0.01
 """Differences below this say nothing of who is better."""
 
-Reason = Literal["breaker_open", "fleet_busy", "bytes_cap", "cost_cap", ""]
-
 
 @dataclass(frozen=True, slots=True)
 class FleetLimits:
@@ -44,15 +43,6 @@ class FleetLimits:
     bytes_per_hour: int
     cost_per_hour: float
     retry_share: float
-
-
-@dataclass(frozen=True, slots=True)
-class FleetView:
-    """What the fleet could do for a request now. `reason`: why it could not."""
-
-    available: bool
-    ttft_s: float
-    reason: Reason = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +83,19 @@ class Central:
 
     # --- what the policy asks -----------------------------------------------------------------------------------------
 
-    def view(self, model: str | None = None) -> FleetView:
+    def view(self, model: str | None = None) -> Fleet:
         """What can be had now for the model served here (None), or for one of that name."""
         now_s = time.monotonic()
         if not self.bytes_cap.left(now_s):
-            return FleetView(False, 0.0, "bytes_cap")
+            return Fleet(False, 0.0, "bytes_cap")
         if not self.cost_cap.left(now_s):
-            return FleetView(False, 0.0, "cost_cap")
+            return Fleet(False, 0.0, "cost_cap")
         able = [m for m in self._serving(model) if m.may_be_asked(now_s)]
         if not able:
             opened = any(m.breaker.state != "closed" for m in self._members)
-            return FleetView(False, 0.0, "breaker_open" if opened else "fleet_busy")
+            return Fleet(False, 0.0, "breaker_open" if opened else "fleet_busy")
         first = min(m.upstream.priority for m in able)
-        return FleetView(True, min(m.learned.ttft_s(now_s) for m in able if m.upstream.priority == first))
+        return Fleet(True, min(m.learned.ttft_s(now_s) for m in able if m.upstream.priority == first))
 
     def knows(self, model: str) -> bool:
         """Whether some upstream has a model of that name."""
@@ -147,15 +137,11 @@ class Central:
         """Have a request answered: by one upstream after the other while time and the retry budget last.
 
         `path` is below an upstream's `url`; `model` None means the one served here. Returns when the first token, or the whole
-        answer, is there. Raises FleetUnavailable, FleetRefused.
+        answer, is there. Raises FleetUnavailable, FleetRefused, InvalidRequest.
         """
         streamed = bool(body.get("stream"))
         longest_s = self._limits.budget_s if streamed else self._limits.whole_budget_s
         deadline_s = time.monotonic() + min(budget_s or longest_s, longest_s)
-        try:
-            orjson.dumps(body)
-        except TypeError:
-            raise InvalidRequest("the request holds text or a number that is no valid JSON") from None
         tried: set[str] = set()
         said = "no upstream may be asked now"
         self._retries.asked()
@@ -218,10 +204,13 @@ class Central:
     async def _try(
         self, member: Member, path: str, body: dict[str, Any], model: str | None, request_id: str, left_s: float
     ) -> FleetAnswer:
-        """One upstream. Raises TryFailed, FleetRefused."""
+        """One upstream. Raises TryFailed, FleetRefused, InvalidRequest."""
         upstream, begun_s = member.upstream, time.monotonic()
         name = member.model_name(model)
-        data = orjson.dumps({**body, "model": name} if name else body)
+        try:
+            data = orjson.dumps({**body, "model": name} if name else body)
+        except TypeError:
+            raise InvalidRequest("the request holds text or a number that is no valid JSON") from None
         self.bytes_cap.spend(len(data), begun_s)
         member.breaker.sent(begun_s)
         client = member.lanes.take()
