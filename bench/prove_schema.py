@@ -111,7 +111,7 @@ async def refuse(client: EngineClient, tally: Tally) -> None:
 async def examine(subject: Subject, wanted: int, tally: Tally) -> None:
     """Rounds on one model until `wanted` of its answers ended."""
     load = Load(
-        path=str(subject.path), slots=8, context_tokens=512, context_cap_tokens=512, pass_tokens=64, threads=1, cores=1,
+        path=str(subject.path), slots=8, context_tokens=512, pass_tokens=64, threads=1, cores=1,
         gpu_layers=0, kv_layout="streams", kv_type="f16", flash_attention="off", heartbeat_s=5.0, ttft_target_s=0.05,
         itl_target_s=0.05, promises=False, cache_bytes=0, kept_bytes=0, isolate_keys=False, state_directory="",
     )  # fmt: skip

@@ -21,14 +21,14 @@ from edge.admission.policy import Mode
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
 from edge.effective import Effective
 from edge.engine.client import EngineClient
-from edge.errors import ConfigurationError
+from edge.errors import ConfigurationError, ModelUnusable
 from edge.fleet.central import Central, FleetLimits
 from edge.fleet.upstreams import read_upstreams
 from edge.listener import bind, http_server, is_loopback, url
-from edge.loading import engine_limits, load_message
+from edge.loading import Fitter, Planned, engine_limits, load_message, wishes_of
 from edge.logs import start_logging
 from edge.machine import resident_bytes
-from edge.messages import ModelFacts
+from edge.messages import Load, ModelFacts
 from edge.quiet import settle_collector
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.settings import Settings
@@ -86,7 +86,10 @@ def serve(effective: Effective, observer: StartObserver) -> None:
     listener = bind(settings.server)  # before anything that takes long: a busy port is noticed at once
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
     model = registry.resolve(settings.model.name, observer.checking)
-    node = Node(effective, model, listener, observer)
+    observer.loading("planning memory", 0.0)
+    fitter = Fitter(settings)
+    planned = fitter.fit(model.header, wishes_of(settings))
+    node = Node(effective, model, fitter, planned, listener, observer)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(node.run())
 
@@ -95,7 +98,13 @@ class Node:
     """One process's engine, front and listener, from start to drained stop. Construct it, then `run` it once."""
 
     def __init__(
-        self, effective: Effective, model: ResolvedModel, listener: socket.socket, observer: StartObserver
+        self,
+        effective: Effective,
+        model: ResolvedModel,
+        fitter: Fitter,
+        planned: Planned,
+        listener: socket.socket,
+        observer: StartObserver,
     ) -> None:
         settings = effective.settings
         self._home, self._settings, self._model = effective.home, settings, model
@@ -104,8 +113,9 @@ class Node:
         self._model_name = settings.model.alias or model.name
         self._keys = KeyStore(effective.keys_file)
         self._keys_required = require_keys(settings, self._keys)
-        load = load_message(model, settings, effective.home)
-        self._engine = EngineClient(load, engine_limits(settings.engine))
+        self._fitter, self._planned = fitter, planned
+        load = load_message(model, planned.plan.layout, settings, effective.home)
+        self._engine = EngineClient(load, engine_limits(settings.engine), smaller=self._take_less)
         self._fleet = build_fleet(settings, effective.home)
         self._drain = DrainState()
         self._server = http_server(build_application(self._front(), __version__), settings.server)
@@ -127,6 +137,17 @@ class Node:
             max_wait_s=self._settings.admission.max_wait_s,
         )
         return Front(self._engine, config, self._keys, self._drain, self._fleet)
+
+    async def _take_less(self, _: Load) -> Load | None:
+        """After the engine ran out of memory: the next smaller layout, None if there is none."""
+        try:
+            self._planned = await asyncio.to_thread(
+                self._fitter.less, self._model.header, wishes_of(self._settings), self._planned
+            )
+        except ModelUnusable as error:
+            log.error("no smaller layout", extra={"event": "no_smaller_layout", "reason": error.message})
+            return None
+        return load_message(self._model, self._planned.plan.layout, self._settings, self._home)
 
     def _mode(self) -> Mode:
         mode = self._settings.admission.mode

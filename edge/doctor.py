@@ -21,11 +21,13 @@ from typing import Literal
 
 from edge.api.auth import KeyStore
 from edge.effective import Effective, load
-from edge.errors import ConfigurationError, EdgeError
+from edge.errors import ConfigurationError, EdgeError, ModelUnusable
 from edge.fleet.member import Member
 from edge.fleet.upstreams import Upstream, read_upstreams
 from edge.listener import bind, is_loopback
-from edge.machine import memory_available_bytes, memory_limit_bytes, usable_cores
+from edge.loading import Fitter, wishes_of
+from edge.machine import usable_cores
+from edge.memory.host import host_memory
 from edge.registry.resolve import Registry, model_directories
 from edge.settings import Settings
 
@@ -128,11 +130,14 @@ def _cores() -> Finding:
 
 
 def _memory() -> Finding:
-    available, limit = memory_available_bytes(), memory_limit_bytes()
-    if available is None:
+    memory = host_memory()
+    if memory is None:
         return Finding("warn", "memory", "the kernel does not say what is available", "mount /proc")
-    text = f"{available / _GIB:.1f} GiB available" + (f", limited to {limit / _GIB:.1f} GiB" if limit else "")
-    if available < _LITTLE_MEMORY_BYTES:
+    limit = memory.limit_bytes
+    text = f"{memory.available_bytes / _GIB:.1f} GiB available" + (
+        f", limited to {limit / _GIB:.1f} GiB" if limit else ""
+    )
+    if memory.available_bytes < _LITTLE_MEMORY_BYTES:
         return Finding("warn", "memory", text, "free some, or raise the container's limit")
     return Finding("ok", "memory", text)
 
@@ -184,10 +189,14 @@ def _model(effective: Effective) -> Iterator[Finding]:
         f"{model.name}: {header.architecture}, {header.parameters / 1e6:,.1f} M parameters, "
         f"{header.quantization}, {header.file_bytes / 1e6:,.1f} MB at {model.path}",
     )
-    available = memory_available_bytes()
-    if available is not None and header.file_bytes > available:
-        text = f"its weights alone need {header.file_bytes / _GIB:.1f} GiB, {available / _GIB:.1f} GiB are available"
-        yield Finding("warn", "model", text, "use a smaller model or a smaller quantisation")
+    try:
+        planned = Fitter(effective.settings).fit(header, wishes_of(effective.settings))
+    except ModelUnusable as error:
+        yield Finding("fail", "fits", error.message)
+        return
+    layout = planned.plan.layout
+    text = f"{layout.slots} answers at a time of {layout.context_tokens:,} tokens, {planned.plan.total_bytes / _GIB:.2f} GiB"
+    yield Finding("ok", "fits", text)
 
 
 def _port(settings: Settings) -> Finding:

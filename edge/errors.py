@@ -205,6 +205,14 @@ class ModelUnusable(EdgeError):
     code = "model_unusable"
 
 
+class DoesNotFit(ModelUnusable):
+    """A model for which the memory does not suffice, however it is laid out."""
+
+    status = 503
+    kind = "service_unavailable"
+    code = "no_memory"
+
+
 class NodeUnreachable(EdgeError):
     """Nothing answers at a node's address, or not as such a server does. Raised by clients."""
 

@@ -1,4 +1,4 @@
-"""What this machine grants this process: cores and memory, control groups included. Linux only."""
+"""What this machine is, and the cores that it grants this process, control groups included. Linux only."""
 
 from __future__ import annotations
 
@@ -20,25 +20,6 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
     except (OSError, ValueError):  # no version 2 control group: affinity alone counts
         pass
     return max(1, cores)
-
-
-def memory_limit_bytes(cgroup: Path = _CGROUP) -> int | None:
-    """The control group's memory limit, None if there is none."""
-    try:
-        return int((cgroup / "memory.max").read_text())
-    except (OSError, ValueError):  # absent, or the word `max`
-        return None
-
-
-def memory_available_bytes(proc: Path = _PROC) -> int | None:
-    """Memory that can be had without swapping, less what the control group forbids; None if the kernel does not say."""
-    try:
-        lines = (proc / "meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, StopIteration):
-        return None
-    limit = memory_limit_bytes()
-    return available if limit is None else min(available, limit)
 
 
 def processor(proc: Path = _PROC) -> str:

@@ -16,8 +16,12 @@ import msgspec
 from edge.dialects.tools import GrammarSpec
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+EXIT_NO_MEMORY = 71
+"""Exit status of a child that could not get the memory it needed."""
 
 FinishReason = Literal["stop", "length"]
+KvType = Literal["f16", "q8_0", "q4_0"]
+"""Number format of the attention memory."""
 Tier = Literal["priority", "default", "flex"]
 LateReason = Literal["slots", "slo_itl", "slo_ttft", "flex", "wait"]
 """Why a request is not admitted: no slot; one more answer would slow the others down too much; its first token would be late; it
@@ -63,8 +67,7 @@ class Load(Message, frozen=True):
     path: str
     slots: int
     context_tokens: int
-    """Per slot; 0 means the model's own training context, capped by `context_cap_tokens`."""
-    context_cap_tokens: int
+    """Per slot."""
     pass_tokens: int
     """Most tokens in one forward pass."""
     threads: int
@@ -73,7 +76,7 @@ class Load(Message, frozen=True):
     """Cores that this process may use."""
     gpu_layers: int
     kv_layout: Literal["streams", "unified"]
-    kv_type: Literal["f16", "q8_0"]
+    kv_type: KvType
     flash_attention: Literal["auto", "on", "off"]
     heartbeat_s: float
     ttft_target_s: float
@@ -161,6 +164,58 @@ class Detokenize(Message, frozen=True):
 
 class Quit(Message, frozen=True):
     """End the child's process in good order."""
+
+
+# --- front to measuring child, and back -------------------------------------------------------------------------------
+
+
+class MeasureModel(Message, frozen=True):
+    """Which model to look at."""
+
+    path: str
+    cores: int
+    gpu_layers: int
+
+
+class MeasureLayout(Message, frozen=True):
+    """A layout to be tried; as in `Load`."""
+
+    slots: int
+    context_tokens: int
+    pass_tokens: int
+    kv_type: KvType
+    unified: bool
+    flash_attention: Literal["auto", "on", "off"]
+
+
+class Measured(Message, frozen=True):
+    """What every layout of a model takes. Sizes in bytes."""
+
+    process_bytes: int
+    """The process before it knows a model."""
+    tables_bytes: int
+    """Vocabulary, tables of grammars."""
+    weights_bytes: int
+    train_context_tokens: int
+    layers: int
+    """Those that can be offloaded: the repeating ones and the output's."""
+    offloads: bool
+    """Whether this build of the library can use a device."""
+
+
+class LaidOut(Message, frozen=True):
+    """What one layout takes. Buffers by device, as the library names them. Sizes in bytes."""
+
+    cells_bytes: int
+    compute_bytes: dict[str, int]
+    output_bytes: dict[str, int]
+
+
+class MeasureFailed(Message, frozen=True):
+    """The model, or this layout of it, cannot be had."""
+
+    code: str
+    message: str
 
 
 # --- child to front ---------------------------------------------------------------------------------------------------
@@ -375,10 +430,14 @@ ToFront = (
     | Stats
 )
 
+FromMeasure = Measured | LaidOut | MeasureFailed
+
 _LENGTH = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()
 _to_child = msgspec.msgpack.Decoder(list[ToChild])
 _to_front = msgspec.msgpack.Decoder(list[ToFront])
+_to_measure = msgspec.msgpack.Decoder(list[MeasureModel | MeasureLayout])
+_from_measure = msgspec.msgpack.Decoder(list[FromMeasure])
 
 
 class FrameTooLarge(ValueError):
@@ -422,3 +481,13 @@ def to_child(payload: bytes) -> list[ToChild]:
 def to_front(payload: bytes) -> list[ToFront]:
     """Decode a frame sent by a child. Raises msgspec.DecodeError."""
     return _to_front.decode(payload)
+
+
+def to_measure(payload: bytes) -> list[MeasureModel | MeasureLayout]:
+    """Decode a frame sent to a measuring child. Raises msgspec.DecodeError."""
+    return _to_measure.decode(payload)
+
+
+def from_measure(payload: bytes) -> list[FromMeasure]:
+    """Decode a frame sent by a measuring child. Raises msgspec.DecodeError."""
+    return _from_measure.decode(payload)

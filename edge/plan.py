@@ -1,4 +1,4 @@
-"""What a node would promise on this machine, found out without serving: load the model, measure, ask, unload."""
+"""How a model would be laid out on this machine, and, if wanted, what a node would promise with it. Nothing is served."""
 
 from __future__ import annotations
 
@@ -9,39 +9,57 @@ from pathlib import Path
 
 from edge.effective import Effective
 from edge.engine.client import EngineClient
-from edge.loading import engine_limits, load_message
+from edge.loading import Fitter, Planned, engine_limits, load_message, wishes_of
 from edge.logs import start_logging
 from edge.machine import resident_bytes
+from edge.memory.planner import Budget
 from edge.messages import ModelFacts
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
-from edge.settings import Slo
 
 _TICK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """A model as it would be served. Sizes in bytes."""
+class Promise:
+    """What a loaded and measured model says of itself. Sizes in bytes."""
 
-    model: ResolvedModel
     facts: ModelFacts
     engine_bytes: int
-    slo: Slo
-    promises: bool
 
 
-def plan(effective: Effective, on_check: Callable[[Path], None], on_load: Callable[[str, float], None]) -> Planned:
-    """Load, measure and unload. Raises EdgeError when the model cannot be had."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A model as it would be served."""
+
+    model: ResolvedModel
+    planned: Planned
+    promise: Promise | None
+
+
+def plan(
+    effective: Effective,
+    memory_bytes: int | None,
+    on_check: Callable[[Path], None],
+    on_load: Callable[[str, float], None] | None,
+) -> Answer:
+    """Lay a model out in this machine's memory, or in `memory_bytes` of it. With `on_load` it is loaded, measured and unloaded
+    too. Raises DoesNotFit with the nearest thing that would fit, EdgeError when the model cannot be had."""
     settings = effective.settings
     start_logging("error", settings.log.format)
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
     model = registry.resolve(settings.model.name, on_check)
-    return asyncio.run(_plan(effective, model, on_load))
+    budget = None if memory_bytes is None else Budget(memory_bytes, "--memory")
+    planned = Fitter(settings).fit(model.header, wishes_of(settings), budget=budget, others=True)
+    promise = None if on_load is None else asyncio.run(_promise(effective, model, planned, on_load))
+    return Answer(model, planned, promise)
 
 
-async def _plan(effective: Effective, model: ResolvedModel, on_load: Callable[[str, float], None]) -> Planned:
+async def _promise(
+    effective: Effective, model: ResolvedModel, planned: Planned, on_load: Callable[[str, float], None]
+) -> Promise:
     settings = effective.settings
-    engine = EngineClient(load_message(model, settings, effective.home), engine_limits(settings.engine))
+    load = load_message(model, planned.plan.layout, settings, effective.home)
+    engine = EngineClient(load, engine_limits(settings.engine))
     await engine.start()
     try:
         ready = asyncio.create_task(engine.wait_ready(), name="wait-ready")
@@ -50,6 +68,6 @@ async def _plan(effective: Effective, model: ResolvedModel, on_load: Callable[[s
         await ready
         facts, pid = engine.facts, engine.status.pid
         assert facts is not None and pid is not None
-        return Planned(model, facts, resident_bytes(pid), settings.slo, settings.admission.mode != "off")
+        return Promise(facts, resident_bytes(pid))
     finally:
         await engine.stop()

@@ -85,20 +85,28 @@ class Engine(Section):
         0, description="Longest prompt plus answer of one request; 0: what the model was trained to."
     )
     context_cap_tokens: Annotated[int, Ge(64), Le(1 << 24)] = Field(
-        8192, description="Bound on context_tokens when that is 0, since memory grows with it."
+        8192,
+        description="Bound on context_tokens when that is 0, since memory grows with it; it is less where memory is short.",
     )
-    slots: Annotated[int, Ge(1), Le(128)] = Field(8, description="Answers generated at one time.")
+    slots: Annotated[int, Ge(0), Le(128)] = Field(
+        0, description="Answers generated at one time; 0: 8, or as many of them as memory allows."
+    )
     threads: Annotated[int, Ge(0), Le(1024)] = Field(
         0, description="CPU threads; 0: measured when the model is loaded."
     )
     gpu_layers: Annotated[int, Ge(-1), Le(10_000)] = Field(
-        -1, description="Layers on the GPU; -1: all of them if the build can use one."
+        -1,
+        description="Layers on the GPU, the output layer counted as one; -1: as many as fit, if the build can use one.",
     )
     kv_layout: Literal["auto", "streams", "unified"] = Field(
         "auto", description="Attention memory: one area per slot (`streams`) or a shared one (`unified`)."
     )
-    kv_type: Literal["f16", "q8_0"] = Field("f16", description="Number format of the attention memory.")
-    flash_attention: Literal["auto", "on", "off"] = Field("auto", description="Flash attention; kv_type q8_0 needs it.")
+    kv_type: Literal["auto", "f16", "q8_0", "q4_0"] = Field(
+        "auto", description="Number format of the attention memory; `auto`: f16, and less where memory is short."
+    )
+    flash_attention: Literal["auto", "on", "off"] = Field(
+        "auto", description="Flash attention; kv_type q8_0 and q4_0 need it."
+    )
     pass_tokens: Annotated[int, Ge(16), Le(8192)] = Field(
         256,
         description="Most prompt tokens in one forward pass; how many it is each time follows from the [slo] targets.",
@@ -113,8 +121,10 @@ class Engine(Section):
 
     @model_validator(mode="after")
     def _kv_type_has_its_kernels(self) -> Self:
-        if self.kv_type == "q8_0" and self.flash_attention == "off":
-            raise ValueError("engine.kv_type q8_0 needs flash attention: set engine.flash_attention to auto or on")
+        if self.kv_type in ("q8_0", "q4_0") and self.flash_attention == "off":
+            raise ValueError(
+                f"engine.kv_type {self.kv_type} needs flash attention: set engine.flash_attention to auto or on"
+            )
         return self
 
 
@@ -176,7 +186,9 @@ class Cache(Section):
     """Beginnings of prompts that are computed once and used again."""
 
     host_mib: Annotated[int, Ge(0), Le(1 << 20)] = Field(
-        256, description="Memory for saved beginnings in MiB; 0: only what lies in free slots is used again."
+        256,
+        description="Most memory for saved beginnings in MiB, less where memory is short; 0: only what lies in free slots is "
+        "used again.",
     )
     kept_mib: Annotated[int, Ge(0), Le(1 << 20)] = Field(
         0,
@@ -190,6 +202,19 @@ class Cache(Section):
     )
     isolate_keys: bool = Field(
         False, description="Each API key uses its own beginnings only: no key can tell by the time what another asked."
+    )
+
+
+class Memory(Section):
+    """How much of the machine's memory models may take."""
+
+    budget_mib: Annotated[int, Ge(0), Le(1 << 24)] = Field(
+        0,
+        description="Most memory that models take together, in MiB: of the GPU where one is used, else main memory; 0: what is "
+        "free when the node starts.",
+    )
+    reserve_mib: Annotated[int, Ge(0), Le(1 << 20)] = Field(
+        96, description="Main memory that is kept back for the node's own process and for others, in MiB."
     )
 
 
@@ -213,6 +238,7 @@ class Settings(Section):
     admission: Admission = Admission()
     fleet: Fleet = Fleet()
     cache: Cache = Cache()
+    memory: Memory = Memory()
     log: Log = Log()
 
 

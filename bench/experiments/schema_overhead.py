@@ -108,7 +108,7 @@ def _cell(case: Case, free: list[float], held: list[float]) -> dict[str, Any]:
 async def run(path: Path, threads: int, rounds: int, tokens: int) -> list[dict[str, Any]]:
     """Start a child, measure, stop it."""
     load = Load(
-        path=str(path), slots=8, context_tokens=512, context_cap_tokens=512, pass_tokens=64, threads=threads,
+        path=str(path), slots=8, context_tokens=512, pass_tokens=64, threads=threads,
         cores=threads, gpu_layers=0, kv_layout="streams", kv_type="f16", flash_attention="off", heartbeat_s=30.0,
         ttft_target_s=0.05, itl_target_s=0.05, promises=False, cache_bytes=0, kept_bytes=0, isolate_keys=False,
         state_directory="",

@@ -92,7 +92,7 @@ def _account(started: Started) -> list[tuple[str, str]]:
     body = f'{{"model": "{started.model_name}", "messages": [{{"role": "user", "content": "{_EXAMPLE}"}}]}}'
     return [
         ("edge", f"{__version__}, state in {started.home}"),
-        ("model", f"{started.model_name}: {words.what(started.model, facts)}"),
+        ("model", f"{started.model_name}: {words.of_header(started.model)}"),
         ("runs on", words.runs_on(facts)),
         (
             "memory",

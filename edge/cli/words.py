@@ -23,13 +23,11 @@ def promise(facts: ModelFacts, ttft_ms: float, itl_ms: float, *, promises: bool)
     )
 
 
-def what(model: ResolvedModel, facts: ModelFacts) -> str:
-    """Which model, how large, from where."""
-    name = f"{model.header.name}, " if model.header.name and model.header.name != model.name else ""
-    return (
-        f"{name}{facts.parameters / 1e6:,.1f} M parameters, {model.header.quantization}, "
-        f"{size(model.header.file_bytes)}, {model.path}"
-    )
+def of_header(model: ResolvedModel) -> str:
+    """Which model, how large, from where; by its file's header."""
+    header = model.header
+    name = f"{header.name}, " if header.name and header.name != model.name else ""
+    return f"{name}{header.parameters / 1e6:,.1f} M parameters, {header.quantization}, {size(header.file_bytes)}, {model.path}"
 
 
 def runs_on(facts: ModelFacts) -> str:
@@ -53,3 +51,8 @@ def count(number: int, noun: str) -> str:
 def size(count_bytes: int) -> str:
     """Bytes in GB or MB."""
     return f"{count_bytes / 1e9:.2f} GB" if count_bytes >= 1e9 else f"{count_bytes / 1e6:.1f} MB"
+
+
+def mib(count_bytes: int) -> str:
+    """Bytes in whole MiB, rounded up."""
+    return f"{-(-count_bytes // 2**20):,} MiB"

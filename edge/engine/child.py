@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Self, cast
 
-from edge.messages import Message, Quit, frame
+from edge.memory.host import oom_kills
+from edge.messages import EXIT_NO_MEMORY, Message, Quit, frame
 
 log = logging.getLogger(__name__)
 
+_SIGKILL = 9
+_NO_MEMORY_WORDS = re.compile(
+    r"bad_alloc|out of memory|failed to allocate|insufficient memory|cannot allocate memory|mem_buffer != NULL|MemoryError",
+    re.IGNORECASE,
+)
+"""How the C++ runtime, OpenMP, ggml and Python say in their last words that an allocation failed."""
 _SEND_BUFFER_BYTES = 1 << 21
 _THREAD_WAIT = {"GOMP_SPINCOUNT": "5000"}
 """How long OpenMP's threads spin for each other before they sleep; must be set before the process starts. The library's own
@@ -74,6 +82,8 @@ class ChildProcess:
         self._process = process
         self._pipe = pipe
         self._words: deque[str] = deque(maxlen=_LAST_WORDS)
+        self._killed = False
+        self._oom_kills = oom_kills()
         self._listener = asyncio.create_task(self._listen(), name="engine-stderr")
 
     @classmethod
@@ -118,6 +128,7 @@ class ChildProcess:
     def kill(self) -> None:
         """End the process at once. Its pipe closes, which is how the owner hears of it."""
         if self._process.returncode is None:
+            self._killed = True
             self._process.kill()
 
     async def end(self, *, quietly: bool, writes_bytes: int = 0) -> None:
@@ -135,6 +146,16 @@ class ChildProcess:
         if self._pipe.transport is not None:
             self._pipe.transport.close()
         await asyncio.gather(self._listener, return_exceptions=True)
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether it ended for want of memory: by its own word, its last words, or the kernel's hand; for after `end`."""
+        status = self._process.returncode
+        if status == EXIT_NO_MEMORY:
+            return True
+        if status == -_SIGKILL and not self._killed:
+            return oom_kills() > self._oom_kills
+        return status not in (0, None) and any(_NO_MEMORY_WORDS.search(line) for line in self._words)
 
     @property
     def epitaph(self) -> str:

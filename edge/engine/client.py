@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -17,7 +17,16 @@ import msgspec
 from edge import errors
 from edge.engine.child import ChildProcess
 from edge.engine.port import EnginePhase, EngineStatus, StreamEvent
-from edge.errors import EdgeError, EngineDown, InvalidRequest, ModelLoading, ModelUnusable, Overloaded, from_code
+from edge.errors import (
+    DoesNotFit,
+    EdgeError,
+    EngineDown,
+    InvalidRequest,
+    ModelLoading,
+    ModelUnusable,
+    Overloaded,
+    from_code,
+)
 from edge.messages import (
     Abort,
     Declined,
@@ -109,9 +118,19 @@ class _Stream:
 class EngineClient:
     """Owner of one engine child. Implements `edge.engine.port.Engine`; lives on one event loop."""
 
-    def __init__(self, load: Load, limits: EngineLimits, *, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        load: Load,
+        limits: EngineLimits,
+        *,
+        smaller: Callable[[Load], Awaitable[Load | None]] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """`smaller` is asked for a load that takes less memory, after a child ran out of it; None: there is none."""
         self._load = load
         self._limits = limits
+        self._smaller = smaller
+        self._reduced = 0
         self._environment = environment or {}
         self._phase: EnginePhase = "stopped"
         self._reason = "not started"
@@ -119,7 +138,10 @@ class EngineClient:
         self._starts = 0
         self._facts: ModelFacts | None = None
         self._stats: Stats | None = None
+        self._refusal: ModelUnusable | None = None
+        """Why the last child did not load the model."""
         self._unusable: ModelUnusable | None = None
+        """Why the model will never be loaded."""
         self._streams: dict[int, _Stream] = {}
         self._calls: dict[int, asyncio.Future[Tokenized | Detokenized]] = {}
         self._next_id = 0
@@ -137,7 +159,7 @@ class EngineClient:
     def status(self) -> EngineStatus:
         """Current phase and why."""
         pid = self._child.pid if self._child is not None else None
-        return EngineStatus(self._phase, self._reason, self._progress, max(0, self._starts - 1), pid)
+        return EngineStatus(self._phase, self._reason, self._progress, max(0, self._starts - 1), pid, self._reduced)
 
     @property
     def facts(self) -> ModelFacts | None:
@@ -258,16 +280,20 @@ class EngineClient:
         backoff_s = _FIRST_BACKOFF_S
         while True:
             self._starts += 1
+            was_ready = False
             try:
-                was_ready, cause = await self._live()
+                was_ready, cause, starved = await self._live()
+                if starved and await self._take_less(cause):
+                    continue
+                if self._facts is None:
+                    self._unusable = self._refusal or ModelUnusable(f"{self._load.path} cannot be loaded: {cause}")
+                    self._set("down", self._unusable.message)
+                    return
             except OSError as error:
-                was_ready, cause = False, f"its process cannot be started: {error}"
+                cause = f"its process cannot be started: {error}"
             except Exception:
                 log.exception("engine supervision failed", extra={"event": "bug"})
-                was_ready, cause = False, "the node met an error of its own; its log says more"
-            if self._unusable is not None and self._facts is None:
-                self._set("down", self._unusable.message)
-                return
+                cause = "the node met an error of its own; its log says more"
             backoff_s = _FIRST_BACKOFF_S if was_ready else min(backoff_s * 2, self._limits.restart_backoff_max_s)
             self._set("down", cause)
             log.error(
@@ -275,10 +301,31 @@ class EngineClient:
             )
             await asyncio.sleep(backoff_s * random.uniform(0.75, 1.25))
 
-    async def _live(self) -> tuple[bool, str]:
-        """One child from start to end. Returns whether it ever became ready, and why it ended."""
+    async def _take_less(self, cause: str) -> bool:
+        """After a child ran out of memory: go on with a smaller layout, if there is one."""
+        self._set("down", cause)
+        load = await self._smaller(self._load) if self._smaller is not None else None
+        if load is None:
+            return False
+        log.error(
+            "memory ran out; the engine starts again with a smaller layout",
+            extra={
+                "event": "engine_reduced",
+                "reason": cause,
+                "slots": load.slots,
+                "context_tokens": load.context_tokens,
+                "kv_type": load.kv_type,
+            },
+        )
+        self._load = load
+        self._reduced += 1
+        return True
+
+    async def _live(self) -> tuple[bool, str, bool]:
+        """One child from start to end. Returns whether it ever became ready, why it ended, and whether for want of memory."""
         child = await ChildProcess.spawn({"GGML_NO_BACKTRACE": "1", **self._environment})
         self._child, self._heard_s = child, time.monotonic()
+        self._refusal = None
         self._set("loading", "loading the model")
         watch = asyncio.create_task(self._watch(child), name="engine-watch")
         child.say(self._load)
@@ -291,11 +338,9 @@ class EngineClient:
             watch.cancel()
             await child.end(quietly=stopping, writes_bytes=self._load.kept_bytes)
             self._child = None
-            cause = cause or child.epitaph
+            cause = cause or (self._refusal.message if self._refusal is not None else child.epitaph)
             self._fail_all(EngineDown(f"the engine failed while it worked on this request: {cause}"))
-        if self._facts is None and self._unusable is None and not was_ready:
-            self._unusable = ModelUnusable(f"{self._load.path} cannot be loaded: {cause}")
-        return was_ready, cause
+        return was_ready, cause, isinstance(self._refusal, DoesNotFit) or child.ran_out_of_memory
 
     async def _listen(self, child: ChildProcess) -> tuple[bool, str]:
         """Take what the child says until it closes the pipe. Returns (was ready, cause if one is known)."""
@@ -340,8 +385,8 @@ class EngineClient:
                 log.info("engine ready", extra={"event": "engine_ready", "seconds": round(seconds, 2)})
             case LoadFailed(code=code, message=text):
                 error = from_code(code, text)
-                self._unusable = error if isinstance(error, ModelUnusable) else ModelUnusable(text)
-                self._set("down", text)
+                self._refusal = error if isinstance(error, ModelUnusable) else ModelUnusable(text)
+                self._set("loading", text)
             case _:
                 assert_never(message)
 

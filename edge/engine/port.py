@@ -24,6 +24,8 @@ class EngineStatus:
     """Loading progress, 0..1."""
     restarts: int
     pid: int | None
+    reduced: int = 0
+    """How often the engine ran out of memory and went on with a smaller layout."""
 
 
 class EngineStream(Protocol):

@@ -1,7 +1,8 @@
 """The engine child's main: load the model, then serve the pipe until the front goes away.
 
 Started by `edge.engine.client` as `python -m edge.engine.worker FD` with one end of a socket pair. Exit status: 0 after
-Quit or when the front is gone, 3 when the model did not load, 70 when the native context could not be trusted any more.
+Quit or when the front is gone, 3 when the model did not load, 70 when the native context could not be trusted any more, 71
+when memory was exhausted.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ from edge.engine.sequence import Request
 from edge.engine.statefiles import StateFiles
 from edge.engine.steps import StepModel
 from edge.engine.threads import ThreadChoice
-from edge.errors import EdgeError, EngineFault
+from edge.errors import DoesNotFit, EdgeError, EngineFault
 from edge.machine import processor
 from edge.messages import (
+    EXIT_NO_MEMORY,
     Abort,
     Declined,
     Detokenize,
@@ -151,6 +153,8 @@ class Reader(threading.Thread):
             messages = replies()
         except EdgeError as error:
             messages = [Failed(request_id, error.code or "", error.message, error.param)]
+        except MemoryError:  # the next one would fail too; the front starts an engine that takes less
+            os._exit(EXIT_NO_MEMORY)
         except Exception:
             traceback.print_exc()
             messages = [
@@ -260,11 +264,10 @@ class Engine:
             self._pipe.send([Progress("reading the weights", fraction)])
 
     def _shape(self, load: Load) -> ContextShape:
-        wanted = load.context_tokens or min(self.model.train_context_tokens, load.context_cap_tokens)
         return ContextShape(
             slots=load.slots,
-            context_tokens=wanted,
-            chunk_tokens=min(load.pass_tokens, wanted),
+            context_tokens=load.context_tokens,
+            chunk_tokens=min(load.pass_tokens, load.context_tokens),
             threads=load.threads or load.cores,
             unified=load.kv_layout == "unified",
             kv_type=load.kv_type,
@@ -345,13 +348,19 @@ def serve(pipe: Pipe, load: Load) -> int:
     except EdgeError as error:
         pipe.send([LoadFailed(error.code or "", error.message)])
         return EXIT_LOAD_FAILED
+    except MemoryError:
+        pipe.send([LoadFailed(DoesNotFit.code or "", "memory is exhausted")])
+        return EXIT_LOAD_FAILED
     reader = Reader(pipe, engine.intake, engine.loop, engine.inbox)
     reader.start()
     try:
         engine.loop.run()
     except ForwardFailed as failure:
         print(f"engine: {failure}; the context is lost, the process ends", file=sys.stderr, flush=True)
-        return EXIT_ENGINE_BROKEN
+        return EXIT_NO_MEMORY if failure.no_memory else EXIT_ENGINE_BROKEN
+    except MemoryError:
+        print("engine: memory is exhausted, the process ends", file=sys.stderr, flush=True)
+        return EXIT_NO_MEMORY
     engine.close()
     return 0
 

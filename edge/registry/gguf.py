@@ -7,6 +7,7 @@ are left before anything is read or kept, so a corrupt file costs neither memory
 from __future__ import annotations
 
 import math
+import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ _MAX_STRINGS = 1 << 23
 """In all arrays together: bounds the time that a corrupt file can cost. The largest vocabularies have 2^18 tokens."""
 _MAX_DIMENSIONS = 4
 _STRING, _ARRAY = 8, 9
+_BLOCK = re.compile(r"blk\.(\d{1,5})\.")
 _SCALARS = {
     0: struct.Struct("<B"),
     1: struct.Struct("<b"),
@@ -92,6 +94,12 @@ class GgufHeader:
     vocabulary: int
     chat_template: str
     tensor_bytes: dict[str, int]
+    block_bytes: tuple[int, ...]
+    """Weights of each repeating layer, first to last."""
+    input_bytes: int
+    """Token embeddings."""
+    output_bytes: int
+    """The output layer and what else belongs to no repeating layer; the embeddings again where they serve as output."""
     file_bytes: int
     needed_bytes: int
 
@@ -176,6 +184,20 @@ class _Tensors:
     end: int = 0
     """Bytes from the start of the data to the end of its last tensor."""
     by_type: dict[str, int] = field(default_factory=dict)
+    by_block: dict[int, int] = field(default_factory=dict)
+    input_bytes: int = 0
+    output_bytes: int = 0
+    has_output: bool = False
+
+    def add(self, name: str, size: int) -> None:
+        """Count a tensor's bytes where it belongs."""
+        if block := _BLOCK.match(name):
+            self.by_block[int(block[1])] = self.by_block.get(int(block[1]), 0) + size
+        elif name.startswith("token_embd."):
+            self.input_bytes += size
+        else:
+            self.output_bytes += size
+            self.has_output = self.has_output or name == "output.weight"
 
 
 class _Parser:
@@ -287,6 +309,7 @@ class _Parser:
             table.parameters += weights
             table.end = max(table.end, offset + size)
             table.by_type[form] = table.by_type.get(form, 0) + size
+            table.add(name, size)
         if not table.parameters:
             raise self._unusable("holds no weights (a vocabulary only?); use the whole model")
         return table
@@ -310,6 +333,9 @@ class _Parser:
             vocabulary=self._lengths.get("tokenizer.ggml.tokens", 0),
             chat_template=self._text("tokenizer.chat_template"),
             tensor_bytes=table.by_type,
+            block_bytes=tuple(table.by_block[number] for number in sorted(table.by_block)),
+            input_bytes=table.input_bytes,
+            output_bytes=table.output_bytes + (0 if table.has_output else table.input_bytes),
             file_bytes=self._window.size,
             needed_bytes=needed,
         )

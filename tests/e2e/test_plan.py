@@ -1,13 +1,57 @@
-"""`edge plan`: what it says is what a node on this machine would say of itself."""
+"""`edge plan`: what it says of a layout is what a node then takes, and what it measures is what a node would say of itself."""
 
 import json
 import re
+from pathlib import Path
+
+import pytest
 
 from tests.conftest import RunEdge
+from tests.engine.conftest import Q4_0
 
 
-def test_it_says_what_the_model_can_promise_here_and_serves_nothing(run_edge: RunEdge) -> None:
-    done = run_edge("plan")
+def test_it_says_what_goes_where_without_loading_the_model(run_edge: RunEdge) -> None:
+    done = run_edge("plan", "--memory", "6GiB")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^room +6,144 MiB of main memory \(by --memory\)$", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^plan +8 answers at a time, 2,048 tokens each, attention memory in f16", done.stdout, re.MULTILINE
+    )
+    assert re.search(r"^attention memory \(KV cells\) +40 MiB$", done.stdout, re.MULTILINE)
+    assert len(re.findall(r"^or ", done.stdout, re.MULTILINE)) == 2
+    assert "promise" not in done.stdout
+
+
+def test_it_looks_at_a_header_alone(run_edge: RunEdge, tmp_path: Path) -> None:
+    """The weights may be missing: a file of the right length with nothing behind its header is planned like the whole."""
+    hollow = tmp_path / "hollow.gguf"
+    with Q4_0.open("rb") as whole, hollow.open("wb") as file:
+        file.write(whole.read(400_000))
+        file.truncate(Q4_0.stat().st_size)
+    plans = [json.loads(run_edge("plan", str(path), "--json").stdout)["plan"] for path in (hollow, Q4_0)]
+    assert plans[0]["parts"]["weights"] == plans[1]["parts"]["weights"]
+    assert plans[0]["slots"] == plans[1]["slots"] == 8
+
+
+def test_less_memory_gives_a_smaller_plan_and_too_little_a_reason(run_edge: RunEdge) -> None:
+    small = json.loads(run_edge("plan", "--memory", "90MiB", "--json").stdout)
+    assert small["plan"]["host_bytes"] <= 90 << 20
+    assert small["plan"]["slots"] < 8 or small["plan"]["kv_type"] != "f16"
+    fixed = run_edge("plan", "--memory", "90MiB", "--slots", "64", "--context", "2048")
+    assert fixed.returncode == 1
+    assert "64 slots of 2,048 tokens" in fixed.stderr and "would fit" in fixed.stderr
+    nothing = run_edge("plan", "--memory", "20MiB")
+    assert nothing.returncode == 1 and "use a smaller model" in nothing.stderr
+
+
+@pytest.mark.parametrize("size", ["6", "lots", "-1GiB", "0MiB"])
+def test_a_memory_size_needs_its_unit(run_edge: RunEdge, size: str) -> None:
+    done = run_edge("plan", "--memory", size)
+    assert done.returncode == 2 and "--memory" in done.stderr
+
+
+def test_measured_it_says_what_the_model_can_promise_here(run_edge: RunEdge) -> None:
+    done = run_edge("plan", "--measure")
     assert done.returncode == 0
     assert re.search(
         r"^promise +first token within 50 ms.* up to [\d,]+ tokens and \d+ answers?", done.stdout, re.MULTILINE
@@ -17,21 +61,24 @@ def test_it_says_what_the_model_can_promise_here_and_serves_nothing(run_edge: Ru
 
 
 def test_as_json_it_bounds_what_is_promised_by_the_times_it_gives(run_edge: RunEdge) -> None:
-    done = run_edge("plan", "--json", "--set", "engine.slots=2", "--set", "slo.ttft_ms=20", "--set", "slo.itl_ms=20")
-    plan = json.loads(done.stdout)
-    assert plan["promises"] and plan["slots"] == 2
-    admitted = plan["admits"]["new_prompt_tokens"]
-    assert all(entry["ms"] <= 20 for entry in plan["prompt_ms"] if entry["tokens"] <= admitted)
-    assert [entry["answers"] for entry in plan["pass_ms"]] == [1, 2]
-    assert plan["memory"]["engine_process_bytes"] > plan["memory"]["weights_bytes"] > 0
+    flags = ("--set", "slo.ttft_ms=20", "--set", "slo.itl_ms=20")
+    plan = json.loads(run_edge("plan", "--json", "--measure", "--slots", "2", *flags).stdout)
+    measured = plan["measured"]
+    assert measured["promises"] and plan["plan"]["slots"] == 2
+    admitted = measured["admits"]["new_prompt_tokens"]
+    assert all(entry["ms"] <= 20 for entry in measured["prompt_ms"] if entry["tokens"] <= admitted)
+    assert [entry["answers"] for entry in measured["pass_ms"]] == [1, 2]
+    assert measured["memory"]["weights_bytes"] == plan["plan"]["parts"]["weights"]["host_bytes"]
+    assert measured["memory"]["attention_bytes"] == plan["plan"]["parts"]["attention"]["host_bytes"]
 
 
 def test_a_model_that_is_too_slow_for_the_targets_is_called_that(run_edge: RunEdge) -> None:
-    done = run_edge("plan", "--set", "slo.ttft_ms=0.01", "--set", "slo.itl_ms=0.01")
+    done = run_edge("plan", "--measure", "--set", "slo.ttft_ms=0.01", "--set", "slo.itl_ms=0.01")
     assert "promise  none: this model is too slow here for first token within 0.01 ms" in done.stdout
     assert done.returncode == 0
 
 
 def test_a_model_that_is_not_there_is_named(run_edge: RunEdge) -> None:
-    done = run_edge("plan", "--model", "nonesuch")
-    assert done.returncode == 1 and "unknown model 'nonesuch'" in done.stderr
+    for arguments in (["--model", "nonesuch"], ["nonesuch"]):
+        done = run_edge("plan", *arguments)
+        assert done.returncode == 1 and "unknown model 'nonesuch'" in done.stderr

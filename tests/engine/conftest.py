@@ -23,8 +23,7 @@ def load_of(path: Path, **changes: Any) -> Load:
     defaults: dict[str, Any] = {
         "path": str(path),
         "slots": 8,
-        "context_tokens": 0,
-        "context_cap_tokens": 8192,
+        "context_tokens": 2048,
         "pass_tokens": 64,
         "threads": 1,
         "cores": 2,

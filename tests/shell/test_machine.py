@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge.listener import is_loopback
-from edge.machine import memory_limit_bytes, resident_bytes, usable_cores
+from edge.machine import resident_bytes, usable_cores
 
 AFFINITY = len(os.sched_getaffinity(0))
 
@@ -30,13 +30,6 @@ def test_a_quota_bounds_the_cores(tmp_path: Path, quota: str, cores: int) -> Non
 
 def test_without_control_groups_affinity_counts(tmp_path: Path) -> None:
     assert usable_cores(tmp_path) == AFFINITY
-    assert memory_limit_bytes(tmp_path) is None
-
-
-@pytest.mark.parametrize(("text", "limit"), [("max\n", None), ("1073741824\n", 1 << 30)])
-def test_the_memory_limit(tmp_path: Path, text: str, limit: int | None) -> None:
-    (tmp_path / "memory.max").write_text(text)
-    assert memory_limit_bytes(tmp_path) == limit
 
 
 def test_resident_memory_of_a_process() -> None:

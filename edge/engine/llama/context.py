@@ -17,9 +17,10 @@ from llama_cpp import llama_cpp as ll
 
 from edge.engine.llama.library import Library
 from edge.engine.llama.model import Model
-from edge.errors import ModelUnusable
+from edge.errors import DoesNotFit
+from edge.messages import KvType
 
-_KV_TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0}
+_KV_TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0, "q4_0": ll.GGML_TYPE_Q4_0}
 _FLASH = {
     "auto": ll.LLAMA_FLASH_ATTN_TYPE_AUTO,
     "on": ll.LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -55,11 +56,13 @@ class CellsExhausted(Exception):
 
 
 class ForwardFailed(Exception):
-    """The forward pass failed. `fatal`: the context cannot be trusted any more, the process should end."""
+    """The forward pass failed. `fatal`: the context cannot be trusted any more, the process should end. `no_memory`: an
+    allocation failed."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"llama_decode returned {status}")
         self.fatal = status not in (-1, 2)
+        self.no_memory = status == -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +74,12 @@ class ContextShape:
     chunk_tokens: int
     threads: int
     unified: bool
-    kv_type: Literal["f16", "q8_0"]
+    kv_type: KvType
     flash_attention: Literal["auto", "on", "off"]
 
 
 class Context:
-    """Slots with their cells, and `forward`. Raises ModelUnusable when the memory does not suffice."""
+    """Slots with their cells, and `forward`. Raises DoesNotFit when the memory does not suffice."""
 
     def __init__(self, library: Library, model: Model, shape: ContextShape) -> None:
         self.shape = shape
@@ -95,7 +98,7 @@ class Context:
         self._handle = ll.llama_init_from_model(model.handle, params)
         if not self._handle:
             wish = f"{shape.slots} slots of {shape.context_tokens} tokens"
-            raise ModelUnusable(
+            raise DoesNotFit(
                 f"no memory for {wish}: {library.complaint or 'libllama gave no reason'}; "
                 "lower engine.slots or engine.context_tokens"
             )
@@ -167,7 +170,10 @@ class Context:
             ll.llama_memory_seq_cp(self._memory, slot, holder, 0, tokens)
             return Saved(tokens * self.cell_bytes, holder=holder)
         size = ll.llama_state_seq_get_size(self._handle, slot)
-        state = np.empty(size, np.uint8)
+        try:
+            state = np.empty(size, np.uint8)
+        except MemoryError:
+            return None
         written = ll.llama_state_seq_get_data(self._handle, _bytes(state), size, slot)
         return Saved(size, state=state) if written == size else None
 

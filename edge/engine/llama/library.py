@@ -10,7 +10,9 @@ from collections.abc import Callable
 from llama_cpp import llama_cpp as ll
 
 _LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUE = 3, 4, 5
-_MIB = re.compile(r"(compute|KV|output) buffer size\s*=\s*([\d.]+) MiB")
+_BUFFER = re.compile(r"(\S+) +(compute|KV|output) buffer size\s*=\s*([\d.]+) MiB")
+_CELLS = re.compile(r"llama_(?:kv_cache|memory_recurrent)\S*: size\s*=\s*([\d.]+) MiB")
+_MIB = 1024 * 1024
 
 
 class Library:
@@ -18,7 +20,8 @@ class Library:
 
     def __init__(self, on_line: Callable[[str], None] | None = None) -> None:
         self._errors: deque[str] = deque(maxlen=8)
-        self._mebibytes: dict[str, float] = {}
+        self._mebibytes: dict[tuple[str, str], float] = {}
+        self._cells_mebibytes = 0.0
         self._on_line = on_line
         self._partial = ""
         self._callback = ll.llama_log_callback(self._log)
@@ -31,8 +34,11 @@ class Library:
             return
         if level in (_LEVEL_WARN, _LEVEL_ERROR):
             self._errors.append(line.strip())
-        if found := _MIB.search(line):
-            self._mebibytes[found[1]] = self._mebibytes.get(found[1], 0.0) + float(found[2])
+        if found := _BUFFER.search(line):
+            place = (found[2], found[1])
+            self._mebibytes[place] = self._mebibytes.get(place, 0.0) + float(found[3])
+        elif found := _CELLS.search(line):
+            self._cells_mebibytes += float(found[1])
         if self._on_line is not None and level != _LEVEL_CONTINUE:
             self._on_line(line)
 
@@ -40,6 +46,7 @@ class Library:
         """Drop what was collected, before an operation whose log matters."""
         self._errors.clear()
         self._mebibytes.clear()
+        self._cells_mebibytes = 0.0
 
     @property
     def complaint(self) -> str:
@@ -48,7 +55,16 @@ class Library:
 
     def buffer_bytes(self, kind: str) -> int:
         """Size that the library logged for its `compute`, `KV` or `output` buffers since `forget_log`, in bytes."""
-        return int(self._mebibytes.get(kind, 0.0) * 1024 * 1024)
+        return sum(self.buffers(kind).values())
+
+    def buffers(self, kind: str) -> dict[str, int]:
+        """The same by device, as the library names them: `CPU`, `CUDA0`, `CUDA_Host`."""
+        return {device: int(size * _MIB) for (what, device), size in self._mebibytes.items() if what == kind}
+
+    @property
+    def cells_bytes(self) -> int:
+        """Size of the attention memory that was laid out since `forget_log`, also where nothing was allocated."""
+        return int(self._cells_mebibytes * _MIB)
 
     @property
     def offloads(self) -> bool:

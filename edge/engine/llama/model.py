@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 from llama_cpp import llama_cpp as ll
 
 from edge.engine.llama.library import Library
-from edge.errors import ModelUnusable
+from edge.errors import DoesNotFit, ModelUnusable
 
+_ALLOCATION = re.compile("failed to allocate|unable to allocate|out of memory", re.IGNORECASE)
+"""How the library words that memory did not suffice."""
 _MAX_TEMPLATE_BYTES = 1 << 20
 
 
@@ -93,9 +96,17 @@ class Model:
     """A loaded GGUF file. Raises ModelUnusable with libllama's own words when it does not load."""
 
     def __init__(
-        self, library: Library, path: Path, *, gpu_layers: int, on_progress: Callable[[float], None] | None = None
+        self,
+        library: Library,
+        path: Path,
+        *,
+        gpu_layers: int,
+        on_progress: Callable[[float], None] | None = None,
+        allocate: bool = True,
     ) -> None:
+        """`allocate` false: the vocabulary is read, the weights are not; contexts over it tell their sizes only."""
         params = ll.llama_model_default_params()
+        params.no_alloc = not allocate
         params.n_gpu_layers = gpu_layers if library.offloads else 0
         # Repacked tensors would be held twice with mmap; on a device the file is read once and dropped.
         params.load_mode = ll.LLAMA_LOAD_MODE_NONE
@@ -110,7 +121,8 @@ class Model:
         library.forget_log()
         self._handle = ll.llama_model_load_from_file(str(path).encode(), params)
         if not self._handle:
-            raise ModelUnusable(f"{path} cannot be loaded: {library.complaint or 'libllama gave no reason'}")
+            reason = f"{path} cannot be loaded: {library.complaint or 'libllama gave no reason'}"
+            raise DoesNotFit(reason) if _ALLOCATION.search(reason) else ModelUnusable(reason)
         if ll.llama_model_has_encoder(self._handle) or not ll.llama_model_has_decoder(self._handle):
             self.close()
             raise ModelUnusable(f"{path} is no text generator (it has an encoder); serve a decoder-only model")
@@ -138,6 +150,11 @@ class Model:
     def train_context_tokens(self) -> int:
         """Context that the model was trained to."""
         return int(ll.llama_model_n_ctx_train(self._handle))
+
+    @property
+    def layers(self) -> int:
+        """Number of layers that can be offloaded: the repeating ones and the output's."""
+        return int(ll.llama_model_n_layer(self._handle)) + 1
 
     @property
     def copies_sequences(self) -> bool:

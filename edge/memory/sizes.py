@@ -1,0 +1,60 @@
+"""From what the library says of a layout to the parts of a plan: what lies in main memory, and what on the device. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge.memory.planner import Layout, Part
+from edge.messages import LaidOut, Measured
+
+_LOOP_BYTES = 6 << 20
+"""What the engine's process takes beyond what a measuring child shows: its loop, work areas of the kernels, threads (4 to 7 MiB
+over seven models, bench/prove_memory.py)."""
+_DEVICE_CONTEXT_BYTES = 400 << 20
+"""What CUDA takes on a device for one process: 250 to 450 MiB by driver and card, as others report; not measured here."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightTable:
+    """Where a file's weights belong. Sizes in bytes."""
+
+    blocks: tuple[int, ...]
+    """Of each repeating layer, first to last."""
+    input_bytes: int
+    """Token embeddings."""
+    output_bytes: int
+    """The output layer and its norm. Where the embeddings are used for it, this is their size once more."""
+
+
+def parts(measured: Measured, weights: WeightTable, laid_out: LaidOut, layout: Layout) -> tuple[Part, ...]:
+    """What a layout takes. The library offloads the output layer first, then the repeating ones from the last to the first."""
+    offloaded = max(0, min(layout.gpu_layers - 1, len(weights.blocks))) if layout.gpu_layers else 0
+    device_weights = sum(weights.blocks[len(weights.blocks) - offloaded :])
+    if layout.gpu_layers:
+        device_weights += weights.output_bytes
+    host_weights = max(weights.input_bytes, measured.weights_bytes - device_weights)
+    device_cells = laid_out.cells_bytes * offloaded // max(1, len(weights.blocks))
+    host_compute, device_compute = _split(laid_out)
+    return (
+        Part("weights", host_weights, device_weights),
+        Part("attention", laid_out.cells_bytes - device_cells, device_cells),
+        Part("compute", host_compute, device_compute),
+        Part("prefixes", layout.cache_bytes),
+        Part(
+            "process",
+            measured.process_bytes + measured.tables_bytes + _LOOP_BYTES,
+            _DEVICE_CONTEXT_BYTES if layout.gpu_layers else 0,
+        ),
+    )
+
+
+def _split(laid_out: LaidOut) -> tuple[int, int]:
+    """Working memory in main memory and on the device. `CUDA_Host` and the like is main memory that the device can read."""
+    host = device = 0
+    for buffers in (laid_out.compute_bytes, laid_out.output_bytes):
+        for place, size in buffers.items():
+            if place.startswith("CPU") or place.endswith("_Host"):
+                host += size
+            else:
+                device += size
+    return host, device

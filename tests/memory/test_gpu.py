@@ -1,0 +1,72 @@
+"""What the management library says becomes a budget. The library is a stand-in built here; the binding is the real one, in a
+process of its own, since it loads a library once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge.memory.gpu import is_jetson
+
+MIB = 1 << 20
+HERE = Path(__file__).parent
+ASK = (
+    "import dataclasses, json, os; from edge.memory.budget import room; "
+    "print(json.dumps(dataclasses.asdict(room(int(os.environ['BOUND']), 0, device=True))))"
+)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("nvml")
+    out = place / "libnvidia-ml.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(out), str(HERE / "nvml_stub.c")], check=True)
+    return place
+
+
+def budget(library: Path, bound: int = 0, **environment: str) -> dict[str, object]:
+    env = {**os.environ, "LD_LIBRARY_PATH": str(library), "BOUND": str(bound), **environment}
+    done = subprocess.run([sys.executable, "-c", ASK], env=env, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("environment", "name", "free_mib", "total_mib"),
+    [
+        ({}, "Stub Card", 6144, 8192),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, "Stub Card", 6144, 8192),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1111"}, "Stub Card", 6144, 8192),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-b", "NVML_STUB_MIG": "1"}, "Stub Card MIG", 960, 1024),
+        ({"NVML_STUB_MIG": "1"}, "Stub Card MIG", 1984, 2048),
+    ],
+)
+def test_the_device_that_would_be_used_is_the_budget(
+    library: Path, environment: dict[str, str], name: str, free_mib: int, total_mib: int
+) -> None:
+    found = budget(library, **environment)
+    assert found["device"] == name and found["unified"] is False
+    assert found["device_bytes"] == int(free_mib * MIB - total_mib * MIB * 0.03)
+
+
+def test_a_bound_by_the_operator_holds_on_the_device(library: Path) -> None:
+    assert budget(library, bound=2000)["device_bytes"] == 2000 * MIB
+
+
+@pytest.mark.parametrize(
+    "environment", [{"NVML_STUB_NONE": "1"}, {"CUDA_VISIBLE_DEVICES": "GPU-other"}, {"CUDA_VISIBLE_DEVICES": ""}]
+)
+def test_a_device_without_memory_of_its_own_shares_the_machines(library: Path, environment: dict[str, str]) -> None:
+    found = budget(library, bound=1500, **environment)
+    assert found["unified"] is True and found["host_bytes"] == 1500 * MIB
+
+
+def test_a_jetson_is_told_by_its_device_tree(tmp_path: Path) -> None:
+    tree = tmp_path / "compatible"
+    assert not is_jetson(tree)
+    tree.write_bytes(b"nvidia,p3767-0005\0nvidia,tegra234\0")
+    assert is_jetson(tree)

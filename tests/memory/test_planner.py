@@ -1,0 +1,168 @@
+"""What gives way when memory is short, and what never does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.errors import DoesNotFit
+from edge.memory.planner import (
+    MIB,
+    Budget,
+    Layout,
+    LayoutRefused,
+    ModelShape,
+    Part,
+    Wishes,
+    alternatives,
+    fits,
+    ladder,
+    plan,
+    preferred,
+)
+
+SHAPE = ModelShape(train_context_tokens=32_768, layers=25)
+CELL_BYTES = {"f16": 12_288, "q8_0": 6_528, "q4_0": 3_456}
+WEIGHTS = 330 * MIB
+ROOMY = Budget(64 << 30, "a test")
+
+
+def sizes(layout: Layout) -> tuple[Part, ...]:
+    """A model of half a billion parameters, as the library lays it out on a processor or a card."""
+    on_card = layout.gpu_layers / SHAPE.layers
+    cells = layout.cells * CELL_BYTES[layout.kv_type]
+    return (
+        Part("weights", int(WEIGHTS * (1 - on_card)), int(WEIGHTS * on_card)),
+        Part("attention", int(cells * (1 - on_card)), int(cells * on_card)),
+        Part("compute", 5 * MIB, layout.pass_tokens * MIB // 16 if layout.gpu_layers else 0),
+        Part("prefixes", layout.cache_bytes),
+        Part("process", 100 * MIB, 300 * MIB if layout.gpu_layers else 0),
+    )
+
+
+def host(mebibytes: int) -> Budget:
+    return Budget(mebibytes * MIB, "a test")
+
+
+def card(mebibytes: int, main_mebibytes: int = 8192) -> Budget:
+    return Budget(main_mebibytes * MIB, "a test", mebibytes * MIB, "a card")
+
+
+def test_with_room_for_all_nothing_gives_way() -> None:
+    chosen = plan(SHAPE, ROOMY, Wishes(), sizes)
+    assert chosen.layout == preferred(SHAPE, ROOMY, Wishes()) == Layout(8, 8192, "f16", 256, 256 * MIB, 0)
+
+
+def test_the_context_is_what_the_model_was_trained_to_within_the_cap() -> None:
+    assert preferred(ModelShape(2048, 5), ROOMY, Wishes()).context_tokens == 2048
+    assert preferred(ModelShape(0, 5), ROOMY, Wishes()).context_tokens == 8192
+    assert preferred(SHAPE, ROOMY, Wishes(context_cap_tokens=100_000)).context_tokens == 32_768
+    assert preferred(SHAPE, ROOMY, Wishes(context_tokens=300)).pass_tokens == 256
+
+
+def test_saved_prefixes_give_way_first_and_quality_last() -> None:
+    steps = list(ladder(SHAPE, ROOMY, Wishes()))
+    first = [i for i, s in enumerate(steps) if s.cache_bytes < 256 * MIB][0]
+    assert first == 1
+    q4 = [i for i, s in enumerate(steps) if s.kv_type == "q4_0"][0]
+    assert all(s.slots == 1 and s.context_tokens <= 1024 for s in steps[q4:])
+
+
+@given(st.integers(100, 4000), st.sampled_from([None, 1, 3, 16]), st.sampled_from([None, 512, 5000]))
+def test_a_plan_stays_within_its_room_and_keeps_what_is_fixed(
+    room: int, slots: int | None, context: int | None
+) -> None:
+    wishes = Wishes(slots=slots, context_tokens=context)
+    try:
+        chosen = plan(SHAPE, host(room), wishes, sizes)
+    except DoesNotFit as refusal:
+        smallest = list(ladder(SHAPE, host(room), wishes))[-1]
+        assert sum(p.host_bytes for p in sizes(smallest)) > room * MIB
+        assert f"{room:,} MiB" in refusal.message
+        return
+    assert chosen.total_bytes <= room * MIB
+    assert slots in (None, chosen.layout.slots)
+    assert context in (None, chosen.layout.context_tokens)
+
+
+@given(st.integers(440, 4000), st.integers(0, 500))
+def test_more_room_never_makes_the_plan_smaller(room: int, more: int) -> None:
+    small, large = (plan(SHAPE, host(r), Wishes(), sizes) for r in (room, room + more))
+    assert small.layout.cells <= large.layout.cells and small.total_bytes <= large.total_bytes
+
+
+@given(st.integers(440, 4000))
+def test_alternatives_fit_too_and_differ(room: int) -> None:
+    budget = host(room)
+    chosen = plan(SHAPE, budget, Wishes(), sizes)
+    others = alternatives(SHAPE, budget, Wishes(), chosen, sizes)
+    assert len(others) <= 2
+    for other in others:
+        assert fits(other, budget) and other.layout != chosen.layout
+
+
+def test_alternatives_are_a_longer_context_and_more_answers() -> None:
+    chosen = plan(SHAPE, host(2000), Wishes(), sizes)
+    longer, wider = alternatives(SHAPE, host(2000), Wishes(), chosen, sizes)
+    assert longer.layout.context_tokens > chosen.layout.context_tokens and longer.layout.slots < chosen.layout.slots
+    assert wider.layout.slots > chosen.layout.slots
+
+
+def test_a_refusal_names_what_is_missing_and_the_nearest_thing_that_fits() -> None:
+    with pytest.raises(DoesNotFit) as refused:
+        plan(SHAPE, host(500), Wishes(slots=8, context_tokens=8192), sizes)
+    assert "8 slots of 8,192 tokens" in refused.value.message
+    nearest = plan(SHAPE, host(500), Wishes(), sizes).layout
+    assert f"{nearest.slots} slots of {nearest.context_tokens:,} tokens" in refused.value.message
+    assert "would fit" in refused.value.message
+
+
+def test_a_model_that_fits_in_no_layout_is_refused_with_a_cure() -> None:
+    with pytest.raises(DoesNotFit, match=r"437 MiB of the 300 MiB.*smaller quantization"):
+        plan(SHAPE, host(300), Wishes(), sizes)
+
+
+def test_a_layout_that_the_library_refuses_is_passed_over() -> None:
+    def no_q8(layout: Layout) -> tuple[Part, ...]:
+        if layout.kv_type == "q8_0":
+            raise LayoutRefused
+        return sizes(layout)
+
+    assert plan(SHAPE, host(455), Wishes(), no_q8).layout.kv_type != "q8_0"
+
+    def nothing(_: Layout) -> tuple[Part, ...]:
+        raise LayoutRefused
+
+    with pytest.raises(DoesNotFit, match="cannot lay this model out"):
+        plan(SHAPE, ROOMY, Wishes(), nothing)
+
+
+def test_without_flash_attention_cells_stay_f16() -> None:
+    steps = ladder(SHAPE, ROOMY, Wishes(flash_attention=False))
+    assert {s.kv_type for s in steps} == {"f16"}
+
+
+def test_a_card_takes_all_layers_where_it_can() -> None:
+    chosen = plan(SHAPE, card(4096), Wishes(), sizes)
+    assert chosen.layout.gpu_layers == SHAPE.layers
+    assert chosen.device_bytes <= 4096 * MIB
+
+
+@given(st.integers(330, 620))
+def test_a_card_that_is_too_small_takes_as_many_layers_as_it_can(room: int) -> None:
+    budget = card(room)
+    chosen = plan(SHAPE, budget, Wishes(), sizes)
+    assert fits(chosen, budget)
+    more = replace(chosen.layout, gpu_layers=chosen.layout.gpu_layers + 1)
+    if chosen.layout.gpu_layers < SHAPE.layers:
+        assert sum(p.device_bytes for p in sizes(more)) > room * MIB
+
+
+def test_a_shared_memory_counts_once() -> None:
+    unified = Budget(1000 * MIB, "a board", 1000 * MIB, "its GPU", unified=True)
+    chosen = plan(SHAPE, unified, Wishes(), sizes)
+    assert chosen.host_bytes + chosen.device_bytes <= 1000 * MIB
+    assert chosen.layout.gpu_layers == SHAPE.layers
