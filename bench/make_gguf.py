@@ -38,31 +38,33 @@ class Shape:
     context: int = 4096
 
 
+KINDS = ("f16", "q4_0", "q4_k_m")
 SHAPES = {
     "tiny": Shape(2, 256, 4, 2, 512, 1024, 2048),
     "tiny152k": Shape(1, 64, 2, 1, 128, 151936, 2048),
     "15m": Shape(6, 384, 6, 2, 1024, 8192),
     "135m": Shape(30, 576, 9, 3, 1536, 49152),
     "500m": Shape(24, 896, 14, 2, 4864, 151936),
+    "1.5b": Shape(28, 1536, 12, 2, 8960, 151936),
 }
 
 
 def write_model(path: Path, shape: Shape, *, kind: str, seed: int = 0) -> None:
-    """Write a file of `kind` f16 or q4_0. Raises RuntimeError when libllama cannot quantize."""
+    """Write a file of a `kind` in KINDS. Raises RuntimeError when libllama cannot quantize."""
     if kind == "f16":
         _write_f16(path, shape, seed)
         return
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         source = Path(scratch) / "f16.gguf"
         _write_f16(source, shape, seed)
-        _quantize(source, path)
+        _quantize(source, path, kind)
 
 
-def _quantize(source: Path, out: Path) -> None:
+def _quantize(source: Path, out: Path, kind: str) -> None:
     from llama_cpp import llama_cpp as ll
 
     params = ll.llama_model_quantize_default_params()
-    params.ftype = ll.LLAMA_FTYPE_MOSTLY_Q4_0
+    params.ftype = {"q4_0": ll.LLAMA_FTYPE_MOSTLY_Q4_0, "q4_k_m": ll.LLAMA_FTYPE_MOSTLY_Q4_K_M}[kind]
     status = ll.llama_model_quantize(str(source).encode(), str(out).encode(), params)
     if status != 0:
         raise RuntimeError(f"quantization failed with status {status}")
@@ -159,7 +161,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=sorted(SHAPES))
-    parser.add_argument("--type", choices=("f16", "q4_0"), default="q4_0")
+    parser.add_argument("--type", choices=KINDS, default="q4_0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
