@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.1
 _STEPS_OF_PATIENCE = 10
+_IN_THE_BACKGROUND = 12
+"""A child that gets only the processor time that others leave is silent for longer."""
 _MEMORY = 0.2
 """Weight of the newest request in the running mean of how long requests take."""
 
@@ -109,9 +111,13 @@ class _Stream:
 class EngineClient:
     """Owner of one engine child. Implements `edge.engine.port.Engine`; lives on one event loop."""
 
-    def __init__(self, load: Load, limits: EngineLimits, *, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, load: Load, limits: EngineLimits, *, environment: dict[str, str] | None = None, restarts: bool = True
+    ) -> None:
+        """`restarts`: a child that dies is replaced; else the engine has ended for good."""
         self._load = load
         self._limits = limits
+        self._restarts = restarts
         self._environment = environment or {}
         self._phase: EnginePhase = "stopped"
         self._reason = "not started"
@@ -241,6 +247,12 @@ class EngineClient:
         self._changed.clear()
         await self._changed.wait()
 
+    async def ended(self) -> str:
+        """Wait until the engine is down for good, which one that restarts never is. Returns why."""
+        assert self._supervisor is not None
+        await asyncio.wait({self._supervisor})
+        return self._reason
+
     async def stop(self) -> None:
         """End the child and fail what is still in flight."""
         if self._supervisor is not None:
@@ -267,6 +279,10 @@ class EngineClient:
                 was_ready, cause = False, "the node met an error of its own; its log says more"
             if self._unusable is not None and self._facts is None:
                 self._set("down", self._unusable.message)
+                return
+            if not self._restarts:
+                self._set("down", cause)
+                log.error("engine down", extra={"event": "engine_down", "reason": cause})
                 return
             backoff_s = _FIRST_BACKOFF_S if was_ready else min(backoff_s * 2, self._limits.restart_backoff_max_s)
             self._set("down", cause)
@@ -389,7 +405,8 @@ class EngineClient:
 
     def _patience_s(self) -> float:
         """How long a ready engine may be silent. A large model on a slow box takes seconds for one honest step."""
-        return max(self._limits.wedge_timeout_s, _STEPS_OF_PATIENCE * self._longest_step_s)
+        patience_s = max(self._limits.wedge_timeout_s, _STEPS_OF_PATIENCE * self._longest_step_s)
+        return patience_s * _IN_THE_BACKGROUND if self._load.background else patience_s
 
 
 _WORDS = {

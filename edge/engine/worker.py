@@ -338,6 +338,14 @@ def _end_with_parent() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def _step_back() -> None:
+    """Run only when nobody else wants the processor. Threads that start later inherit it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:  # a sandbox forbids it
+        os.nice(19)
+
+
 def serve(pipe: Pipe, load: Load) -> int:
     """Load and run until Quit. Returns the exit status."""
     try:
@@ -364,6 +372,8 @@ def main(arguments: list[str]) -> int:
     first = next(iter(pipe.receive()), None)
     if not isinstance(first, Load):
         return 0
+    if first.background:
+        _step_back()
     return serve(pipe, first)
 
 

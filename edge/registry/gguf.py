@@ -94,6 +94,8 @@ class GgufHeader:
     tensor_bytes: dict[str, int]
     file_bytes: int
     needed_bytes: int
+    kv_token_bytes: int = 0
+    """Attention memory of one token in f16; 0 where the header does not say."""
 
     @property
     def quantization(self) -> str:
@@ -312,7 +314,19 @@ class _Parser:
             tensor_bytes=table.by_type,
             file_bytes=self._window.size,
             needed_bytes=needed,
+            kv_token_bytes=self._kv_token_bytes(architecture),
         )
+
+    def _kv_token_bytes(self, architecture: str) -> int:
+        layers, width, heads = (
+            self._number(f"{architecture}.{key}") for key in ("block_count", "embedding_length", "attention.head_count")
+        )
+        if not heads:
+            return 0
+        kv_heads = self._number(f"{architecture}.attention.head_count_kv") or heads
+        keys = self._number(f"{architecture}.attention.key_length") or width // heads
+        values = self._number(f"{architecture}.attention.value_length") or width // heads
+        return layers * kv_heads * (keys + values) * 2
 
     def _text(self, key: str) -> str:
         value = self._values.get(key, "")
