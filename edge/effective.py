@@ -14,7 +14,16 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from edge.errors import ConfigurationError
-from edge.settings import ENV_PREFIX, NAME_PATTERN, SECTIONS, Declared, FurtherModel, Settings, declared, declared_of_a_model
+from edge.settings import (
+    ENV_PREFIX,
+    NAME_PATTERN,
+    SECTIONS,
+    Declared,
+    FurtherModel,
+    Settings,
+    declared,
+    declared_of_a_model,
+)
 
 SYSTEM_HOME = Path("/var/lib/edge")
 
@@ -115,7 +124,7 @@ def _further_models(tables: Any, path: Path) -> dict[str, FurtherModel]:
         if unknown := next((key for key in table if key not in known), None):
             raise ConfigurationError(
                 f"unknown setting `models.{name}.{unknown}` in {path}: models.NAME has {', '.join(known)}"
-                + (" (quote a NAME that has a dot: [models.\"a.b\"])" if isinstance(table[unknown], dict) else "")
+                + (' (quote a NAME that has a dot: [models."a.b"])' if isinstance(table[unknown], dict) else "")
             )
         try:
             found[name] = FurtherModel.model_validate(table)
@@ -140,7 +149,9 @@ def _require_distinct_names(settings: Settings, path: Path) -> None:
     for name, owner in named:
         if name in owners:
             both = owner if owner == owners[name] else f"{owners[name]} and {owner}"
-            raise ConfigurationError(f"two models in {path} answer to the name {name!r} ({both}); give one of them another name")
+            raise ConfigurationError(
+                f"two models in {path} answer to the name {name!r} ({both}); give one of them another name"
+            )
         owners[name] = owner
 
 

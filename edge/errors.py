@@ -218,8 +218,8 @@ class DoesNotFit(EdgeError):
     def of(cls, name: str, needed_bytes: int, available_bytes: int) -> DoesNotFit:
         """With the figures and the cure."""
         return cls(
-            f"the model {name!r} needs {needed_bytes / 2**20:,.0f} MiB, and {max(0, available_bytes) / 2**20:,.0f} MiB can be had "
-            "for it; give it fewer slots or a shorter context, unpin others, or raise memory.budget_mib"
+            f"the model {name!r} needs {needed_bytes / 2**20:,.0f} MiB, and {max(0, available_bytes) / 2**20:,.0f} MiB can be "
+            "had for it; give it fewer slots or a shorter context, unpin others, or raise memory.budget_mib"
         )
 
 

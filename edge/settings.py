@@ -97,13 +97,15 @@ class Model(Section):
 
 
 class FurtherModel(Section):
-    """A model beside the node's own: loaded when somebody asks for it, unloaded for others when the memory is needed. NAME is what
-    clients call it. In the file only."""
+    """A model beside the node's own: loaded when somebody asks for it, unloaded for others when the memory is needed. NAME is
+    what clients call it. In the file only."""
 
     source: str = Field("", description="Name of a known model, or path of a GGUF file; empty: NAME.")
     aliases: Names = Field((), description="Further names that clients may use for it.")
     pinned: bool = Field(False, description="Once loaded it is never unloaded for another model.")
-    preload: bool = Field(False, description="It is loaded at start, after the node's own, and not at the first request.")
+    preload: bool = Field(
+        False, description="It is loaded at start, after the node's own, and not at the first request."
+    )
     idle_s: Annotated[float, Ge(0), Le(31_536_000)] = Field(
         0.0, description="It is unloaded after so many seconds without a request; 0: never for that reason."
     )

@@ -3,4 +3,15 @@
 from edge.residency.model import Fitted, Lease, LoadedEngine, ModelState, Planner, Spec, Version, stamp_of
 from edge.residency.pool import Pool, PoolLimits
 
-__all__ = ["Fitted", "Lease", "LoadedEngine", "ModelState", "Planner", "Pool", "PoolLimits", "Spec", "Version", "stamp_of"]
+__all__ = [
+    "Fitted",
+    "Lease",
+    "LoadedEngine",
+    "ModelState",
+    "Planner",
+    "Pool",
+    "PoolLimits",
+    "Spec",
+    "Version",
+    "stamp_of",
+]

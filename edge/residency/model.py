@@ -16,8 +16,8 @@ from edge.registry.resolve import ResolvedModel
 from edge.residency.policy import Resident, State, Wish
 
 Standing = Literal["ready", "restarting", "loading", "waiting", "draining", "unloaded", "failed"]
-"""Of a model: it answers; its engine died and starts anew; it is being loaded; it waits for room; its last answers run; it is not in
-memory; it cannot be used, or could not when it was last tried."""
+"""Of a model: it answers; its engine died and starts anew; it is being loaded; it waits for room; its last answers run; it is not
+in memory; it cannot be used, or could not when it was last tried."""
 Unloaded = Literal["asked", "idle", "room", "replaced", "crashed"]
 """Why one left."""
 
@@ -56,6 +56,8 @@ class Version:
     spec: Spec
     model: ResolvedModel
     stamp: str
+    modified: int
+    """Unix time of the file."""
 
     @property
     def intact(self) -> bool:
@@ -148,8 +150,8 @@ class Instance:
 
 
 class Lease:
-    """The right to use an engine: while it is held, the engine is not stopped. A context manager; given back once the request is in
-    the engine, which counts it from there."""
+    """The right to use an engine: while it is held, the engine is not stopped. A context manager; given back once the request is
+    in the engine, which counts it from there."""
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance

@@ -1,7 +1,7 @@
 """Which models stay, which leave, and which is loaded next. Pure: what is known comes in, with the time; steps come out.
 
-Wishes are served in the order in which they came, so that no model starves. Only the first that lacks room makes others leave: if
-each did, models under constant load would chase each other. One that fits without taking anything from those ahead goes past them.
+Wishes are served in the order in which they came, so that no model starves. Only the first that lacks room makes others leave:
+if each did, models under constant load would chase each other. One that fits without taking anything from those ahead goes past them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Steps:
 def decide(now_s: float, room_bytes: int, residents: Sequence[Resident], wishes: Iterable[Wish]) -> Steps:
     """One decision over all wishes, the oldest first."""
     ledger = _Ledger(now_s, room_bytes, residents)
-    for wish in ([Wish("", 0)] if ledger.free < 0 else []) + list(wishes):  # more was taken than was foreseen: someone leaves
+    for wish in ([Wish("", 0)] if ledger.free < 0 else []) + list(
+        wishes
+    ):  # more was taken than was foreseen: someone leaves
         ledger.take(wish)
     return ledger.steps()
 
@@ -129,7 +131,7 @@ class _Ledger:
 
 
 def _order(resident: Resident) -> tuple[bool, bool, float]:
-    """Those that drain already, then idle ones by last use, then busy ones by how long they have been here: each gets its turn."""
+    """Those that drain already, then idle ones by last use, then busy ones by their time here: each gets its turn."""
     when_s = resident.settled_s if resident.busy else resident.last_use_s
     return resident.state != "draining", resident.busy, when_s
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _TICK_S, _BUSY_TICK_S = 0.5, 0.02
 _FIRST_BACKOFF_S = 0.2
 _SAME_FILE_AGAIN_S = 300.0
-"""A file that could not be loaded is left alone for so long, unless it changes or an operator asks: each try takes others' room."""
+"""A file that could not be loaded is left alone for so long, unless it changes or an operator asks: a try takes others' room."""
 _STEADY_S = 60.0
 """An engine that lived so long is not known to fail: it is loaded again at once."""
 
@@ -75,7 +75,9 @@ class Pool:
         found = self.find(name)
         if found is None:
             here = ", ".join(map(repr, self._models))
-            raise ModelNotFound(f"the model {(name or '')[:100]!r} is not served here; this node serves {here}", param="model")
+            raise ModelNotFound(
+                f"the model {(name or '')[:100]!r} is not served here; this node serves {here}", param="model"
+            )
         return found
 
     def spec(self, name: str) -> Spec:
@@ -148,8 +150,8 @@ class Pool:
             self._wanted(model).keep = True
 
     async def acquire(self, name: str, patience_s: float) -> Lease:
-        """Wait until a model answers. Raises ModelLoading when that takes too long, Overloaded when too many wait, or why it cannot
-        be loaded."""
+        """Wait until a model answers. Raises ModelLoading when that takes too long, Overloaded when too many wait, or why it
+        cannot be loaded."""
         model = self._models[name]
         if model.serving is not None:
             return self.lease(name)
@@ -201,7 +203,7 @@ class Pool:
             await self._end_of(coming)
 
     async def unload(self, name: str, *, wait: bool = True) -> None:
-        """Unload a model once its last answer has ended. Raises CannotUnload for the main one, pinned ones, and while it is loaded."""
+        """Unload a model once its last answer has ended. Raises CannotUnload if it stays loaded, or is being loaded."""
         model = self._models[name]
         if model.spec.fixed:
             why = "is the node's main model" if model.spec.main else f"is pinned (models.{name}.pinned)"
