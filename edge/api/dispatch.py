@@ -20,7 +20,7 @@ from edge.admission.policy import Ask, Decision, Fleet, Late, Reason, at_the_doo
 from edge.api.answers import Choices, new_id
 from edge.api.ask import asked
 from edge.api.failover import Continuation
-from edge.api.front import Front
+from edge.api.front import Front, reason_of
 from edge.api.gate import KEY_NAME, READ_AT, REQUEST_ID
 from edge.api.handed_on import handed_on
 from edge.api.job import ClientGone, Job, unless_gone
@@ -107,8 +107,8 @@ class Dispatch:
         waiting = asyncio.create_task(front.pool.acquire(name, front.config.load_wait_s), name="wait-for-model")
         try:
             self._lease = await unless_gone(self._request, waiting)
-        except EdgeError:
-            self._decided(Decision("refuse", "loading"))
+        except EdgeError as error:
+            self._decided(Decision("refuse", reason_of(error)))
             raise
         self._loaded_for_it = True
         try:

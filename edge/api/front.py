@@ -20,7 +20,6 @@ from edge.errors import (
     ModelUnusable,
     NodeDraining,
     Overloaded,
-    Unavailable,
 )
 from edge.fleet.central import Central
 from edge.messages import ModelFacts, Stats
@@ -49,6 +48,20 @@ class Obstacle:
 
     reason: DoorReason
     error: EdgeError
+
+
+_REASONS: dict[type[EdgeError], DoorReason] = {
+    ModelNotFound: "model_not_here",
+    ModelLoading: "loading",
+    Overloaded: "queue_full",
+    ModelUnusable: "model_unusable",
+    DoesNotFit: "no_memory",
+}
+
+
+def reason_of(error: EdgeError) -> DoorReason:
+    """Why a model's engine cannot be asked, in one word."""
+    return next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), "engine_down")
 
 
 class DrainState:
@@ -122,7 +135,10 @@ class Front:
         facts = lease.engine.facts
         if facts is None:
             lease.release()
-            raise EngineDown(f"the engine is {lease.engine.status.phase}: {lease.engine.status.reason}")
+            status = lease.engine.status
+            if status.phase == "loading":
+                raise ModelLoading(f"the model is being loaded ({status.progress:.0%}); try again shortly")
+            raise EngineDown(f"the engine is {status.phase}: {status.reason}")
         return Served(name, name == self.pool.main, lease, facts)
 
     def obstacle(self, model: str | None = None) -> Obstacle | None:
@@ -132,18 +148,8 @@ class Front:
         try:
             with self.served(model) as served:
                 served.engine.require_room()
-        except ModelNotFound as error:
-            return Obstacle("model_not_here", error)
-        except ModelLoading as error:
-            return Obstacle("loading", error)
-        except Overloaded as error:
-            return Obstacle("queue_full", error)
-        except ModelUnusable as error:
-            return Obstacle("model_unusable", error)
-        except DoesNotFit as error:
-            return Obstacle("no_memory", error)
-        except Unavailable as error:
-            return Obstacle("engine_down", error)
+        except EdgeError as error:
+            return Obstacle(reason_of(error), error)
         return None
 
     def shut(self) -> Obstacle | None:

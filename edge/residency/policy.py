@@ -1,7 +1,8 @@
 """Which models stay, which leave, and which is loaded next. Pure: what is known comes in, with the time; steps come out.
 
 Wishes are served in the order in which they came, so that no model starves. Only the first that lacks room makes others leave:
-if each did, models under constant load would chase each other. One that fits without taking anything from those ahead goes past them.
+if each did, models under constant load would chase each other. One that fits without taking anything from those ahead
+goes past them.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 from edge.effective import default_home, load
 from edge.errors import ConfigurationError
 from edge.reference import DOCUMENTS, documents
-from edge.settings import declared
+from edge.settings import FurtherModel, declared, declared_of_a_model
 
 
 def refusal(home: Path, env: dict[str, str] | None = None, flags: dict[str, tuple[str, str]] | None = None) -> str:
@@ -42,7 +42,7 @@ def test_the_flag_wins_over_environment_over_file_over_default(home: Path) -> No
 def test_every_setting_can_come_from_the_environment(home: Path) -> None:
     for setting in declared():
         default = setting.field.get_default()
-        if default not in (None, ""):
+        if default not in (None, "", ()):
             effective = load(home, {setting.env: str(default)}, {})
             assert effective.value(setting) == default
             assert effective.origins[setting.key].source == "env"
@@ -117,11 +117,13 @@ def test_home_follows_the_environment(tmp_path: Path) -> None:
 
 
 def test_the_example_file_is_a_valid_settings_file_once_uncommented(home: Path) -> None:
-    names = {setting.name for setting in declared()}
+    names = {setting.name for setting in (*declared(), *declared_of_a_model())}
     lines = documents()["edge.example.toml"].splitlines()
-    write(home, "\n".join(line[2:] if line[2:].split(" = ")[0] in names else line for line in lines))
+    shown = [line[2:] if line[2:].split(" = ")[0] in {*names, "[models.NAME]"} else line for line in lines]
+    write(home, "\n".join(shown))
     effective = load(home, {}, {})
     assert {origin.source for origin in effective.origins.values()} == {"file"}
+    assert effective.settings.models["NAME"].model_fields_set == set(FurtherModel.model_fields)
 
 
 def test_the_generated_documents_are_up_to_date() -> None:
