@@ -86,13 +86,13 @@ class _Ledger:
         if wish.bytes > self._room - self._fixed_bytes(wish):
             if wish.model:
                 self._impossible.append(wish.model)
+        elif any(r.model == wish.model and r.state == "draining" and r.id != wish.replaces for r in self._residents):
+            pass  # it serves again if nobody ahead wants its room, and is loaded anew when it has left
         elif self._blocked:
             if wish.bytes <= min(self.free, self.free + self._coming):
                 self._load(wish)
         elif wish.bytes <= self.free:
             self._load(wish)
-        elif any(r.model == wish.model and r.state == "draining" and r.id != wish.replaces for r in self._residents):
-            pass  # nobody ahead wants its room any more: it serves again
         else:
             self._make_room(wish)
 
