@@ -9,7 +9,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from edge.errors import EdgeError
+from edge.errors import EdgeError, EngineFault
 from edge.machine import resident_bytes
 from edge.residency.model import Fitted, Instance, StartEngine, Version
 
@@ -94,10 +94,11 @@ class Engines:
 
     async def _live(self, instance: Instance) -> None:
         engine, name = instance.engine, instance.version.spec.name
-        await engine.start()
         try:
+            await engine.start()
             await engine.wait_ready()
-        except EdgeError as error:
+        except Exception as caught:
+            error = as_edge_error(caught)
             await engine.stop()
             self.all.remove(instance)
             self._keeper.failed_to_load(instance, error)
@@ -122,3 +123,11 @@ class Engines:
         await instance.engine.stop()
         self.all.remove(instance)
         self._keeper.left()
+
+
+def as_edge_error(error: Exception) -> EdgeError:
+    """An error of our own becomes one that clients can be told: nobody waits for ever because of a bug."""
+    if isinstance(error, EdgeError):
+        return error
+    log.error("the pool of models failed", extra={"event": "bug"}, exc_info=error)
+    return EngineFault("the node met an error of its own while it loaded the model; its log says more")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from edge.engine.port import EngineStatus
 from edge.errors import CannotUnload, DoesNotFit, EdgeError, EngineDown, ModelLoading, ModelNotFound, Overloaded
 from edge.machine import resident_bytes
-from edge.residency.engines import Engines
+from edge.residency.engines import Engines, as_edge_error
 from edge.residency.model import (
     Failure,
     Instance,
@@ -262,16 +262,21 @@ class Pool:
     async def _keep_watch(self) -> None:
         """Idle time-outs, last answers that end, and what comes with time alone."""
         while True:
-            now_s = time.monotonic()
-            for model in self._models.values():
-                if (instance := model.serving) is not None:
-                    self._look_at(model, instance, now_s)
-                elif model.returns and model.current is None and model.hopeless(now_s) is None:
-                    self._wanted(model).keep = True
-            self._engines.end_idle()
-            self._review()
+            try:
+                self._look_around(time.monotonic())
+            except Exception as error:  # the watch goes on, whatever happens
+                log.error("the pool of models failed", extra={"event": "bug"}, exc_info=error)
             restless = self._line or any(i.state in ("draining", "leaving") for i in self._engines.all)
             await asyncio.sleep(_BUSY_TICK_S if restless else _TICK_S)
+
+    def _look_around(self, now_s: float) -> None:
+        for model in self._models.values():
+            if (instance := model.serving) is not None:
+                self._look_at(model, instance, now_s)
+            elif model.returns and model.current is None and model.hopeless(now_s) is None:
+                self._wanted(model).keep = True
+        self._engines.end_idle()
+        self._review()
 
     def _look_at(self, model: Model, instance: Instance, now_s: float) -> None:
         if instance.busy:
@@ -299,8 +304,8 @@ class Pool:
                 model.require_untried(version, time.monotonic())
             fixed = sum(i.bytes for i in self._engines.all if i.version.spec.fixed and i is not wanted.replaces)
             wanted.fitted = await self._planner.fit(version, self.limits.room_bytes - fixed)
-        except EdgeError as error:
-            self._give_up(model, wanted, error)
+        except Exception as error:
+            self._give_up(model, wanted, as_edge_error(error))
         self._review()
 
     def _review(self) -> None:

@@ -91,8 +91,8 @@ def serving(
     room_mib: int = 100,
     **changes: Any,
 ) -> Iterator[Node]:
-    """Run a node in a thread of its own, its main model called `fake`; `changes` are fields of FrontConfig. `further`: engines for
-    the models in `specs`, by name; for the main one, those after `engine`."""
+    """Run a node in a thread of its own, its main model called `fake`; `changes` are fields of FrontConfig. `further`: engines
+    for the models in `specs`, by name; for the main one, those after `engine`."""
     fleet = Central(upstreams, LIMITS) if upstreams else None
     planner, loads = planner or FakePlanner(), []
     engines = {name: list(waiting) for name, waiting in (further or {}).items()}

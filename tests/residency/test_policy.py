@@ -79,7 +79,9 @@ def test_one_that_drains_goes_on_draining_and_serves_again_when_its_room_is_not_
     residents = [resident(1, 50, busy=True, state="draining", settled_s=9.0), resident(2, 50, busy=True)]
     assert decide(9.0, ROOM, residents, [Wish("a", 50)]).drain == {1}
     assert decide(9.0, ROOM, residents, []).drain == frozenset()
-    assert decide(9.0, ROOM, residents, [Wish("m1", 50)]) == Steps(), "it is wanted itself: it does not leave for itself"
+    assert decide(9.0, ROOM, residents, [Wish("m1", 50)]) == Steps(), (
+        "it is wanted itself: it does not leave for itself"
+    )
 
 
 def test_a_new_version_stands_beside_the_old_one_if_others_can_leave() -> None:
@@ -124,7 +126,8 @@ class Node(RuleBasedStateMachine):
     MODELS = ("a", "b", "c", "d", "e")
 
     @initialize(
-        sizes=st.lists(st.integers(1, 60), min_size=5, max_size=5), fixed=st.lists(st.booleans(), min_size=5, max_size=5)
+        sizes=st.lists(st.integers(1, 60), min_size=5, max_size=5),
+        fixed=st.lists(st.booleans(), min_size=5, max_size=5),
     )
     def begin(self, sizes: list[int], fixed: list[bool]) -> None:
         self.now_s = 0.0
