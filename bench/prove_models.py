@@ -82,8 +82,15 @@ def _spread(times_s: list[float]) -> dict[str, float]:
 class Load:
     """Clients that ask one after the other, each for a model that it picks, until `stop`."""
 
-    def __init__(self, server: Server, clients: int, pick: Callable[[random.Random], str], seed: int) -> None:
-        self.tally = Tally()
+    def __init__(
+        self,
+        server: Server,
+        clients: int,
+        pick: Callable[[random.Random], str],
+        seed: int,
+        tally: Tally | None = None,
+    ) -> None:
+        self.tally = tally if tally is not None else Tally()
         self._server, self._clients, self._pick, self._seed = server, clients, pick, seed
         self._over = asyncio.Event()
 
@@ -443,59 +450,65 @@ def _seconds(took_s: list[float]) -> list[float]:
 
 
 def behind(a: argparse.Namespace, models: Models, held: Held) -> dict[str, Any]:
-    """The main model's times: alone, beside a further model under load, and beside one that has the usual priority."""
+    """The main model's times: alone, beside a further model under load, and beside one that has the usual priority. Turn by turn,
+    since the machine may have others to serve too."""
     name = FURTHER[0]
+    seen: dict[str, Tally] = {"alone": Tally(), "beside": Tally(), "beside, at equal priority": Tally()}
+    others: dict[str, Tally] = {"beside": Tally(), "beside, at equal priority": Tally()}
 
-    async def run(server: Server, disturbing: int) -> dict[str, Any]:
+    async def turn(server: Server, how: str) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            other = None
-            if disturbing:
-                other = await stack.enter_async_context(Load(server, disturbing, lambda _: name, 5))
-                await asyncio.sleep(2)
-            async with Load(server, 2, lambda _: server.model, 3) as load:
-                await asyncio.sleep(a.behind_seconds)
-        tally = load.tally
-        judge(held, f"main model beside {disturbing} clients of another", tally)
-        gaps = tally.gaps_s[server.model]
-        return {
-            "first token, ms": _spread(tally.first_s[server.model]),
-            "gap, ms": _spread(gaps),
-            "gaps over 50 ms, share": round(sum(g > 0.05 for g in gaps) / len(gaps), 4),
-            "answered": dict(tally.answered),
-            "the other's requests": other.tally.requests if other is not None else 0,
-            "the other's failures": dict(other.tally.failed) if other is not None else {},
-        }
+            if how in others:
+                await stack.enter_async_context(Load(server, FURTHER_SLOTS, lambda _: name, 5, others[how]))
+                await asyncio.sleep(1)
+            async with Load(server, 2, lambda _: server.model, 3, seen[how]):
+                await asyncio.sleep(a.behind_seconds / _TURNS)
 
     with node(BUILTIN, models.tables((name,))) as server:
         asyncio.run(operate(server, name, "load"))
-        alone = asyncio.run(run(server, 0))
-        beside = asyncio.run(run(server, FURTHER_SLOTS))
-        _raise_priority(server)
-        equal = asyncio.run(run(server, FURTHER_SLOTS))
+        other = _in_the_background(server)
+        for _ in range(_TURNS):
+            for how in seen:
+                _set_policy(other, os.SCHED_OTHER if "equal" in how else os.SCHED_IDLE)
+                asyncio.run(turn(server, how))
         gap_ms = largest_gap_s(1.0) * 1000
-    ratio = beside["gap, ms"]["p99"] / alone["gap, ms"]["p99"]
-    held.check(
-        "gap p99 of the main model beside another under load, ms",
-        beside["gap, ms"]["p99"],
-        beside["gap, ms"]["p99"] <= 50,
-    )
-    print(f"beside another: {ratio:.2f} times the gap p99 alone", flush=True)
+    found = {how: _main_times(tally, server.model) for how, tally in seen.items()}
+    for how, tally in seen.items():
+        judge(held, f"main model {how}", tally)
+    for how, tally in others.items():
+        judge(held, f"the other model {how}", tally)
+        found[how]["the other's tokens/s, streamed"] = round(len(tally.gaps_s.get(name, ())) / a.behind_seconds, 1)
+    alone_ms, beside_ms = (found[how]["gap, ms"]["p99"] for how in ("alone", "beside"))
+    near = beside_ms <= max(50.0, 1.5 * alone_ms)
+    held.check(f"main model's gap p99 beside another under load, ms (alone {alone_ms:g})", beside_ms, near)
+    return {**found, "spin_loop_largest_gap_ms": round(gap_ms, 2)}
+
+
+_TURNS = 4
+
+
+def _main_times(tally: Tally, model: str) -> dict[str, Any]:
+    gaps = tally.gaps_s[model]
     return {
-        "alone": alone,
-        "beside": beside,
-        "beside at equal priority": equal,
-        "spin_loop_largest_gap_ms": round(gap_ms, 2),
+        "requests": tally.requests,
+        "first token, ms": _spread(tally.first_s[model]),
+        "gap, ms": _spread(gaps),
+        "gaps over 50 ms, share": round(sum(g > 0.05 for g in gaps) / len(gaps), 4),
+        "answered": dict(tally.answered),
     }
 
 
-def _raise_priority(server: Server) -> None:
-    """Give every thread of the further model's engine the usual priority, to see what it would cost."""
-    for child in psutil.Process(server.pid).children():
-        if "edge.engine.worker" not in _command(child) or os.sched_getscheduler(child.pid) != os.SCHED_IDLE:
-            continue
-        for thread in child.threads():
-            with contextlib.suppress(OSError):
-                os.sched_setscheduler(thread.id, os.SCHED_OTHER, os.sched_param(0))
+def _in_the_background(server: Server) -> psutil.Process:
+    """The engine that takes only the processor time that others leave."""
+    engines = [c for c in psutil.Process(server.pid).children() if "edge.engine.worker" in _command(c)]
+    return next(c for c in engines if os.sched_getscheduler(c.pid) == os.SCHED_IDLE)
+
+
+def _set_policy(engine: psutil.Process, policy: int) -> None:
+    """For every thread of an engine, to see what another priority would cost."""
+    for thread in engine.threads():
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(thread.id, policy, os.sched_param(0))
 
 
 PARTS = {"among": among, "beside": beside, "instead": instead, "fleet": fleet, "behind": behind}
@@ -506,7 +519,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all if none is named")
     parser.add_argument("--seconds", type=float, default=120.0, help="of the load among three models")
-    parser.add_argument("--behind-seconds", type=float, default=20.0)
+    parser.add_argument("--behind-seconds", type=float, default=40.0)
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--swaps", type=int, default=8)
     parser.add_argument("--out", type=Path)

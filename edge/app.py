@@ -199,7 +199,7 @@ class Node:
         stopped = asyncio.create_task(self._stop.wait(), name="wait-stop")
         try:
             while not ready.done() and not stopped.done():
-                status = self._pool.status(self._pool.main)
+                status = self._pool.roster.status(self._pool.roster.main)
                 self._observer.loading(status.reason, status.progress)
                 self._notifier.starting(f"{status.reason} {status.progress:.0%}", extend_s=_START_GRACE_S)
                 await asyncio.wait({ready, stopped}, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
@@ -218,7 +218,7 @@ class Node:
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), period_s)
-            status, stats, now_s = self._pool.status(self._pool.main), self._stats(), time.monotonic()
+            status, stats, now_s = self._pool.roster.status(self._pool.roster.main), self._stats(), time.monotonic()
             if stats is not heard or status.phase != "ready":
                 heard, heard_s = stats, now_s
             if now_s - heard_s < self._settings.engine.wedge_timeout_s * _WEDGED_AFTER:
@@ -229,7 +229,7 @@ class Node:
                 told = word
 
     def _stats(self) -> Stats | None:
-        engine = self._pool.engine(self._pool.main)
+        engine = self._pool.roster.engine(self._pool.roster.main)
         return engine.stats if engine is not None else None
 
     async def _finish_requests(self) -> None:
@@ -244,7 +244,7 @@ class Node:
             log.warning("requests given up", extra={"event": "drain_incomplete", "requests": self._server.busy})
 
     def _started(self) -> Started:
-        engine = self._pool.engine(self._pool.main)
+        engine = self._pool.roster.engine(self._pool.roster.main)
         assert engine is not None and engine.facts is not None
         facts, pid = engine.facts, engine.status.pid
         return Started(

@@ -55,7 +55,7 @@ class Dispatch:
         self._body = body
         self._work_of = work_of
         self._ask: Ask = asked(request.headers, body.service_tier)
-        model = front.pool.find(body.model) or ""
+        model = front.pool.roster.find(body.model) or ""
         self._entry = front.decisions.begin(
             Entry(request.scope[REQUEST_ID], time.time(), self._ask.tier, self._ask.policy, model)
         )
@@ -83,7 +83,9 @@ class Dispatch:
             self._ask, mode, front.fleet_view(model), obstacle.reason if obstacle is not None else None
         )
         if obstacle is not None and obstacle.reason == "loading":
-            front.pool.want(front.pool.require(model))  # whoever answers this request: the next one finds it loaded
+            front.pool.want(
+                front.pool.roster.require(model)
+            )  # whoever answers this request: the next one finds it loaded
         if obstacle is not None and decision.route == "fleet":
             try:
                 return await self._by_fleet(decision)
@@ -103,7 +105,7 @@ class Dispatch:
         except ModelLoading:
             if not front.may_wait(model):
                 raise
-        name = front.pool.require(model)
+        name = front.pool.roster.require(model)
         waiting = asyncio.create_task(front.pool.acquire(name, front.config.load_wait_s), name="wait-for-model")
         try:
             self._lease = await unless_gone(self._request, waiting)
@@ -150,8 +152,8 @@ class Dispatch:
 
     def _full(self) -> Declined | None:
         """Why its engine would decline it without a look."""
-        name = self._front.pool.find(self._body.model)
-        engine = self._front.pool.engine(name) if name is not None else None
+        name = self._front.pool.roster.find(self._body.model)
+        engine = self._front.pool.roster.engine(name) if name is not None else None
         return engine.full if engine is not None else None
 
     async def _tried(self, decision: Decision, view: Fleet | None, *, declines: bool) -> Response | Declined:

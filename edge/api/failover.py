@@ -114,7 +114,7 @@ class Continuation:
         body = self.body.model_dump(exclude_none=True, exclude={"max_completion_tokens"})
         limit = left if sent else self._limit()
         body |= {
-            "model": self.body.model or self.front.pool.main,
+            "model": self.body.model or self.front.pool.roster.main,
             "stream": True,
             "stream_options": {"include_usage": True},
         }

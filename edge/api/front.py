@@ -97,12 +97,12 @@ class Front:
     @property
     def engine(self) -> Engine | None:
         """The main model's; None while there is none, in the middle of a swap."""
-        return self.pool.engine(self.pool.main)
+        return self.pool.roster.engine(self.pool.roster.main)
 
     @property
     def status(self) -> EngineStatus:
         """Where the main model stands."""
-        return self.pool.status(self.pool.main)
+        return self.pool.roster.status(self.pool.roster.main)
 
     @property
     def facts(self) -> ModelFacts | None:
@@ -130,7 +130,7 @@ class Front:
     def served(self, model: str | None, lease: Lease | None = None) -> Served:
         """A model of that name (None: the main one) as it can be asked now, with a lease on it: `lease`, or a new one. Raises
         ModelNotFound, ModelLoading, EngineDown, or why it cannot be used."""
-        name = self.pool.require(model)
+        name = self.pool.roster.require(model)
         lease = lease or self.pool.lease(name)
         facts = lease.engine.facts
         if facts is None:
@@ -139,7 +139,7 @@ class Front:
             if status.phase == "loading":
                 raise ModelLoading(f"the model is being loaded ({status.progress:.0%}); try again shortly")
             raise EngineDown(f"the engine is {status.phase}: {status.reason}")
-        return Served(name, name == self.pool.main, lease, facts)
+        return Served(name, name == self.pool.roster.main, lease, facts)
 
     def obstacle(self, model: str | None = None) -> Obstacle | None:
         """Why a model's engine cannot be asked now (None: the main one's)."""
@@ -156,26 +156,26 @@ class Front:
         """Why no request can be answered here, whatever model it names: known before it is read."""
         if self.drain.draining:
             return self.obstacle()
-        if self.pool.several:
+        if self.pool.roster.several:
             return None
         obstacle = self.obstacle()
         return None if obstacle is not None and obstacle.reason == "loading" and self.may_wait(None) else obstacle
 
     def may_wait(self, model: str | None) -> bool:
         """Whether a request waits for its model to be loaded. Where only answers in time are wanted it does not."""
-        name, config = self.pool.find(model), self.config
+        name, config = self.pool.roster.find(model), self.config
         strict = config.mode == "strict" or (config.mode == "fleet" and config.offline == "strict")
-        return name is not None and not strict and self.pool.waits(name)
+        return name is not None and not strict and self.pool.roster.waits(name)
 
     # --- the fleet ----------------------------------------------------------------------------------------------------
 
     def fleet_name(self, model: str | None) -> str | None:
         """What the fleet is asked for: None for the main model, which each upstream may call as it likes. Raises ModelNotFound if
         the fleet has no such model."""
-        name = self.pool.find(model)
-        if name == self.pool.main:
+        name = self.pool.roster.find(model)
+        if name == self.pool.roster.main:
             return None
-        known = [model] if name is None else [model, *self.pool.spec(name).names]
+        known = [model] if name is None else [model, *self.pool.roster[name].spec.names]
         found = next((n for n in known if n is not None and self.fleet is not None and self.fleet.knows(n)), None)
         if found is None:
             raise ModelNotFound(f"the fleet has no model {(model or '')[:100]!r}", param="model")

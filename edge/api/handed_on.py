@@ -30,7 +30,7 @@ async def handed_on(request: Request, front: Front, fleet: Central, entry: Entry
     """Have the fleet answer. Raises FleetUnavailable before anything was sent."""
     model = front.fleet_name(body.get("model"))
     options = body.get("stream_options") or {}
-    asked = {**body, "model": model or front.pool.main}
+    asked = {**body, "model": model or front.pool.roster.main}
     if body.get("stream"):
         asked["stream_options"] = {**options, "include_usage": True}
     call = fleet.ask(request.url.path.removeprefix("/v1/"), asked, model=model, request_id=entry.request_id)

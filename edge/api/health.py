@@ -35,7 +35,7 @@ async def ready(request: Request) -> Response:
         )
     stats = front.stats
     age_s = round(stats.forward_age_s, 3) if stats is not None else None
-    return json_response({"status": "ok", "model": front.pool.main, "forward_age_s": age_s})
+    return json_response({"status": "ok", "model": front.pool.roster.main, "forward_age_s": age_s})
 
 
 @router.get(

@@ -92,7 +92,7 @@ async def _waited_for(request: Request, front: Front, model: str | None) -> Serv
     except ModelLoading:
         if not front.may_wait(model):
             raise
-    waiting = asyncio.create_task(front.pool.acquire(front.pool.require(model), front.config.load_wait_s))
+    waiting = asyncio.create_task(front.pool.acquire(front.pool.roster.require(model), front.config.load_wait_s))
     return front.served(model, await unless_gone(request, waiting))
 
 

@@ -32,7 +32,7 @@ def node_load(front: Front) -> dict[str, Any]:
     """The object that /edge/v1/load answers."""
     why, stats, facts = front.unready(), front.stats, front.facts
     answer: dict[str, Any] = {
-        "model": front.pool.main,
+        "model": front.pool.roster.main,
         "mode": front.config.mode,
         "ready": why is None,
         "reason": "" if why is None else f"{why[0]}: {why[1]}",
@@ -67,7 +67,7 @@ def node_load(front: Front) -> dict[str, Any]:
             "upstreams": [asdict(state) for state in front.fleet.states()],
         }
     answer["memory"] = {"room_bytes": front.pool.limits.room_bytes, "planned_bytes": front.pool.planned_bytes}
-    answer["models"] = [model_state(state, front.config.mode) for state in front.pool.states()]
+    answer["models"] = [model_state(state, front.config.mode) for state in front.pool.roster.states()]
     answer["decisions"] = [
         {"decision": decision, "reason": reason, "count": count}
         for (decision, reason), count in sorted(front.decisions.counts.items())

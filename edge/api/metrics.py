@@ -40,7 +40,7 @@ class NodeMetrics:
 
     def __init__(self, pool: Pool, decisions: DecisionLog, fleet: Central | None) -> None:
         self._registry = CollectorRegistry()
-        self._main = pool.main
+        self._main = pool.roster.main
         self._registry.register(_EngineGauges(pool))
         self._registry.register(_ModelGauges(pool))
         self._registry.register(_Decisions(decisions))
@@ -92,7 +92,10 @@ class _EngineGauges(Collector):
         self._pool = pool
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        status, engine = self._pool.status(self._pool.main), self._pool.engine(self._pool.main)
+        status, engine = (
+            self._pool.roster.status(self._pool.roster.main),
+            self._pool.roster.engine(self._pool.roster.main),
+        )
         stats, in_flight = (engine.stats, engine.in_flight) if engine is not None else (None, 0)
         yield GaugeMetricFamily("edge_engine_ready", "1 while the engine answers.", float(status.phase == "ready"))
         yield CounterMetricFamily("edge_engine_restarts", "Times the engine was started anew.", float(status.restarts))
@@ -133,7 +136,7 @@ class _ModelGauges(Collector):
             "edge_model_failures", "Times it could not be loaded, or died.", labels=["model"]
         )
         unloads = CounterMetricFamily("edge_model_unloads", "Times it left, and why.", labels=["model", "reason"])
-        for state in self._pool.states():
+        for state in self._pool.roster.states():
             label = [state.spec.name]
             ready.add_metric(label, float(state.standing == "ready"))
             planned.add_metric(label, state.bytes_planned or 0)
@@ -142,7 +145,7 @@ class _ModelGauges(Collector):
             waiting.add_metric(label, state.waiting)
             loads.add_metric(label, state.loads)
             failures.add_metric(label, state.failures)
-        for model, reason, count in self._pool.unloads():
+        for model, reason, count in self._pool.roster.unloads():
             unloads.add_metric([model, reason], count)
         yield from (ready, planned, resident, running, waiting, loads, failures, unloads)
         yield GaugeMetricFamily("edge_models_room_bytes", "Memory for all models.", self._pool.limits.room_bytes)

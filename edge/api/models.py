@@ -33,7 +33,7 @@ _LOADED: dict[int | str, dict[str, Any]] = {
 async def models(request: Request) -> Response:
     """All models, loaded or not, the main one first."""
     front: Front = request.app.state.front
-    cards = [_card(state, front.config.mode) for state in front.pool.states()]
+    cards = [_card(state, front.config.mode) for state in front.pool.roster.states()]
     return json_response({"object": "list", "data": cards})
 
 
@@ -41,7 +41,7 @@ async def models(request: Request) -> Response:
 async def model(model: str, request: Request) -> Response:
     """One model, by name or alias."""
     front: Front = request.app.state.front
-    return json_response(_card(front.pool.state(front.pool.require(model)), front.config.mode))
+    return json_response(_card(front.pool.roster.state(front.pool.roster.require(model)), front.config.mode))
 
 
 @router.get("/edge/v1/models", responses=_KEYED, response_model=None)
@@ -49,7 +49,7 @@ async def states(request: Request) -> Response:
     """All models as operators see them, and the memory that they share."""
     front: Front = request.app.state.front
     room = {"room_bytes": front.pool.limits.room_bytes, "planned_bytes": front.pool.planned_bytes}
-    data = [model_state(state, front.config.mode) for state in front.pool.states()]
+    data = [model_state(state, front.config.mode) for state in front.pool.roster.states()]
     return json_response({"memory": room, "models": data})
 
 
@@ -60,7 +60,7 @@ async def load(name: str, request: Request, wait: bool = True) -> Response:
     front: Front = request.app.state.front
     name = _taken(front, name)
     await front.pool.load(name, wait=wait)
-    return json_response(model_state(front.pool.state(name), front.config.mode), status=200 if wait else 202)
+    return json_response(model_state(front.pool.roster.state(name), front.config.mode), status=200 if wait else 202)
 
 
 @router.post("/edge/v1/models/{name:path}/unload", responses={**_KEYED, **_NOT_FOUND, **_LOADED}, response_model=None)
@@ -69,12 +69,12 @@ async def unload(name: str, request: Request, wait: bool = True) -> Response:
     front: Front = request.app.state.front
     name = _taken(front, name)
     await front.pool.unload(name, wait=wait)
-    return json_response(model_state(front.pool.state(name), front.config.mode), status=200 if wait else 202)
+    return json_response(model_state(front.pool.roster.state(name), front.config.mode), status=200 if wait else 202)
 
 
 def _taken(front: Front, name: str) -> str:
     """The model that is meant. Raises ModelNotFound, NodeDraining."""
-    found = front.pool.require(name)
+    found = front.pool.roster.require(name)
     if front.drain.draining:
         raise NodeDraining("the node is shutting down and takes no new work")
     return found

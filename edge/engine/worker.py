@@ -212,7 +212,9 @@ class Engine:
         if (kept := self._files.read_steps()) is not None:
             table, threads = kept
             self._pipe.send([Progress("checking step times", 1.0)])
-            if load.threads in (0, threads.decode) and StepGauge(self.context, threads).confirms(table):
+            # Behind others a check says how busy they are, not how long passes take; and nothing is promised by them.
+            holds = load.background or StepGauge(self.context, threads).confirms(table)
+            if load.threads in (0, threads.decode) and holds:
                 return threads, StepModel(table)
         self._pipe.send([Progress("measuring threads", 1.0)])
         chunk = min(CALIBRATION_CHUNK, load.pass_tokens, self.context.shape.context_tokens)

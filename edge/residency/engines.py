@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from edge.errors import EdgeError, EngineFault
 from edge.machine import resident_bytes
-from edge.residency.model import Fitted, Instance, StartEngine, Version
+from edge.residency.book import Instance
+from edge.residency.model import Fitted, Spec, StartEngine, Version
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,19 @@ class Engines:
     def bytes(self) -> int:
         """Room that they take."""
         return sum(instance.bytes for instance in self.all)
+
+    def leaving(self, spec: Spec) -> list[Instance]:
+        """Versions of a model that are to end, and have not yet."""
+        return [i for i in self.all if i.version.spec is spec and i.state == "leaving"]
+
+    def fixed_bytes(self, without: Instance | None) -> int:
+        """Room of those that leave for nobody, one of them left out."""
+        return sum(i.bytes for i in self.all if i.version.spec.fixed and i is not without)
+
+    @property
+    def restless(self) -> bool:
+        """Some are about to end."""
+        return any(i.state in ("draining", "leaving") for i in self.all)
 
     def begin(self, version: Version, fitted: Fitted) -> Instance:
         """Start an engine. The keeper hears how it goes."""

@@ -9,29 +9,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edge.engine.port import EngineStatus
-from edge.errors import CannotUnload, DoesNotFit, EdgeError, EngineDown, ModelLoading, ModelNotFound, Overloaded
-from edge.machine import resident_bytes
+from edge.errors import CannotUnload, DoesNotFit, EdgeError, EngineDown, ModelLoading, Overloaded
+from edge.residency.book import Failure, Instance, Lease, Model, Wanted, again
 from edge.residency.engines import Engines, as_edge_error
-from edge.residency.model import (
-    Failure,
-    Instance,
-    Lease,
-    LoadedEngine,
-    Model,
-    ModelState,
-    Planner,
-    Spec,
-    StartEngine,
-    Unloaded,
-    Version,
-    Wanted,
-    again,
-)
+from edge.residency.line import Line, end_of
+from edge.residency.model import Planner, Spec, StartEngine, Unloaded, Version
 from edge.residency.policy import decide
+from edge.residency.roster import Roster
 
 log = logging.getLogger(__name__)
 
@@ -57,102 +44,42 @@ class Pool:
 
     def __init__(self, specs: Sequence[Spec], planner: Planner, start: StartEngine, limits: PoolLimits) -> None:
         self._planner, self.limits = planner, limits
-        self._models = {spec.name: Model(spec) for spec in specs}
-        self._names = {name: spec.name for spec in specs for name in spec.names}
-        self.main = next(spec.name for spec in specs if spec.main)
         self._engines = Engines(start, self)
-        self._line: list[Wanted] = []
+        self._line = Line()
+        self.roster = Roster(specs, self._engines)
         self._stopping = False
-
-    # --- what the front reads -----------------------------------------------------------------------------------------
-
-    def find(self, name: str | None) -> str | None:
-        """The model of that name or alias (None: the main one); None if there is none."""
-        return self.main if name is None else self._names.get(name)
-
-    def require(self, name: str | None) -> str:
-        """The model of a name or alias (None: the main one). Raises ModelNotFound."""
-        found = self.find(name)
-        if found is None:
-            here = ", ".join(map(repr, self._models))
-            raise ModelNotFound(
-                f"the model {(name or '')[:100]!r} is not served here; this node serves {here}", param="model"
-            )
-        return found
-
-    def spec(self, name: str) -> Spec:
-        """How a model is configured."""
-        return self._models[name].spec
-
-    @property
-    def several(self) -> bool:
-        """There are further models than the main one."""
-        return len(self._models) > 1
-
-    def engine(self, name: str) -> LoadedEngine | None:
-        """The engine that answers for a model, or else the one that is being started; None if there is neither."""
-        shown = self._models[name].shown
-        return shown.engine if shown is not None else None
-
-    def status(self, name: str) -> EngineStatus:
-        """Where a model stands: as its engine says it, or in its place."""
-        if (engine := self.engine(name)) is not None:
-            return engine.status
-        return self._models[name].absence()
 
     @property
     def planned_bytes(self) -> int:
         """Room that is taken."""
         return self._engines.bytes
 
-    def waits(self, name: str) -> bool:
-        """Whether requests wait for this model to be loaded. Not for the node's own before it was ready the first time."""
-        model = self._models[name]
-        return model.was_ready or not model.spec.main
-
-    def states(self) -> Iterator[ModelState]:
-        """All models, in the order of the settings."""
-        return (self.state(name) for name in self._models)
-
-    def unloads(self) -> Iterator[tuple[str, str, int]]:
-        """(model, why, how often)."""
-        for name, model in self._models.items():
-            for why, count in model.unloads.items():
-                yield name, why, count
-
-    def state(self, name: str) -> ModelState:
-        """One model."""
-        model, status = self._models[name], self.status(name)
-        leaving = [i for i in self._engines.all if i.version.spec is model.spec and i.state == "leaving"]
-        resident = resident_bytes(status.pid) if status.pid is not None else None
-        return model.state(status, resident, leaving, time.monotonic())
-
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def lease(self, name: str) -> Lease:
         """The engine that takes requests for a model now. Raises ModelLoading if there is none now, or why there will be none."""
-        model = self._models[name]
+        model = self.roster[name]
         if (instance := model.serving) is not None:
             instance.last_use_s = time.monotonic()
             return Lease(instance)
         self._require_hope(model)
-        if self.waits(name):
+        if self.roster.waits(name):
             raise ModelLoading(f"the model {name!r} is not loaded at present; it will be, try again shortly")
-        status = self.status(name)
+        status = self.roster.status(name)
         if status.phase == "loading":
             raise ModelLoading(f"the model is being loaded ({status.progress:.0%}); try again shortly")
         raise EngineDown(f"the engine is {status.phase}: {status.reason}")
 
     def want(self, name: str) -> None:
         """Load a model although nobody waits here. Nothing happens if it is loaded, or about to be, or known not to work."""
-        model = self._models[name]
+        model = self.roster[name]
         if model.serving is None and model.hopeless(time.monotonic()) is None and not self._stopping:
             self._wanted(model).keep = True
 
     async def acquire(self, name: str, patience_s: float) -> Lease:
         """Wait until a model answers. Raises ModelLoading when that takes too long, Overloaded when too many wait, or why it
         cannot be loaded."""
-        model = self._models[name]
+        model = self.roster[name]
         if model.serving is not None:
             return self.lease(name)
         self._require_hope(model)
@@ -176,7 +103,8 @@ class Pool:
         finally:
             if future in wanted.waiters:
                 wanted.waiters.remove(future)
-            self._forget(wanted)
+            if self._line.forget(wanted):
+                self._review()
 
     def _require_hope(self, model: Model) -> None:
         """Raises why it is of no use to wait."""
@@ -187,12 +115,12 @@ class Pool:
 
     async def load(self, name: str, *, wait: bool = True) -> None:
         """Load a model, or its new version if its file has changed. Raises why it cannot be."""
-        model = self._models[name]
+        model = self.roster[name]
         version = await self._planner.find(model.spec)
         coming = model.wanted
         if coming is not None and coming.version is not None and coming.version.stamp != version.stamp:
             with contextlib.suppress(EdgeError):  # what is being loaded is there no more
-                await self._end_of(coming)
+                await end_of(coming)
             coming = model.wanted
         if coming is None:
             if model.serving is not None and model.serving.version.stamp == version.stamp:
@@ -200,48 +128,41 @@ class Pool:
             coming = self._wanted(model, replaces=model.current)
         coming.keep = coming.forced = True
         if wait:
-            await self._end_of(coming)
+            await end_of(coming)
 
     async def unload(self, name: str, *, wait: bool = True) -> None:
         """Unload a model once its last answer has ended. Raises CannotUnload if it stays loaded, or is being loaded."""
-        model = self._models[name]
+        model = self.roster[name]
         if model.spec.fixed:
             why = "is the node's main model" if model.spec.main else f"is pinned (models.{name}.pinned)"
             raise CannotUnload(f"the model {name!r} {why}, so it stays loaded")
         if model.wanted is not None:
             if model.wanted.instance is not None:
                 raise CannotUnload(f"the model {name!r} is being loaded; unload it when it is ready")
-            self._conclude(model.wanted, ModelLoading(f"the model {name!r} was unloaded while it waited for room"))
+            self._line.conclude(model.wanted, ModelLoading(f"the model {name!r} was unloaded while it waited for room"))
         if (instance := model.current) is not None:
             self._leave(model, instance, "asked")
-        while wait and any(i.version.spec is model.spec and i.state == "leaving" for i in self._engines.all):
+        while wait and self._engines.leaving(model.spec):
             await asyncio.sleep(_BUSY_TICK_S)
-
-    @staticmethod
-    async def _end_of(wanted: Wanted) -> None:
-        """Wait until it is loaded. Raises why it was not."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        wanted.watchers.append(future)
-        await future
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Begin to load the main model; returns at once. `wait_main` waits for the outcome."""
-        self._wanted(self._models[self.main]).keep = True
+        self._wanted(self.roster[self.roster.main]).keep = True
         self._engines.spawn(self._keep_watch(), "pool-watch")
 
     async def wait_main(self) -> None:
         """Wait until the main model answers for the first time. Raises why it cannot."""
-        model = self._models[self.main]
+        model = self.roster[self.roster.main]
         if model.wanted is not None:
-            await self._end_of(model.wanted)
+            await end_of(model.wanted)
         elif model.failure is not None and model.serving is None:
             raise again(model.failure.error)
 
     async def look_at_others(self) -> None:
         """Say which further models cannot be used, and begin to load those that are to be loaded at start."""
-        for name, model in self._models.items():
+        for model in self.roster:
             if model.spec.main:
                 continue
             try:
@@ -250,13 +171,12 @@ class Pool:
                 self._failed(model, Failure(error, time.monotonic()))
                 continue
             if model.spec.preload:
-                self.want(name)
+                self.want(model.spec.name)
 
     async def stop(self) -> None:
         """End all engines. Whoever waits is told so."""
         self._stopping = True
-        for wanted in self._line.copy():
-            self._conclude(wanted, EngineDown("the node is stopping"))
+        self._line.disband(EngineDown("the node is stopping"))
         await self._engines.stop()
 
     async def _keep_watch(self) -> None:
@@ -266,11 +186,10 @@ class Pool:
                 self._look_around(time.monotonic())
             except Exception as error:  # the watch goes on, whatever happens
                 log.error("the pool of models failed", extra={"event": "bug"}, exc_info=error)
-            restless = self._line or any(i.state in ("draining", "leaving") for i in self._engines.all)
-            await asyncio.sleep(_BUSY_TICK_S if restless else _TICK_S)
+            await asyncio.sleep(_BUSY_TICK_S if self._line or self._engines.restless else _TICK_S)
 
     def _look_around(self, now_s: float) -> None:
-        for model in self._models.values():
+        for model in self.roster:
             if (instance := model.serving) is not None:
                 self._look_at(model, instance, now_s)
             elif model.returns and model.current is None and model.hopeless(now_s) is None:
@@ -287,13 +206,11 @@ class Pool:
     # --- the line -----------------------------------------------------------------------------------------------------
 
     def _wanted(self, model: Model, *, replaces: Instance | None = None, version: Version | None = None) -> Wanted:
-        """The model's place in the line; the last one if it has none. The main model goes first."""
-        if model.wanted is None:
-            model.wanted = wanted = Wanted(model.spec, replaces=replaces, version=version)
-            self._line.append(wanted)
-            self._line.sort(key=lambda w: not w.spec.main)
+        """The model's place in the line; a new one if it has none."""
+        if (wanted := model.wanted) is None:
+            wanted = self._line.add(model, replaces=replaces, version=version)
             self._engines.spawn(self._prepare(model, wanted), f"prepare-{model.spec.name}")
-        return model.wanted
+        return wanted
 
     async def _prepare(self, model: Model, wanted: Wanted) -> None:
         """Look at the file and plan its memory. Then it is its turn when there is room."""
@@ -302,8 +219,7 @@ class Pool:
             model.found = wanted.version = version
             if not wanted.forced and not model.spec.main:
                 model.require_untried(version, time.monotonic())
-            fixed = sum(i.bytes for i in self._engines.all if i.version.spec.fixed and i is not wanted.replaces)
-            wanted.fitted = await self._planner.fit(version, self.limits.room_bytes - fixed)
+            wanted.fitted = await self._planner.fit(version, self._room_for(wanted))
         except Exception as error:
             self._give_up(model, wanted, as_edge_error(error))
         self._review()
@@ -312,11 +228,11 @@ class Pool:
         """Decide anew and carry it out."""
         if self._stopping:
             return
-        ripe = {w.spec.name: w for w in self._line if w.instance is None and w.fitted is not None}
+        ripe = self._line.ripe()
         residents = [instance.resident for instance in self._engines.all]
         steps = decide(time.monotonic(), self.limits.room_bytes, residents, [w.wish for w in ripe.values()])
         for instance in self._engines.all.copy():
-            model = self._models[instance.version.spec.name]
+            model = self.roster[instance.version.spec.name]
             if instance.id in steps.evict:
                 self._leave(model, instance, "replaced" if _is_replaced(model, instance) else "room")
             elif instance.id in steps.drain:
@@ -324,7 +240,10 @@ class Pool:
             elif instance.state == "draining":
                 self._reopen(model, instance)
         for name in steps.impossible:
-            self._give_up(self._models[name], ripe[name], self._no_room(ripe[name]))
+            fitted = ripe[name].fitted
+            assert fitted is not None
+            error = DoesNotFit.of(name, fitted.bytes, self._room_for(ripe[name]))
+            self._give_up(self.roster[name], ripe[name], error)
         for name in steps.load:
             wanted = ripe[name]
             assert wanted.version is not None and wanted.fitted is not None
@@ -337,39 +256,13 @@ class Pool:
         if wanted is None or wanted.instance is not None or wanted.replaces is instance or wanted.version is None:
             return
         if wanted.version.stamp == instance.version.stamp:
-            self._conclude(wanted, None, instance)
+            self._line.conclude(wanted, None, instance)
         else:
             wanted.replaces = instance
 
-    def _no_room(self, wanted: Wanted) -> DoesNotFit:
-        assert wanted.fitted is not None
-        fixed = sum(i.bytes for i in self._engines.all if i.version.spec.fixed and i is not wanted.replaces)
-        return DoesNotFit.of(wanted.spec.name, wanted.fitted.bytes, self.limits.room_bytes - fixed)
-
-    def _forget(self, wanted: Wanted) -> None:
-        """If its last client has left, nobody else is to make room for it."""
-        if not (wanted.waiters or wanted.watchers or wanted.keep or wanted.instance) and wanted in self._line:
-            self._drop(wanted)
-            self._review()
-
-    def _drop(self, wanted: Wanted) -> None:
-        if wanted in self._line:
-            self._line.remove(wanted)
-            self._models[wanted.spec.name].wanted = None
-
-    def _conclude(self, wanted: Wanted, error: EdgeError | None, instance: Instance | None = None) -> None:
-        """It is loaded, or will not be: tell all who wait. Each of them has a lease before anybody else decides anything."""
-        self._drop(wanted)
-        for waiter in [w for w in wanted.waiters if not w.done()]:
-            if instance is not None:
-                waiter.set_result(Lease(instance))
-            elif error is not None:
-                waiter.set_exception(again(error))
-        for watcher in [w for w in wanted.watchers if not w.done()]:
-            if error is None:
-                watcher.set_result(None)
-            else:
-                watcher.set_exception(again(error))
+    def _room_for(self, wanted: Wanted) -> int:
+        """What it could have if everything left that may."""
+        return self.limits.room_bytes - self._engines.fixed_bytes(without=wanted.replaces)
 
     def _leave(self, model: Model, instance: Instance, why: Unloaded) -> None:
         if model.current is instance:
@@ -384,25 +277,25 @@ class Pool:
 
     def became_ready(self, instance: Instance) -> None:
         """A version answers: it takes the requests, and the one before it leaves."""
-        model = self._models[instance.version.spec.name]
+        model = self.roster[instance.version.spec.name]
         wanted, old = model.wanted, model.current
         model.ready(instance)
         if wanted is not None and wanted.instance is instance:
-            self._conclude(wanted, None, instance)
+            self._line.conclude(wanted, None, instance)
         if old is not None:
             self._leave(model, old, "replaced")
         self._review()
 
     def failed_to_load(self, instance: Instance, error: EdgeError) -> None:
         """A version cannot be loaded. What is loaded stays."""
-        model = self._models[instance.version.spec.name]
+        model = self.roster[instance.version.spec.name]
         if model.wanted is not None and model.wanted.instance is instance:
             self._give_up(model, model.wanted, error, instance.version.stamp)
         self._review()
 
     def crashed(self, instance: Instance, cause: str, lived_s: float) -> None:
         """An engine ended by itself. The next request for it brings it back."""
-        model = self._models[instance.version.spec.name]
+        model = self.roster[instance.version.spec.name]
         if model.current is instance:
             model.current = None
         model.unloads["crashed"] += 1
@@ -420,7 +313,7 @@ class Pool:
         pause_s = self._pause_s(model)
         until_s = time.monotonic() + (_SAME_FILE_AGAIN_S if stamp and not model.returns else pause_s)
         self._failed(model, Failure(error, until_s, stamp, pause_s))
-        self._conclude(wanted, error)
+        self._line.conclude(wanted, error)
         old, model.fallback = model.fallback, None
         if old is not None and model.current is None and not self._stopping and old.intact:
             log.warning("back to the version before", extra={"event": "model_returns", "model": model.spec.name})
