@@ -58,8 +58,8 @@ class Tally:
     """By route, class and reason."""
     first_s: dict[str, list[float]] = field(default_factory=dict)
     gaps_s: dict[str, list[float]] = field(default_factory=dict)
-    fingerprints: list[tuple[float, float, str]] = field(default_factory=list)
-    """(sent, first text, fingerprint): of which version an answer was."""
+    fingerprints: list[tuple[float, float, str, str]] = field(default_factory=list)
+    """(sent, first text, model, fingerprint) of what was answered here: of which version an answer was."""
 
     def account(self) -> dict[str, Any]:
         """The figures."""
@@ -137,9 +137,10 @@ class Load:
             return
         self._note(answer)
         found = answer.json()
-        self.tally.fingerprints.append((sent_s, time.monotonic(), str(found.get("system_fingerprint"))))
-        local = answer.headers["x-edge-route"] == "local"
-        if local and (found["usage"]["completion_tokens"] != tokens or found["model"] != body["model"]):
+        if answer.headers["x-edge-route"] != "local":
+            return
+        self.tally.fingerprints.append((sent_s, time.monotonic(), body["model"], str(found["system_fingerprint"])))
+        if found["usage"]["completion_tokens"] != tokens or found["model"] != body["model"]:
             self.tally.failed["an answer that is not whole, or of another model"] += 1
 
     async def _streamed(self, body: dict[str, Any], tokens: int) -> None:
@@ -173,7 +174,7 @@ class Load:
             self.tally.gaps_s.setdefault(model, []).append(now_s - last_s)
         else:
             self.tally.first_s.setdefault(model, []).append(now_s - sent_s)
-            self.tally.fingerprints.append((sent_s, now_s, fingerprint))
+            self.tally.fingerprints.append((sent_s, now_s, model, fingerprint))
         return now_s
 
 
@@ -350,33 +351,24 @@ def among(a: argparse.Namespace, models: Models, held: Held) -> dict[str, Any]:
 
 
 async def _versions(
-    a: argparse.Namespace, models: Models, server: Server, name: str, disturb: Callable[[int], Awaitable[float]]
+    a: argparse.Namespace, server: Server, name: str, swap: Callable[[int], Awaitable[float]]
 ) -> tuple[Load, Watch, list[float], int]:
-    """Load goes on while one version replaces the other. Also: how many answers that were asked for after a swap was done came from
-    the version before."""
-    stale = 0
-    took_s: list[float] = []
+    """Load goes on while one version replaces the other. Gives also how many answers, of those that were asked for when a swap
+    was done, came from the version before."""
+    stale, took_s = 0, []
     names = tuple(dict.fromkeys((server.model, name)))
     async with Watch(server) as watch, Load(server, a.clients, lambda chance: chance.choice(names), 2) as load:
         await asyncio.sleep(3)
         for number in range(a.swaps):
-            took_s.append(await disturb(number))
+            begun_s = time.monotonic()
+            took_s.append(await swap(number))
             done_s = time.monotonic()
             await asyncio.sleep(2)
-            after = {f for sent, _, f in load.tally.fingerprints if sent > done_s}
-            before = {f for _, first, f in load.tally.fingerprints if first < done_s - took_s[-1]}
-            stale += len((after & before) - _lasting(load.tally, names, name))
+            seen = [(sent, first, print_) for sent, first, model, print_ in load.tally.fingerprints if model == name]
+            before = {print_ for _, first, print_ in seen if first < begun_s}
+            stale += sum(sent > done_s and print_ in before for sent, _, print_ in seen)
             load.tally.fingerprints.clear()
-        models.put(name, 1)
     return load, watch, took_s, stale
-
-
-def _lasting(tally: Tally, names: tuple[str, ...], name: str) -> set[str]:
-    """The fingerprint of the model that is not swapped: the one that is there before and after in every round."""
-    if len(names) == 1:
-        return set()
-    seen = Counter(f for _, _, f in tally.fingerprints)
-    return {f for f, _ in seen.most_common(1)}
 
 
 def _swap(models: Models, server: Server, name: str) -> Callable[[int], Awaitable[float]]:
@@ -389,10 +381,11 @@ def _swap(models: Models, server: Server, name: str) -> Callable[[int], Awaitabl
 
 def beside(a: argparse.Namespace, models: Models, held: Held) -> dict[str, Any]:
     """A new version of the main model, with memory for both."""
+    models.put(FURTHER[0], 1)  # other parts may have left another
     main = models.path(FURTHER[0])
     with node(main, "") as server:
         load, watch, took_s, stale = asyncio.run(
-            _versions(a, models, server, server.model, _swap(models, server, server.model))
+            _versions(a, server, server.model, _swap(models, server, server.model))
         )
         swaps = counts(server)
     judge(held, "swap with memory for both", load.tally)
@@ -404,13 +397,14 @@ def beside(a: argparse.Namespace, models: Models, held: Held) -> dict[str, Any]:
 def instead(a: argparse.Namespace, models: Models, held: Held) -> dict[str, Any]:
     """A new version of a further model, without memory for both and without a fleet."""
     name = FURTHER[0]
+    models.put(name, 1)
     plan = planned_mib(models, BUILTIN, (name,))
     budget = plan[BUILTIN.stem] + plan[name] + plan[name] // 2
     with node(BUILTIN, models.tables((name,)), budget_mib=budget) as server:
-        load, watch, took_s, _ = asyncio.run(_versions(a, models, server, name, _swap(models, server, name)))
+        load, watch, took_s, stale = asyncio.run(_versions(a, server, name, _swap(models, server, name)))
         swaps = counts(server)
     judge(held, "swap without memory for both", load.tally)
-    _judge_swaps(a, held, "swap without memory for both", swaps[name]["loads"], 0)
+    _judge_swaps(a, held, "swap without memory for both", swaps[name]["loads"], stale)
     held.check(
         "swap without memory: most planned beside the room",
         watch.most_planned / watch.room,
@@ -421,6 +415,7 @@ def instead(a: argparse.Namespace, models: Models, held: Held) -> dict[str, Any]
 
 def fleet(a: argparse.Namespace, models: Models, held: Held) -> dict[str, Any]:
     """A new version of the main model, without memory for both; a fleet answers meanwhile."""
+    models.put(FURTHER[0], 1)  # other parts may have left another
     main = models.path(FURTHER[0])
     plan = planned_mib(models, main, ())
     with (
@@ -429,12 +424,12 @@ def fleet(a: argparse.Namespace, models: Models, held: Held) -> dict[str, Any]:
             main, "", budget_mib=plan[main.stem] * 3 // 2, EDGE_ADMISSION__MODE="fleet", EDGE_FLEET__URL=url
         ) as server,
     ):
-        load, watch, took_s, _ = asyncio.run(
-            _versions(a, models, server, server.model, _swap(models, server, server.model))
+        load, watch, took_s, stale = asyncio.run(
+            _versions(a, server, server.model, _swap(models, server, server.model))
         )
         swaps = counts(server)
     judge(held, "swap of the main model through the fleet", load.tally)
-    _judge_swaps(a, held, "swap of the main model through the fleet", swaps[main.stem]["loads"], 0)
+    _judge_swaps(a, held, "swap of the main model through the fleet", swaps[main.stem]["loads"], stale)
     meanwhile = load.tally.answered["fleet loading"]
     held.check("swap of the main model: answered by the fleet meanwhile", meanwhile, meanwhile > 0)
     return {**load.tally.account(), "a swap took, s": _seconds(took_s), "swaps": swaps, "memory": watch.account()}

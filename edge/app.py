@@ -169,8 +169,9 @@ class Node:
                 settle_collector()
                 self._observer.ready(self._started())
                 self._notifier.ready(f"serving {self._model_name}")
-                await self._pool.look_at_others()
+                others = asyncio.create_task(self._pool.look_at_others(), name="further-models")
                 await self._watch()
+                others.cancel()
             await self._finish_requests()
         finally:
             await self._pool.stop()

@@ -66,7 +66,7 @@ def examine(home: Path, env: Mapping[str, str]) -> Iterator[Finding]:
         return
     settings = effective.settings
     yield Finding("ok", "settings", _sources(effective))
-    yield from _model(effective)
+    yield from _models(effective)
     yield _port(settings)
     yield _keys(effective)
     yield from _fleet(effective)
@@ -169,25 +169,31 @@ def _sources(effective: Effective) -> str:
     return f"valid, {', '.join(changed)} set" if changed else "valid, all at their defaults"
 
 
-def _model(effective: Effective) -> Iterator[Finding]:
-    wish = effective.settings.model.name
+def _models(effective: Effective) -> Iterator[Finding]:
+    """The node's own, without which it does not start, and the further ones."""
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
+    yield from _model(registry, "model", effective.settings.model.name, "fail")
+    for name, further in effective.settings.models.items():
+        yield from _model(registry, f"model {name}", further.source or name, "warn")
+
+
+def _model(registry: Registry, subject: str, wish: str, missing: Level) -> Iterator[Finding]:
     try:
         model = registry.resolve(wish)
     except EdgeError as error:
-        yield Finding("fail", "model", error.message)
+        yield Finding(missing, subject, error.message)
         return
     header = model.header
     yield Finding(
         "ok",
-        "model",
+        subject,
         f"{model.name}: {header.architecture}, {header.parameters / 1e6:,.1f} M parameters, "
         f"{header.quantization}, {header.file_bytes / 1e6:,.1f} MB at {model.path}",
     )
     available = memory_available_bytes()
     if available is not None and header.file_bytes > available:
         text = f"its weights alone need {header.file_bytes / _GIB:.1f} GiB, {available / _GIB:.1f} GiB are available"
-        yield Finding("warn", "model", text, "use a smaller model or a smaller quantisation")
+        yield Finding("warn", subject, text, "use a smaller model or a smaller quantisation")
 
 
 def _port(settings: Settings) -> Finding:

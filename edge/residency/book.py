@@ -75,12 +75,14 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a model could not be loaded or kept. It is not tried again before `until_s`; `stamp`: of the version, if it is that."""
+    """Why a model could not be loaded or kept. Nothing is tried before `until_s`; the same file, if it is to blame (`stamp`), not
+    before `same_until_s`. Times are monotonic."""
 
     error: EdgeError
     until_s: float
-    stamp: str = ""
     backoff_s: float = 0.0
+    stamp: str = ""
+    same_until_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -144,10 +146,12 @@ class Model:
         """Why it is of no use to try now."""
         return self.failure.error if self.failure is not None and now_s < self.failure.until_s else None
 
-    def require_untried(self, version: Version, now_s: float) -> None:
-        """Raises what happened when this very file was tried lately."""
-        if self.failure is not None and self.failure.stamp == version.stamp and now_s < self.failure.until_s:
-            raise again(self.failure.error)
+    def tried(self, version: Version, now_s: float) -> EdgeError | None:
+        """What happened when this very file was tried lately; None if it was not."""
+        failure = self.failure
+        if failure is None or failure.stamp != version.stamp or now_s >= failure.same_until_s:
+            return None
+        return failure.error
 
     def ready(self, instance: Instance) -> None:
         """It answers."""

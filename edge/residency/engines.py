@@ -17,6 +17,7 @@ from edge.residency.model import Fitted, Spec, StartEngine, Version
 log = logging.getLogger(__name__)
 
 _LONGEST_SETTLE_S = 30.0
+_ENDING = "end-engine"
 
 
 class Keeper(Protocol):
@@ -85,11 +86,12 @@ class Engines:
         for instance in self.all:
             if instance.state == "leaving" and not instance.busy and not instance.ending:
                 instance.ending = True
-                self.spawn(self._end(instance), f"end-{instance.version.spec.name}")
+                self.spawn(self._end(instance), _ENDING)
 
     async def stop(self) -> None:
         """End all at the same time."""
-        for task in self._tasks:
+        ending = {task for task in self._tasks if task.get_name() == _ENDING}  # a stop that is cancelled stops nothing
+        for task in self._tasks - ending:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(instance.engine.stop() for instance in self.all), return_exceptions=True)

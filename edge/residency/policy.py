@@ -54,8 +54,6 @@ class Steps:
     """Busy: no new requests. A draining one that is not named here serves again."""
     impossible: tuple[str, ...] = ()
     """Wishes that would not fit if everything that may leave had left."""
-    again_s: float | None = None
-    """Decide again at this time, even if nothing happens."""
 
 
 def decide(now_s: float, room_bytes: int, residents: Sequence[Resident], wishes: Iterable[Wish]) -> Steps:
@@ -78,7 +76,6 @@ class _Ledger:
         self._victims: list[Resident] = []
         self._loads: list[str] = []
         self._impossible: list[str] = []
-        self._again_s: float | None = None
         self._blocked = False
 
     def take(self, wish: Wish) -> None:
@@ -115,9 +112,6 @@ class _Ledger:
         ripe = [r for r in candidates if not r.busy or r.state == "draining" or r.settled_s <= self._now_s]
         self._victims = _fewest(sorted(ripe, key=_order), needed)
         found = sum(r.bytes for r in self._victims)
-        unripe = [r.settled_s for r in candidates if r not in ripe]
-        if found < needed and unripe:
-            self._again_s = min(unripe)
         self._coming += found - wish.bytes
 
     def steps(self) -> Steps:
@@ -127,7 +121,6 @@ class _Ledger:
             evict=frozenset(r.id for r in self._victims if not r.busy),
             drain=frozenset(r.id for r in self._victims if r.busy),
             impossible=tuple(self._impossible),
-            again_s=self._again_s,
         )
 
 

@@ -217,11 +217,14 @@ class Pool:
         try:
             version = wanted.version or await self._planner.find(model.spec)
             model.found = wanted.version = version
-            if not wanted.forced and not model.spec.main:
-                model.require_untried(version, time.monotonic())
-            wanted.fitted = await self._planner.fit(version, self._room_for(wanted))
+            known = model.tried(version, time.monotonic()) if not wanted.forced and not model.spec.main else None
+            if known is not None:
+                self._line.conclude(wanted, known)
+            else:
+                wanted.fitted = await self._planner.fit(version, self._room_for(wanted))
         except Exception as error:
-            self._give_up(model, wanted, as_edge_error(error))
+            if model.wanted is wanted:
+                self._give_up(model, wanted, as_edge_error(error))
         self._review()
 
     def _review(self) -> None:
@@ -301,7 +304,7 @@ class Pool:
         model.unloads["crashed"] += 1
         pause_s = self._pause_s(model) if lived_s < _STEADY_S else 0.0
         error = EngineDown(f"the engine of {model.spec.name!r} failed: {cause}; try again shortly")
-        self._failed(model, Failure(error, time.monotonic() + pause_s, backoff_s=pause_s))
+        self._failed(model, Failure(error, time.monotonic() + pause_s, pause_s))
         self._review()
 
     def left(self) -> None:
@@ -310,9 +313,8 @@ class Pool:
 
     def _give_up(self, model: Model, wanted: Wanted, error: EdgeError, stamp: str = "") -> None:
         """It cannot be loaded. What left for it comes back, if its file is still there."""
-        pause_s = self._pause_s(model)
-        until_s = time.monotonic() + (_SAME_FILE_AGAIN_S if stamp and not model.returns else pause_s)
-        self._failed(model, Failure(error, until_s, stamp, pause_s))
+        pause_s, now_s = self._pause_s(model), time.monotonic()
+        self._failed(model, Failure(error, now_s + pause_s, pause_s, stamp, now_s + _SAME_FILE_AGAIN_S))
         self._line.conclude(wanted, error)
         old, model.fallback = model.fallback, None
         if old is not None and model.current is None and not self._stopping and old.intact:

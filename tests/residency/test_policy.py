@@ -42,7 +42,7 @@ def test_a_busy_one_drains_and_an_idle_one_goes_first() -> None:
 
 def test_one_that_was_just_loaded_is_let_be_while_it_answers() -> None:
     busy = [resident(1, 100, busy=True, settled_s=12.0)]
-    assert decide(9.0, ROOM, busy, [Wish("a", 50)]) == Steps(again_s=12.0)
+    assert decide(9.0, ROOM, busy, [Wish("a", 50)]) == Steps()
     assert decide(12.0, ROOM, busy, [Wish("a", 50)]) == Steps(drain=frozenset({1}))
     assert decide(9.0, ROOM, [replace(busy[0], busy=False)], [Wish("a", 50)]) == Steps(evict=frozenset({1}))
 
