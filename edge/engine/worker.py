@@ -341,9 +341,10 @@ def _end_with_parent() -> None:
 
 
 def _step_back() -> None:
-    """Run only when nobody else wants the processor. Threads that start later inherit it."""
+    """Run only when nobody else wants the processor: threads that libraries have started already, and all that come."""
     try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
     except OSError:  # a sandbox forbids it
         os.nice(19)
 
