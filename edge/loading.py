@@ -4,6 +4,7 @@ outside the engine."""
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -109,6 +110,9 @@ class SettingsPlanner:
         """The file as it is now; a checksum that is not known yet is computed in a thread. Raises ModelUnusable."""
         try:
             model = await asyncio.to_thread(self._registry.resolve, spec.source)
+            model = replace(
+                model, path=model.path.resolve()
+            )  # behind a link that is set anew the old version is still there
             return Version(spec, model, stamp_of(model), int(model.path.stat().st_mtime))
         except OSError as error:
             raise ModelUnusable(f"the file of model {spec.name!r} cannot be read: {error.strerror or error}") from None

@@ -125,7 +125,8 @@ class Pool:
         if coming is None:
             if model.serving is not None and model.serving.version.stamp == version.stamp:
                 return
-            coming = self._wanted(model, replaces=model.current)
+            changed = model.current is not None and model.current.version.stamp != version.stamp
+            coming = self._wanted(model, replaces=model.current if changed else None)
         coming.keep = coming.forced = True
         if wait:
             await end_of(coming)
@@ -231,6 +232,8 @@ class Pool:
         """Decide anew and carry it out."""
         if self._stopping:
             return
+        for wanted in self._line.ripe().values():
+            self._meet(wanted)
         ripe = self._line.ripe()
         residents = [instance.resident for instance in self._engines.all]
         steps = decide(time.monotonic(), self.limits.room_bytes, residents, [w.wish for w in ripe.values()])
@@ -240,8 +243,10 @@ class Pool:
                 self._leave(model, instance, "replaced" if _is_replaced(model, instance) else "room")
             elif instance.id in steps.drain:
                 instance.state = "draining"
-            elif instance.state == "draining":
-                self._reopen(model, instance)
+            elif instance.state == "draining":  # nobody wants its room any more
+                instance.state = "serving"
+                if (again_wanted := ripe.get(model.spec.name)) is not None:
+                    self._meet(again_wanted)
         for name in steps.impossible:
             fitted = ripe[name].fitted
             assert fitted is not None
@@ -252,16 +257,15 @@ class Pool:
             assert wanted.version is not None and wanted.fitted is not None
             wanted.instance = self._engines.begin(wanted.version, wanted.fitted)
 
-    def _reopen(self, model: Model, instance: Instance) -> None:
-        """Nobody wants its room any more: it takes requests again."""
-        instance.state = "serving"
-        wanted = model.wanted
-        if wanted is None or wanted.instance is not None or wanted.replaces is instance or wanted.version is None:
+    def _meet(self, wanted: Wanted) -> None:
+        """If the model serves again already, those who wait are served; if in another version, that is what is replaced."""
+        here = wanted.model.serving
+        if here is None or here is wanted.replaces or wanted.version is None:
             return
-        if wanted.version.stamp == instance.version.stamp:
-            self._line.conclude(wanted, None, instance)
+        if here.version.stamp == wanted.version.stamp:
+            self._line.conclude(wanted, None, here)
         else:
-            wanted.replaces = instance
+            wanted.replaces = here
 
     def _room_for(self, wanted: Wanted) -> int:
         """What it could have if everything left that may."""
