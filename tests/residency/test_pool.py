@@ -53,8 +53,8 @@ class Counting(FakeEngine):
     async def stop(self) -> None:
         if self.users and not self.crashes.is_set():
             self.complaints.append(f"{self.path} was ended while {self.users} used it")
-        await asyncio.sleep(0.002)
         self.stopped = True
+        await asyncio.sleep(0.002)
 
 
 class Storm:
@@ -89,8 +89,8 @@ class Storm:
             engine = lease.engine
             assert isinstance(engine, Counting)
             with lease:
-                await asyncio.sleep(0)
-                assert not engine.stopped or engine.crashes.is_set()
+                await asyncio.sleep(self.chance.choice([0, 0.001, 0.005]))
+                assert not engine.stopped or engine.crashes.is_set(), "ended between being let in and being counted"
                 engine.users += 1
             try:
                 await asyncio.sleep(self.chance.uniform(0, 0.01))
