@@ -59,8 +59,13 @@ class Engines:
         return [i for i in self.all if i.version.spec is spec and i.state == "leaving"]
 
     def fixed_bytes(self, without: Instance | None) -> int:
-        """Room of those that leave for nobody, one of them left out."""
-        return sum(i.bytes for i in self.all if i.version.spec.fixed and i is not without)
+        """Room of those that leave for nobody, one of them left out; of two versions of a model one leaves before long."""
+        largest: dict[str, int] = {}
+        for i in self.all:
+            if i.version.spec.fixed and i.state != "leaving" and i is not without:
+                name = i.version.spec.name
+                largest[name] = max(largest.get(name, 0), i.bytes)
+        return sum(largest.values())
 
     @property
     def restless(self) -> bool:

@@ -94,7 +94,12 @@ class _Ledger:
             self._make_room(wish)
 
     def _fixed_bytes(self, wish: Wish) -> int:
-        return sum(r.bytes for r in self._residents if r.fixed and r.state != "leaving" and r.id != wish.replaces)
+        """What stays. Of two versions of a model one leaves before long."""
+        largest: dict[str, int] = {}
+        for r in self._residents:
+            if r.fixed and r.state != "leaving" and r.id != wish.replaces:
+                largest[r.model] = max(largest.get(r.model, 0), r.bytes)
+        return sum(largest.values())
 
     def _load(self, wish: Wish) -> None:
         self._loads.append(wish.model)
@@ -109,6 +114,11 @@ class _Ledger:
         candidates = [r for r in others if r.state != "loading"]
         if not beside:
             candidates += [r for r in self._residents if r.id == wish.replaces and r.state in ("serving", "draining")]
+        if needed > sum(
+            r.bytes for r in candidates
+        ):  # it will be enough when a load has ended, or a version was replaced
+            self._coming -= wish.bytes
+            return
         ripe = [r for r in candidates if not r.busy or r.state == "draining" or r.settled_s <= self._now_s]
         self._victims = _fewest(sorted(ripe, key=_order), needed)
         found = sum(r.bytes for r in self._victims)

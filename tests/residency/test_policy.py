@@ -96,6 +96,16 @@ def test_without_room_for_both_the_old_version_leaves_first_even_if_it_is_pinned
     assert decide(9.0, ROOM, [old, pinned], [Wish("m1", 51, replaces=1)]) == Steps(impossible=("m1",))
 
 
+def test_while_a_version_replaces_another_nothing_is_called_impossible_and_nobody_leaves_in_vain() -> None:
+    old, new = resident(1, 40, fixed=True), replace(resident(2, 40, fixed=True, state="loading"), model="m1")
+    other = resident(3, 20)
+    assert decide(9.0, ROOM, [old, new, other], [Wish("a", 60)]) == Steps()
+    assert decide(9.0, ROOM, [old, new, other], [Wish("a", 61)]) == Steps(impossible=("a",))
+    assert decide(
+        9.0, ROOM, [replace(old, state="leaving"), replace(new, state="serving"), other], [Wish("a", 60)]
+    ) == (Steps(evict=frozenset({3})))
+
+
 def test_if_more_was_taken_than_foreseen_somebody_leaves() -> None:
     residents = [resident(1, 60, fixed=True), resident(2, 30, last_use_s=1.0), resident(3, 20, last_use_s=2.0)]
     assert decide(9.0, ROOM, residents, []).evict == {2}
