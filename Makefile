@@ -5,7 +5,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) provisioning/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-fleet prove-memory clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema prove-fleet prove-memory prove-models clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ prove-fleet: dev ## Overload with and without a fleet, and engines killed in the
 
 prove-memory: dev ## Plans held against real memory, and nodes in small control groups; 40 minutes, as root
 	@$(BIN)/python -m bench.prove_memory $(ARGS)
+
+prove-models: dev ## Several models in little memory: none fails while they are swapped under load; seven minutes
+	@$(BIN)/python -m bench.prove_models $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -30,7 +30,8 @@ from bench.servers import free_port
 from edge.bench.machine import describe
 from edge.engine.child import ChildProcess
 from edge.engine.client import EngineClient
-from edge.loading import Fitter, engine_limits, load_message
+from edge.fitting import Fitter
+from edge.loading import engine_limits, load_message
 from edge.memory.host import proportional_bytes
 from edge.memory.planner import Plan, Wishes
 from edge.messages import KvType, Submit, TokenPrompt
@@ -151,7 +152,7 @@ def real(models: Models) -> list[dict[str, Any]]:
         path = models.path(case.shape, case.kind)
         cells = {"slots": case.slots, "context_tokens": case.context_tokens, "kv_type": case.kv_type}
         settings = Settings.model_validate({"engine": {**cells, "threads": 2}})
-        wishes = Wishes(case.slots, case.context_tokens, case.kv_type, cache_bytes=0)
+        wishes = Wishes(slots=case.slots, context_tokens=case.context_tokens, kv_type=case.kv_type, cache_bytes=0)
         plan = Fitter(settings).fit(read_header(path), wishes).plan
         if next(part.host_bytes for part in plan.parts if part.name == "attention") > 2 * CACHE_BYTES:  # can fill it
             plan = Fitter(settings).fit(read_header(path), replace(wishes, cache_bytes=CACHE_BYTES)).plan

@@ -1,4 +1,4 @@
-"""The composition root: builds engine, front and listener, wires them, runs them, and stops them in good order."""
+"""The composition root: builds the pool of models, front and listener, wires them, runs them, and stops them in good order."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from edge.admission.policy import Mode
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
 from edge.effective import Effective
 from edge.engine.client import EngineClient
-from edge.errors import ConfigurationError, ModelUnusable
+from edge.errors import ConfigurationError
+from edge.fitting import Fitter, wishes_of
 from edge.fleet.central import Central, FleetLimits
 from edge.fleet.upstreams import read_upstreams
 from edge.listener import bind, http_server, is_loopback, url
-from edge.loading import Fitter, Planned, engine_limits, load_message, wishes_of
+from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
 from edge.logs import start_logging
 from edge.machine import resident_bytes
-from edge.messages import Load, ModelFacts
+from edge.messages import ModelFacts, Stats
 from edge.quiet import settle_collector
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
+from edge.residency import Fitted, Pool, PoolLimits
 from edge.settings import Settings
 from edge.systemd import Notifier
 
@@ -61,6 +63,8 @@ class Started:
     promises: bool
     fleet: tuple[str, ...]
     """Names of the upstreams that may be asked."""
+    further: tuple[str, ...]
+    """Names of the other models that it serves."""
 
 
 class StartObserver(Protocol):
@@ -86,46 +90,52 @@ def serve(effective: Effective, observer: StartObserver) -> None:
     listener = bind(settings.server)  # before anything that takes long: a busy port is noticed at once
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
     model = registry.resolve(settings.model.name, observer.checking)
-    observer.loading("planning memory", 0.0)
-    fitter = Fitter(settings)
-    planned = fitter.fit(model.header, wishes_of(settings))
-    node = Node(effective, model, fitter, planned, listener, observer)
+    node = Node(effective, model, registry, listener, observer)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(node.run())
 
 
 class Node:
-    """One process's engine, front and listener, from start to drained stop. Construct it, then `run` it once."""
+    """One process's models, front and listener, from start to drained stop. Construct it, then `run` it once."""
 
     def __init__(
         self,
         effective: Effective,
         model: ResolvedModel,
-        fitter: Fitter,
-        planned: Planned,
+        registry: Registry,
         listener: socket.socket,
         observer: StartObserver,
     ) -> None:
         settings = effective.settings
         self._home, self._settings, self._model = effective.home, settings, model
+        self._further = tuple(settings.models)
         self._listener, self._observer = listener, observer
         self._notifier = Notifier(os.environ, os.getpid())
         self._model_name = settings.model.alias or model.name
         self._keys = KeyStore(effective.keys_file)
         self._keys_required = require_keys(settings, self._keys)
-        self._fitter, self._planned = fitter, planned
-        load = load_message(model, planned.plan.layout, settings, effective.home)
-        self._engine = EngineClient(load, engine_limits(settings.engine), smaller=self._take_less)
+        self._pool = self._pool_of_models(registry, Fitter(settings))
         self._fleet = build_fleet(settings, effective.home)
         self._drain = DrainState()
         self._server = http_server(build_application(self._front(), __version__), settings.server)
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
 
+    def _pool_of_models(self, registry: Registry, fitter: Fitter) -> Pool:
+        settings, limits = self._settings, engine_limits(self._settings.engine)
+        pinned_prompts(settings, self._home)  # what is wrong with the settings is said before anything starts
+
+        def start(fitted: Fitted, restarts: bool) -> EngineClient:
+            return EngineClient(fitted.load, limits, smaller=fitted.smaller, restarts=restarts)
+
+        own = fitter.fit(self._model.header, wishes_of(settings))  # and that it does not fit, in its own words
+        room = PoolLimits(own.budget.bytes, limits.max_waiting, limits.restart_backoff_max_s)
+        models = specs(settings, self._model_name)
+        planner = SettingsPlanner(settings, self._home, registry, fitter, models[1:])
+        return Pool(models, planner, start, room)
+
     def _front(self) -> Front:
         server = self._settings.server
         config = FrontConfig(
-            model_name=self._model_name,
-            created=int(self._model.path.stat().st_mtime),
             keys_required=self._keys_required,
             max_body_bytes=server.max_body_bytes,
             body_timeout_s=server.body_timeout_s,
@@ -135,19 +145,9 @@ class Node:
             mode=self._mode(),
             offline=self._settings.admission.offline,
             max_wait_s=self._settings.admission.max_wait_s,
+            load_wait_s=self._settings.admission.load_wait_s,
         )
-        return Front(self._engine, config, self._keys, self._drain, self._fleet)
-
-    async def _take_less(self, _: Load) -> Load | None:
-        """After the engine ran out of memory: the next smaller layout, None if there is none."""
-        try:
-            self._planned = await asyncio.to_thread(
-                self._fitter.less, self._model.header, wishes_of(self._settings), self._planned
-            )
-        except ModelUnusable as error:
-            log.error("no smaller layout", extra={"event": "no_smaller_layout", "reason": error.message})
-            return None
-        return load_message(self._model, self._planned.plan.layout, self._settings, self._home)
+        return Front(self._pool, config, self._keys, self._drain, self._fleet)
 
     def _mode(self) -> Mode:
         mode = self._settings.admission.mode
@@ -158,9 +158,9 @@ class Node:
         return mode
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain. Raises ModelUnusable if the model cannot be loaded."""
+        """Serve until SIGTERM or SIGINT, then drain. Raises ModelUnusable or DoesNotFit if the main model cannot be loaded."""
         self._catch_signals()
-        await self._engine.start()
+        await self._pool.start()
         if self._fleet is not None:
             await self._fleet.start()
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="http-server")
@@ -170,10 +170,12 @@ class Node:
                 settle_collector()
                 self._observer.ready(self._started())
                 self._notifier.ready(f"serving {self._model_name}")
+                others = asyncio.create_task(self._pool.look_at_others(), name="further-models")
                 await self._watch()
+                others.cancel()
             await self._finish_requests()
         finally:
-            await self._engine.stop()
+            await self._pool.stop()
             self._server.should_exit = True
             await serving
             if self._fleet is not None:
@@ -194,12 +196,12 @@ class Node:
             self._server.force_exit = True
 
     async def _loaded(self) -> bool:
-        """Wait for the model; False if a signal came first. Raises ModelUnusable."""
-        ready = asyncio.create_task(self._engine.wait_ready(), name="wait-ready")
+        """Wait for the main model; False if a signal came first. Raises ModelUnusable, DoesNotFit."""
+        ready = asyncio.create_task(self._pool.wait_main(), name="wait-ready")
         stopped = asyncio.create_task(self._stop.wait(), name="wait-stop")
         try:
             while not ready.done() and not stopped.done():
-                status = self._engine.status
+                status = self._pool.roster.status(self._pool.roster.main)
                 self._observer.loading(status.reason, status.progress)
                 self._notifier.starting(f"{status.reason} {status.progress:.0%}", extend_s=_START_GRACE_S)
                 await asyncio.wait({ready, stopped}, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
@@ -212,13 +214,13 @@ class Node:
             stopped.cancel()
 
     async def _watch(self) -> None:
-        """Until a signal: tell the service manager how the engine is, and that this loop runs."""
+        """Until a signal: tell the service manager how the main model's engine is, and that this loop runs."""
         period_s = min(self._notifier.watchdog_s or _WATCH_S, _WATCH_S)
-        heard, heard_s, told = self._engine.stats, time.monotonic(), ""
+        heard, heard_s, told = self._stats(), time.monotonic(), ""
         while not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), period_s)
-            status, stats, now_s = self._engine.status, self._engine.stats, time.monotonic()
+            status, stats, now_s = self._pool.roster.status(self._pool.roster.main), self._stats(), time.monotonic()
             if stats is not heard or status.phase != "ready":
                 heard, heard_s = stats, now_s
             if now_s - heard_s < self._settings.engine.wedge_timeout_s * _WEDGED_AFTER:
@@ -227,6 +229,10 @@ class Node:
             if word != told:
                 self._notifier.status(word)
                 told = word
+
+    def _stats(self) -> Stats | None:
+        engine = self._pool.roster.engine(self._pool.roster.main)
+        return engine.stats if engine is not None else None
 
     async def _finish_requests(self) -> None:
         """Take no new work, and let what runs finish, for `server.drain_timeout_s` at most."""
@@ -240,8 +246,9 @@ class Node:
             log.warning("requests given up", extra={"event": "drain_incomplete", "requests": self._server.busy})
 
     def _started(self) -> Started:
-        facts, pid = self._engine.facts, self._engine.status.pid
-        assert facts is not None
+        engine = self._pool.roster.engine(self._pool.roster.main)
+        assert engine is not None and engine.facts is not None
+        facts, pid = engine.facts, engine.status.pid
         return Started(
             home=self._home,
             model=self._model,
@@ -257,6 +264,7 @@ class Node:
             fleet=tuple(state.name for state in self._fleet.states())
             if self._mode() == "fleet" and self._fleet
             else (),
+            further=self._further,
         )
 
 

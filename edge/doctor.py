@@ -22,12 +22,13 @@ from typing import Literal
 from edge.api.auth import KeyStore
 from edge.effective import Effective, load
 from edge.errors import ConfigurationError, EdgeError, ModelUnusable
+from edge.fitting import Fitter, further_wishes, wishes_of
 from edge.fleet.member import Member
 from edge.fleet.upstreams import Upstream, read_upstreams
 from edge.listener import bind, is_loopback
-from edge.loading import Fitter, wishes_of
 from edge.machine import usable_cores
 from edge.memory.host import host_memory
+from edge.memory.planner import Wishes
 from edge.registry.resolve import Registry, model_directories
 from edge.settings import Settings
 
@@ -68,7 +69,7 @@ def examine(home: Path, env: Mapping[str, str]) -> Iterator[Finding]:
         return
     settings = effective.settings
     yield Finding("ok", "settings", _sources(effective))
-    yield from _model(effective)
+    yield from _models(effective)
     yield _port(settings)
     yield _keys(effective)
     yield from _fleet(effective)
@@ -174,29 +175,37 @@ def _sources(effective: Effective) -> str:
     return f"valid, {', '.join(changed)} set" if changed else "valid, all at their defaults"
 
 
-def _model(effective: Effective) -> Iterator[Finding]:
-    wish = effective.settings.model.name
+def _models(effective: Effective) -> Iterator[Finding]:
+    """The node's own, without which it does not start, and the further ones."""
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
+    settings = effective.settings
+    yield from _model(registry, "model", settings.model.name, "fail", settings, wishes_of(settings))
+    for name, further in settings.models.items():
+        wishes = further_wishes(settings, further.slots, further.context_tokens)
+        yield from _model(registry, f"model {name}", further.source or name, "warn", settings, wishes)
+
+
+def _model(
+    registry: Registry, subject: str, wish: str, missing: Level, settings: Settings, wishes: Wishes
+) -> Iterator[Finding]:
     try:
         model = registry.resolve(wish)
     except EdgeError as error:
-        yield Finding("fail", "model", error.message)
+        yield Finding(missing, subject, error.message)
         return
     header = model.header
     yield Finding(
         "ok",
-        "model",
+        subject,
         f"{model.name}: {header.architecture}, {header.parameters / 1e6:,.1f} M parameters, "
         f"{header.quantization}, {header.file_bytes / 1e6:,.1f} MB at {model.path}",
     )
     try:
-        planned = Fitter(effective.settings).fit(header, wishes_of(effective.settings))
+        layout = Fitter(settings).fit(header, wishes).plan.layout
     except ModelUnusable as error:
-        yield Finding("fail", "fits", error.message)
+        yield Finding(missing, subject, error.message)
         return
-    layout = planned.plan.layout
-    text = f"{layout.slots} answers at a time of {layout.context_tokens:,} tokens, {planned.plan.total_bytes / _GIB:.2f} GiB"
-    yield Finding("ok", "fits", text)
+    yield Finding("ok", subject, f"fits with {layout.slots} answers at a time of {layout.context_tokens:,} tokens each")
 
 
 def _port(settings: Settings) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,9 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from edge.errors import ConfigurationError
-from edge.settings import ENV_PREFIX, Declared, Settings, declared
+from edge.settings import (
+    ENV_PREFIX,
+    NAME_PATTERN,
+    SECTIONS,
+    Declared,
+    FurtherModel,
+    Settings,
+    declared,
+    declared_of_a_model,
+)
 
 SYSTEM_HOME = Path("/var/lib/edge")
 
@@ -38,6 +49,11 @@ class Effective:
         return getattr(getattr(self.settings, declared.section), declared.name)
 
     @property
+    def file(self) -> Path:
+        """The settings file, whether there is one or not."""
+        return self.home / "edge.toml"
+
+    @property
     def keys_file(self) -> Path:
         """Absolute path of the API keys."""
         return self.home / self.settings.auth.keys_file
@@ -61,33 +77,89 @@ def load(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, str]
     """
     found: dict[str, tuple[Any, Origin]] = {}
     known = {d.key: d for d in declared()}
-    for key, value, origin in (*_from_file(home / "edge.toml"), *_from_env(env), *_from_flags(flags)):
+    path = home / "edge.toml"
+    file = _read(path)
+    further = _further_models(file.pop("models", {}), path)
+    for key, value, origin in (*_from_file(file, path), *_from_env(env), *_from_flags(flags)):
         if key not in known:
             raise ConfigurationError(_unknown(key, origin, list(known)))
         found[key] = (value, origin)
-    tables: dict[str, dict[str, Any]] = {section: {} for section in Settings.model_fields}
+    tables: dict[str, Any] = {section: {} for section in SECTIONS}
     for key, (value, _) in found.items():
         section, _, name = key.partition(".")
         tables[section][name] = value
     try:
-        settings = Settings.model_validate(tables)
+        settings = Settings.model_validate({**tables, "models": further})
     except ValidationError as error:
         raise ConfigurationError(_refusal(error, found, known)) from None
+    _require_distinct_names(settings, path)
     default = Origin("default", "default")
     return Effective(home, settings, {key: found[key][1] if key in found else default for key in known})
 
 
-def _from_file(path: Path) -> Iterator[tuple[str, Any, Origin]]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
-        return
+        return {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read {path}: {_reason(error)}") from None
     try:
-        tables = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
+
+
+def _further_models(tables: Any, path: Path) -> dict[str, FurtherModel]:
+    """The tables `[models.NAME]`. Raises ConfigurationError."""
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise ConfigurationError(f"`models` in {path} must hold tables: write [models.NAME] and its settings below")
+    found = {}
+    for name, table in tables.items():
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise ConfigurationError(
+                f"[models.{name}] in {path} is no name: it has letters, digits and . _ : / + -, with a letter or digit first"
+            )
+        known = {d.name: d for d in declared_of_a_model(name)}
+        if unknown := next((key for key in table if key not in known), None):
+            raise ConfigurationError(
+                f"unknown setting `models.{name}.{unknown}` in {path}: models.NAME has {', '.join(known)}"
+                + (' (quote a NAME that has a dot: [models."a.b"])' if isinstance(table[unknown], dict) else "")
+            )
+        try:
+            found[name] = FurtherModel.model_validate(table)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if not first["loc"]:  # a rule over several settings
+                raise ConfigurationError(f"[models.{name}] in {path}: {_said(first)}") from None
+            key = str(first["loc"][0])
+            raise ConfigurationError(
+                f"models.{name}.{key} = {table[key]!r} (from {path}) is refused: it must be {known[key].allowed}"
+            ) from None
+    return found
+
+
+def _require_distinct_names(settings: Settings, path: Path) -> None:
+    """No two models answer to one name. Raises ConfigurationError."""
+    main = settings.model
+    named = [(main.served_name, "the node's own model"), *((alias, "model.aliases") for alias in main.aliases)]
+    for name, further in settings.models.items():
+        named += [(name, f"[models.{name}]"), *((alias, f"models.{name}.aliases") for alias in further.aliases)]
+    owners: dict[str, str] = {}
+    for name, owner in named:
+        if name in owners:
+            both = owner if owner == owners[name] else f"{owners[name]} and {owner}"
+            raise ConfigurationError(
+                f"two models in {path} answer to the name {name!r} ({both}); give one of them another name"
+            )
+        owners[name] = owner
+
+
+def _said(error: ErrorDetails) -> str:
+    return error["msg"].removeprefix("Value error, ")
+
+
+def _from_file(tables: dict[str, Any], path: Path) -> Iterator[tuple[str, Any, Origin]]:
     origin = Origin("file", str(path))
     for section, table in tables.items():
         if not isinstance(table, dict):
@@ -118,6 +190,8 @@ def _from_flags(flags: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str
 def _unknown(key: str, origin: Origin, known: list[str]) -> str:
     section, _, name = key.partition(".")
     siblings = [k.partition(".")[2] for k in known if k.startswith(f"{section}.")]
+    if section == "models":
+        return f"{origin.where}: further models are named in the file only: write [models.NAME] in EDGE_HOME/edge.toml"
     if not siblings:
         sections = ", ".join(Settings.model_fields)
         return f"unknown section `{section}` in {origin.where}: sections are {sections}"
@@ -131,6 +205,6 @@ def _refusal(error: ValidationError, found: Mapping[str, tuple[Any, Origin]], kn
     key = ".".join(str(part) for part in first["loc"][:2])
     if key not in found:  # a rule over several settings of one section
         sources = dict.fromkeys(origin.where for k, (_, origin) in found.items() if k.startswith(key))
-        return f"{first['msg'].removeprefix('Value error, ')} (set by {', '.join(sources)})"
+        return f"{_said(first)} (set by {', '.join(sources)})"
     value, origin = found[key]
     return f"{key} = {value!r} (from {origin.where}) is refused: it must be {known[key].allowed}"

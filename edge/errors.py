@@ -200,8 +200,10 @@ class EngineFault(EdgeError):
 
 
 class ModelUnusable(EdgeError):
-    """A model file that cannot be served: missing, truncated, corrupt, or too large for the memory at hand."""
+    """A model file that cannot be served: missing, truncated or corrupt, or refused by the native library."""
 
+    status = 503
+    kind = "service_unavailable"
     code = "model_unusable"
 
 
@@ -211,6 +213,22 @@ class DoesNotFit(ModelUnusable):
     status = 503
     kind = "service_unavailable"
     code = "no_memory"
+
+    @classmethod
+    def of(cls, name: str, needed_bytes: int, available_bytes: int) -> DoesNotFit:
+        """With the figures and the cure."""
+        return cls(
+            f"the model {name!r} needs {needed_bytes / 2**20:,.0f} MiB, and {max(0, available_bytes) / 2**20:,.0f} MiB can be "
+            "had for it; give it fewer slots or a shorter context, unpin others, or raise memory.budget_mib"
+        )
+
+
+class CannotUnload(EdgeError):
+    """A model that stays loaded."""
+
+    status = 409
+    kind = "invalid_request_error"
+    code = "cannot_unload"
 
 
 class NodeUnreachable(EdgeError):

@@ -3,132 +3,33 @@ targets less what happens outside the engine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from edge.engine.client import EngineLimits
-from edge.engine.probe import LayoutProbe
+from edge.errors import DoesNotFit, EdgeError, ModelUnusable
+from edge.fitting import Fitter, Planned, further_wishes, wishes_of
 from edge.machine import usable_cores
-from edge.memory.budget import room
-from edge.memory.planner import (
-    Budget,
-    Layout,
-    LayoutRefused,
-    ModelShape,
-    Part,
-    Plan,
-    SizesOf,
-    Wishes,
-    alternatives,
-    plan,
-)
-from edge.memory.sizes import WeightTable, parts
-from edge.messages import LaidOut, Load, Measured, MeasureLayout
+from edge.memory.planner import Layout, Wishes
+from edge.messages import Load, Prompt
 from edge.pinned import read_pinned
-from edge.registry.gguf import GgufHeader
-from edge.registry.resolve import ResolvedModel
+from edge.registry.resolve import Registry, ResolvedModel
+from edge.residency import Fitted, Spec, Version, stamp_of
 from edge.settings import Engine, Settings
+
+log = logging.getLogger(__name__)
 
 _MARGIN = 0.1
 """Part of each objective that is kept back for what no prediction sees."""
-_LESS = 0.85
-"""A layout that ran out of memory is followed by one of at most this part of its size."""
 _FRONT_S = 0.003
 """What the front adds to the time to the first token while it has little to do, on a small box (docs/bench.md)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A layout of one model that fits, the memory it was fitted into, and other layouts that would fit."""
-
-    plan: Plan
-    budget: Budget
-    shape: ModelShape
-    others: tuple[Plan, ...] = ()
-
-
-class Fitter:
-    """Fits models into the memory of this node. Blocks while it measures: half a second for most models."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    def room(self, *, device: bool) -> Budget:
-        """Room for models as things are now."""
-        memory = self._settings.memory
-        return room(memory.budget_mib, memory.reserve_mib, device=device and self._settings.engine.gpu_layers != 0)
-
-    def fit(
-        self,
-        header: GgufHeader,
-        wishes: Wishes,
-        *,
-        at_most_bytes: int | None = None,
-        budget: Budget | None = None,
-        others: bool = False,
-    ) -> Planned:
-        """The best layout. `at_most_bytes`: room for this model where that is less than there is; `budget`: instead of what is
-        found here. Raises DoesNotFit with the nearest thing that would fit, ModelUnusable if the library refuses the file."""
-        with LayoutProbe(header.path, cores=usable_cores(), gpu_layers=self._settings.engine.gpu_layers) as probe:
-            measured = probe.model()
-            shape = ModelShape(measured.train_context_tokens or header.context_tokens, measured.layers)
-            found = _at_most(budget or self.room(device=measured.offloads), at_most_bytes)
-            sizes = self._sizes(probe, measured, header)
-            chosen = plan(shape, found, wishes, sizes)
-            more = alternatives(shape, found, wishes, chosen, sizes) if others else []
-            return Planned(chosen, found, shape, tuple(more))
-
-    def less(self, header: GgufHeader, wishes: Wishes, failed: Planned) -> Planned:
-        """The best layout that takes clearly less than one that ran out of memory. Raises DoesNotFit."""
-        budget = failed.budget
-        most = failed.plan.total_bytes if budget.device_bytes is None or budget.unified else failed.plan.device_bytes
-        return self.fit(header, wishes, at_most_bytes=int(most * _LESS))
-
-    def _sizes(self, probe: LayoutProbe, measured: Measured, header: GgufHeader) -> SizesOf:
-        engine = self._settings.engine
-        weights = WeightTable(header.block_bytes, header.input_bytes, header.output_bytes)
-        known: dict[MeasureLayout, LaidOut | None] = {}
-
-        def sizes_of(layout: Layout) -> tuple[Part, ...]:
-            wish = MeasureLayout(
-                slots=layout.slots,
-                context_tokens=layout.context_tokens,
-                pass_tokens=layout.pass_tokens,
-                kv_type=layout.kv_type,
-                unified=engine.kv_layout == "unified",
-                flash_attention=engine.flash_attention,
-            )
-            if wish not in known:
-                known[wish] = probe.layout(wish)
-            laid_out = known[wish]
-            if laid_out is None:
-                raise LayoutRefused
-            return parts(measured, weights, laid_out, layout)
-
-        return sizes_of
-
-
-def _at_most(budget: Budget, bytes_: int | None) -> Budget:
-    if bytes_ is None:
-        return budget
-    if budget.device_bytes is None or budget.unified:
-        return replace(budget, host_bytes=min(budget.host_bytes, bytes_))
-    return replace(budget, device_bytes=min(budget.device_bytes, bytes_))
-
-
-def wishes_of(settings: Settings) -> Wishes:
-    """What the operator fixed, and what the planner may choose."""
-    engine = settings.engine
-    return Wishes(
-        slots=engine.slots or None,
-        context_tokens=engine.context_tokens or None,
-        kv_type=None if engine.kv_type == "auto" else engine.kv_type,
-        gpu_layers=None if engine.gpu_layers < 0 else engine.gpu_layers,
-        context_cap_tokens=engine.context_cap_tokens,
-        pass_tokens=engine.pass_tokens,
-        cache_bytes=settings.cache.host_mib << 20,
-        flash_attention=engine.flash_attention != "off",
-    )
+_MODEST_BYTES = 256 << 20
+"""What a further model takes beside its weights when it is laid out modestly, about: the node's own leaves that much."""
 
 
 def load_message(model: ResolvedModel, layout: Layout, settings: Settings, home: Path) -> Load:
@@ -153,8 +54,13 @@ def load_message(model: ResolvedModel, layout: Layout, settings: Settings, home:
         kept_bytes=settings.cache.kept_mib << 20,
         isolate_keys=settings.cache.isolate_keys,
         state_directory=str(home / "engine"),
-        pinned=read_pinned(home / settings.cache.pinned_file) if settings.cache.pinned_file else [],
+        pinned=pinned_prompts(settings, home),
     )
+
+
+def pinned_prompts(settings: Settings, home: Path) -> list[Prompt]:
+    """The file of pinned prompts, if there is one. Raises ConfigurationError."""
+    return read_pinned(home / settings.cache.pinned_file) if settings.cache.pinned_file else []
 
 
 def engine_limits(settings: Engine) -> EngineLimits:
@@ -164,4 +70,116 @@ def engine_limits(settings: Engine) -> EngineLimits:
         wedge_timeout_s=settings.wedge_timeout_s,
         load_timeout_s=settings.load_timeout_s,
         restart_backoff_max_s=settings.restart_backoff_max_s,
+    )
+
+
+def specs(settings: Settings, main_name: str) -> list[Spec]:
+    """All models of the settings, the node's own first."""
+    model = settings.model
+    main = Spec(main_name, model.name, model.aliases, main=True, pinned=True, preload=True)
+    return [
+        main,
+        *(
+            Spec(
+                name,
+                further.source or name,
+                further.aliases,
+                pinned=further.pinned,
+                preload=further.preload,
+                idle_s=further.idle_s,
+                slots=further.slots,
+                context_tokens=further.context_tokens,
+            )
+            for name, further in settings.models.items()
+        ),
+    ]
+
+
+class SettingsPlanner:
+    """Finds models through the registry and fits them into memory as the settings say. Implements `edge.residency.Planner`."""
+
+    def __init__(
+        self, settings: Settings, home: Path, registry: Registry, fitter: Fitter, others: Sequence[Spec] = ()
+    ) -> None:
+        """`others`: models that the node's own leaves room for."""
+        self._settings, self._home, self._registry, self._fitter = settings, home, registry, fitter
+        self._others = others
+
+    async def find(self, spec: Spec) -> Version:
+        """The file as it is now; a checksum that is not known yet is computed in a thread. Raises ModelUnusable."""
+        try:
+            model = await asyncio.to_thread(self._registry.resolve, spec.source)
+            model = replace(
+                model, path=model.path.resolve()
+            )  # behind a link that is set anew the old version is still there
+            return Version(spec, model, stamp_of(model), int(model.path.stat().st_mtime))
+        except OSError as error:
+            raise ModelUnusable(f"the file of model {spec.name!r} cannot be read: {error.strerror or error}") from None
+
+    async def fit(self, version: Version, room_bytes: int) -> Fitted:
+        """The best layout within a room. Raises DoesNotFit, ModelUnusable, ConfigurationError."""
+        kept = await self._kept_for_others() if version.spec.main else 0
+        try:
+            try:
+                planned = await asyncio.to_thread(self._planned, version, room_bytes - kept)
+            except DoesNotFit:
+                if not kept:
+                    raise
+                planned = await asyncio.to_thread(self._planned, version, room_bytes)
+        except OSError as error:
+            name = version.spec.name
+            raise ModelUnusable(f"the file of model {name!r} cannot be read: {error.strerror or error}") from None
+        return Fitted(self._load(version, planned), planned.bytes, self._smaller(version, planned))
+
+    def _planned(self, version: Version, room_bytes: int) -> Planned:
+        return self._fitter.fit(version.model.header, self._wishes(version.spec), at_most_bytes=max(0, room_bytes))
+
+    def _smaller(self, version: Version, planned: Planned) -> Callable[[], Awaitable[Load | None]]:
+        """Gives a smaller load each time it is called, None when there is none."""
+
+        async def smaller() -> Load | None:
+            nonlocal planned
+            wishes = self._wishes(version.spec)
+            try:
+                planned = await asyncio.to_thread(self._fitter.less, version.model.header, wishes, planned)
+            except (EdgeError, OSError) as error:
+                log.error("no smaller layout", extra={"event": "no_smaller_layout", "reason": str(error)})
+                return None
+            return self._load(version, planned)
+
+        return smaller
+
+    async def _kept_for_others(self) -> int:
+        """Room for those that stay, and for the largest of those that come and go."""
+        stay, largest = 0, 0
+        for spec in self._others:
+            try:
+                needs = (await self.find(spec)).model.header.file_bytes + _MODEST_BYTES
+            except EdgeError:
+                continue
+            if spec.fixed:
+                stay += needs
+            else:
+                largest = max(largest, needs)
+        return stay + largest
+
+    def _wishes(self, spec: Spec) -> Wishes:
+        return (
+            wishes_of(self._settings) if spec.main else further_wishes(self._settings, spec.slots, spec.context_tokens)
+        )
+
+    def _load(self, version: Version, planned: Planned) -> Load:
+        load = load_message(version.model, planned.plan.layout, self._settings, self._home)
+        return load if version.spec.main else _further(load)
+
+
+def _further(load: Load) -> Load:
+    """As a model is loaded that stands beside the main one: it promises nothing where that one does, and stays behind it."""
+    return msgspec.structs.replace(
+        load,
+        promises=False,
+        background=load.promises,
+        kept_bytes=0,
+        pinned=[],
+        state_directory=str(Path(load.state_directory) / "further"),  # each clears up what others have kept
     )

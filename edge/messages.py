@@ -93,6 +93,8 @@ class Load(Message, frozen=True):
     """Where calibration and pinned prefixes outlive the process; empty: nowhere."""
     pinned: list[Prompt] = []
     """Beginnings of prompts that are computed before the first request and never given up."""
+    background: bool = False
+    """The process takes only the processor time that others leave: another model on this machine has something to keep."""
 
 
 class Sampling(msgspec.Struct, frozen=True):

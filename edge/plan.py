@@ -9,7 +9,8 @@ from pathlib import Path
 
 from edge.effective import Effective
 from edge.engine.client import EngineClient
-from edge.loading import Fitter, Planned, engine_limits, load_message, wishes_of
+from edge.fitting import Fitter, Planned, wishes_of
+from edge.loading import engine_limits, load_message
 from edge.logs import start_logging
 from edge.machine import resident_bytes
 from edge.memory.planner import Budget
@@ -49,7 +50,7 @@ def plan(
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
     model = registry.resolve(settings.model.name, on_check)
     budget = None if memory_bytes is None else Budget(memory_bytes, "--memory")
-    planned = Fitter(settings).fit(model.header, wishes_of(settings), budget=budget, others=True)
+    planned = Fitter(settings, budget).fit(model.header, wishes_of(settings), others=True)
     promise = None if on_load is None else asyncio.run(_promise(effective, model, planned, on_load))
     return Answer(model, planned, promise)
 

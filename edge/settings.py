@@ -9,16 +9,27 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 MIB = 1024 * 1024
 ENV_PREFIX = "EDGE_"
 
 Seconds = Annotated[float, Gt(0), Le(86_400), Field(allow_inf_nan=False)]
+
+
+def _listed(value: Any) -> Any:
+    """The environment and flags have text only: names with commas between them."""
+    return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
+
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:/+\-]{0,127}"
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
+"""What clients may call a model."""
+Names = Annotated[tuple[Name, ...], BeforeValidator(_listed)]
 
 
 class Section(BaseModel):
@@ -76,6 +87,41 @@ class Model(Section):
         "edge-builtin", description="Name of a known model, or path of a GGUF file."
     )
     alias: str = Field("", description="Name that clients use for it; empty: the model's own name.")
+    aliases: Names = Field((), description="Further names that clients may use for it.")
+
+    @property
+    def served_name(self) -> str:
+        """What clients call it."""
+        is_path = "/" in self.name or self.name.endswith(".gguf")
+        return self.alias or (Path(self.name).stem if is_path else self.name)
+
+
+class FurtherModel(Section):
+    """A model beside the node's own: loaded when somebody asks for it, unloaded for others when the memory is needed. NAME is
+    what clients call it. In the file only."""
+
+    source: str = Field("", description="Name of a known model, or path of a GGUF file; empty: NAME.")
+    aliases: Names = Field((), description="Further names that clients may use for it.")
+    pinned: bool = Field(False, description="Once loaded it is never unloaded for another model.")
+    preload: bool = Field(
+        False, description="It is loaded at start, after the node's own, and not at the first request."
+    )
+    idle_s: Annotated[float, Ge(0), Le(31_536_000)] = Field(
+        0.0, description="It is unloaded after so many seconds without a request; 0: never for that reason."
+    )
+    slots: Annotated[int, Ge(0), Le(128)] = Field(
+        0,
+        description="Answers generated at one time; 0: as engine.slots has it, else 4, or fewer where memory is short.",
+    )
+    context_tokens: Annotated[int, Ge(0), Le(1 << 24)] = Field(
+        0, description="Longest prompt plus answer of one request; 0: as [engine] has it, else 4,096 or less."
+    )
+
+    @model_validator(mode="after")
+    def _stays_or_goes(self) -> Self:
+        if self.pinned and self.idle_s:
+            raise ValueError("pinned and idle_s exclude each other: leave one of them out")
+        return self
 
 
 class Engine(Section):
@@ -154,6 +200,22 @@ class Admission(Section):
     max_wait_s: Seconds = Field(
         20.0, description="Longest predicted wait for the first token of a late answer; beyond it: the fleet, or 429."
     )
+    load_wait_s: Seconds = Field(
+        120.0, description="Longest wait of a request for its model to be loaded, and for room for it; then 503."
+    )
+
+
+class Memory(Section):
+    """How much of the machine's memory models may take."""
+
+    budget_mib: Annotated[int, Ge(0), Le(1 << 24)] = Field(
+        0,
+        description="Most memory that models take together, in MiB: of the GPU where one is used, else main memory; 0: what is "
+        "free when the node starts.",
+    )
+    reserve_mib: Annotated[int, Ge(0), Le(1 << 20)] = Field(
+        96, description="Main memory that is kept back for the node's own process and for others, in MiB."
+    )
 
 
 class Fleet(Section):
@@ -205,19 +267,6 @@ class Cache(Section):
     )
 
 
-class Memory(Section):
-    """How much of the machine's memory models may take."""
-
-    budget_mib: Annotated[int, Ge(0), Le(1 << 24)] = Field(
-        0,
-        description="Most memory that models take together, in MiB: of the GPU where one is used, else main memory; 0: what is "
-        "free when the node starts.",
-    )
-    reserve_mib: Annotated[int, Ge(0), Le(1 << 20)] = Field(
-        96, description="Main memory that is kept back for the node's own process and for others, in MiB."
-    )
-
-
 class Log(Section):
     """What the node says about itself, on standard error."""
 
@@ -233,18 +282,20 @@ class Settings(Section):
     server: Server = Server()
     auth: Auth = Auth()
     model: Model = Model()
+    memory: Memory = Memory()
     engine: Engine = Engine()
     slo: Slo = Slo()
     admission: Admission = Admission()
     fleet: Fleet = Fleet()
     cache: Cache = Cache()
-    memory: Memory = Memory()
     log: Log = Log()
+    models: dict[Name, FurtherModel] = {}
+    """Tables `[models.NAME]`: in the file only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One setting as declared. `allowed` is a phrase for people."""
+    """One setting as declared. `allowed` is a phrase for people. `section` is `models.NAME` for what each further model has."""
 
     section: str
     name: str
@@ -267,11 +318,24 @@ class Declared:
 
 
 def declared() -> Iterator[Declared]:
-    """Every setting, in the order of declaration."""
-    for section, table in Settings.model_fields.items():
-        assert isinstance(table.annotation, type) and issubclass(table.annotation, Section)
-        for name, field in table.annotation.model_fields.items():
+    """Every setting that there is once, in the order of declaration."""
+    for section, kind in SECTIONS.items():
+        for name, field in kind.model_fields.items():
             yield Declared(section, name, field)
+
+
+def declared_of_a_model(name: str = "NAME") -> Iterator[Declared]:
+    """Every setting of a further model."""
+    for key, field in FurtherModel.model_fields.items():
+        yield Declared(f"models.{name}", key, field)
+
+
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+"""The tables that there are once each."""
 
 
 def _allowed(field: FieldInfo) -> str:
@@ -286,11 +350,13 @@ def _allowed(field: FieldInfo) -> str:
         low = next((b.ge for b in bounds if isinstance(b, Ge)), None)
         high = next((b.le for b in bounds if isinstance(b, Le)), None)
         return f"{noun} from {low} to {high}" if above is None else f"{noun} above {above}, at most {high}"
+    if get_origin(kind) is tuple:
+        return "a list of names: letters, digits and . _ : / + -, with a letter or digit first"
     if kind is Path or Path in get_args(kind):
         return "a path"
     return "text, not empty" if any(isinstance(b, MinLen) for b in bounds) else "text"
 
 
-def toml_value(value: str | Path | int | float) -> str:
+def toml_value(value: str | Path | int | float | tuple[str, ...]) -> str:
     """A setting's value as TOML writes it."""
     return json.dumps(str(value)) if isinstance(value, str | Path) else json.dumps(value)

@@ -22,6 +22,8 @@ class Entry:
     """Unix time."""
     tier: Tier
     policy: str
+    model: str = ""
+    """The one that was meant, by the name that it has here; empty if there is none."""
     route: str = ""
     reason: Reason = ""
     fleet_reason: Reason = ""

@@ -14,8 +14,15 @@ from edge.messages import LateReason, Tier
 
 Mode = Literal["fleet", "best-effort", "strict", "off"]
 Policy = Literal["auto", "local-only", "fleet-ok"]
-DoorReason = Literal["loading", "draining", "engine_down", "queue_full", "model_not_here"]
-Reason = LateReason | DoorReason | Literal["", "policy", "breaker_open", "fleet_busy", "bytes_cap", "cost_cap", "hop"]
+DoorReason = Literal[
+    "loading", "draining", "engine_down", "queue_full", "model_not_here", "model_unusable", "no_memory"
+]
+Reason = (
+    LateReason
+    | DoorReason
+    | Literal["", "further_model", "policy", "breaker_open", "fleet_busy", "bytes_cap", "cost_cap", "hop"]
+)
+"""`further_model`: another model is the one that keeps promises here."""
 
 SOONER = 0.8
 """The fleet must be this much sooner than a late answer here: a prediction that is wrong by less costs nothing."""

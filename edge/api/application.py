@@ -7,9 +7,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from edge.api import health, inference, load
+from edge.api import health, inference, load, models
 from edge.api.front import Front
 from edge.api.gate import Gate
+from edge.api.job import ClientGone
 from edge.api.render import error_response
 from edge.errors import EdgeError, EngineFault, InvalidRequest, MethodNotAllowed, RouteNotFound
 
@@ -25,9 +26,11 @@ def build_application(front: Front, version: str) -> FastAPI:
     )
     app.state.front = front
     app.include_router(inference.router, tags=["inference"])
+    app.include_router(models.router, tags=["models"])
     app.include_router(health.router, tags=["health"])
     app.include_router(load.router, tags=["node"])
     app.add_exception_handler(EdgeError, _edge_error)
+    app.add_exception_handler(ClientGone, _client_gone)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Gate, front=front)
@@ -37,6 +40,11 @@ def build_application(front: Front, version: str) -> FastAPI:
 async def _edge_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, EdgeError)
     return error_response(error)
+
+
+async def _client_gone(_: Request, error: Exception) -> Response:
+    """Nobody reads it."""
+    return Response(status_code=499)
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:

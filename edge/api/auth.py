@@ -22,8 +22,9 @@ from edge.errors import ConfigurationError, InvalidApiKey, PermissionDenied, Rat
 
 PREFIX = "edge-"
 SCHEMA_VERSION = 1
-Scope = Literal["inference", "metrics"]
-SCOPES: tuple[Scope, ...] = ("inference", "metrics")
+Scope = Literal["inference", "metrics", "admin"]
+SCOPES: tuple[Scope, ...] = ("inference", "metrics", "admin")
+"""Asking models; looking at the node; loading and unloading models."""
 
 
 class ApiKey(msgspec.Struct, frozen=True):

@@ -46,12 +46,13 @@ class Continuation:
         """Raises the failure itself, or why the fleet could not go on."""
         fleet = self.front.fleet
         sent = self.choices.begun()
-        view = self.front.fleet_view()
+        view = self.front.fleet_view(self.body.model)
         leaves = may_leave(self.ask, self.front.config.mode, view) is None
         stays = not leaves or self.front.drain.draining or not self._is_plain()
         if not isinstance(failure, EngineDown) or fleet is None or sent is None or stays:
             raise failure
-        upstream = fleet.continuing() if len(sent) >= LEAST_SENT else None
+        model = self.front.fleet_name(self.body.model)
+        upstream = fleet.continuing(model) if len(sent) >= LEAST_SENT else None
         left = self._tokens_left()
         if left == 0:
             yield self._finish("length", 0)
@@ -64,7 +65,7 @@ class Continuation:
             answer = await fleet.ask(
                 path,
                 asked,
-                model=None,
+                model=model,
                 request_id=self.entry.request_id,
                 only=upstream.name if upstream is not None else "",
             )
@@ -112,7 +113,11 @@ class Continuation:
         """The request for the fleet: to go on after `sent`, or for the whole answer if that is empty."""
         body = self.body.model_dump(exclude_none=True, exclude={"max_completion_tokens"})
         limit = left if sent else self._limit()
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        body |= {
+            "model": self.body.model or self.front.pool.roster.main,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
         if limit is not None:
             body["max_tokens"] = limit
         if not sent:

@@ -1,4 +1,4 @@
-"""What the routes share: the engine, the keys, the metrics, and whether the node still takes work."""
+"""What the routes share: the models, the keys, the metrics, and whether the node still takes work."""
 
 from __future__ import annotations
 
@@ -8,21 +8,28 @@ from edge.admission.decisions import DecisionLog
 from edge.admission.policy import DoorReason, Fleet, Mode
 from edge.api.auth import KeyStore, RateLimiter
 from edge.api.metrics import NodeMetrics
-from edge.api.translate import Dialect
+from edge.api.served import Served
 from edge.api.turnstile import Turnstile
-from edge.engine.port import Engine
-from edge.errors import EdgeError, EngineDown, ModelLoading, ModelNotFound, NodeDraining, Overloaded, Unavailable
+from edge.engine.port import Engine, EngineStatus
+from edge.errors import (
+    DoesNotFit,
+    EdgeError,
+    EngineDown,
+    ModelLoading,
+    ModelNotFound,
+    ModelUnusable,
+    NodeDraining,
+    Overloaded,
+)
 from edge.fleet.central import Central
-from edge.messages import ModelFacts
+from edge.messages import ModelFacts, Stats
+from edge.residency import Lease, Pool
 
 
 @dataclass(frozen=True, slots=True)
 class FrontConfig:
     """What the front needs of the settings."""
 
-    model_name: str
-    created: int
-    """Unix time that /v1/models gives."""
     keys_required: bool
     max_body_bytes: int
     body_timeout_s: float
@@ -32,6 +39,7 @@ class FrontConfig:
     mode: Mode = "best-effort"
     offline: Mode = "best-effort"
     max_wait_s: float = 20.0
+    load_wait_s: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,20 @@ class Obstacle:
 
     reason: DoorReason
     error: EdgeError
+
+
+_REASONS: dict[type[EdgeError], DoorReason] = {
+    ModelNotFound: "model_not_here",
+    ModelLoading: "loading",
+    Overloaded: "queue_full",
+    ModelUnusable: "model_unusable",
+    DoesNotFit: "no_memory",
+}
+
+
+def reason_of(error: EdgeError) -> DoorReason:
+    """Why a model's engine cannot be asked, in one word."""
+    return next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), "engine_down")
 
 
 class DrainState:
@@ -57,9 +79,9 @@ class Front:
     """One node's front as its routes see it."""
 
     def __init__(
-        self, engine: Engine, config: FrontConfig, keys: KeyStore, drain: DrainState, fleet: Central | None = None
+        self, pool: Pool, config: FrontConfig, keys: KeyStore, drain: DrainState, fleet: Central | None = None
     ) -> None:
-        self.engine = engine
+        self.pool = pool
         self.fleet = fleet
         self.config = config
         self.keys = keys
@@ -68,70 +90,102 @@ class Front:
         self.turnstile = Turnstile()
         """For what is passed on from the fleet."""
         self.decisions = DecisionLog()
-        self.metrics = NodeMetrics(engine, self.decisions, fleet)
-        self._dialect: tuple[str, Dialect] | None = None
+        self.metrics = NodeMetrics(pool, self.decisions, fleet)
 
-    def obstacle(self, model: str | None = None) -> Obstacle | None:
-        """Why the engine cannot be asked now for that model (None: the one that is served)."""
-        if self.drain.draining:
-            return Obstacle("draining", NodeDraining("the node is shutting down and takes no new work"))
-        try:
-            self.require_model(model)
-            self.engine.require_room()
-            self.facts()
-        except ModelNotFound as error:
-            return Obstacle("model_not_here", error)
-        except ModelLoading as error:
-            return Obstacle("loading", error)
-        except Overloaded as error:
-            return Obstacle("queue_full", error)
-        except Unavailable as error:
-            return Obstacle("engine_down", error)
-        return None
+    # --- the main model -----------------------------------------------------------------------------------------------
 
-    def fleet_view(self, model: str | None = None) -> Fleet | None:
-        """What the fleet can do now, for a model of that name or for the one served here; None if there is no fleet."""
-        if self.fleet is None:
-            return None
-        if model is not None and model != self.config.model_name:
-            if not self.fleet.knows(model):
-                return None
-        else:
-            model = None
-        return self.fleet.view(model)
+    @property
+    def engine(self) -> Engine | None:
+        """The main model's; None while there is none, in the middle of a swap."""
+        return self.pool.roster.engine(self.pool.roster.main)
 
-    def require_model(self, name: str | None) -> None:
-        """Raises ModelNotFound unless `name` is the served model (or None)."""
-        if name is not None and name != self.config.model_name:
-            raise ModelNotFound(
-                f"the model {name[:100]!r} is not served here; this node serves {self.config.model_name!r}",
-                param="model",
-            )
+    @property
+    def status(self) -> EngineStatus:
+        """Where the main model stands."""
+        return self.pool.roster.status(self.pool.roster.main)
 
-    def facts(self) -> ModelFacts:
-        """Facts of the served model. Raises ModelLoading before the first load is done, EngineDown if it failed."""
-        facts = self.engine.facts
-        if facts is not None:
-            return facts
-        status = self.engine.status
-        if status.phase == "loading":
-            raise ModelLoading(f"the model is being loaded ({status.progress:.0%}); try again shortly")
-        raise EngineDown(f"the engine is {status.phase}: {status.reason}")
+    @property
+    def facts(self) -> ModelFacts | None:
+        """Of the main model."""
+        return self.engine.facts if self.engine is not None else None
 
-    def dialect(self) -> Dialect:
-        """How the served model writes."""
-        template = self.facts().chat_template
-        if self._dialect is None or self._dialect[0] != template:
-            self._dialect = (template, Dialect.of(template))
-        return self._dialect[1]
+    @property
+    def stats(self) -> Stats | None:
+        """Of the main model's engine."""
+        return self.engine.stats if self.engine is not None else None
 
     def unready(self) -> tuple[str, str] | None:
-        """(code, sentence) why the node takes no work now, None when it does."""
-        status = self.engine.status
+        """(code, sentence) why the node takes no work now, None when it does. It is the main model that counts."""
+        status = self.status
         if self.drain.draining:
             return "draining", "the node is shutting down"
-        if status.phase == "loading" and self.engine.facts is None:
+        if status.phase == "loading" and self.facts is None:
             return "loading", f"{status.reason} ({status.progress:.0%})"
         if status.phase != "ready":
             return "engine_down", f"{status.phase}: {status.reason}"
         return None
+
+    # --- any model ----------------------------------------------------------------------------------------------------
+
+    def served(self, model: str | None, lease: Lease | None = None) -> Served:
+        """A model of that name (None: the main one) as it can be asked now, with a lease on it: `lease`, or a new one. Raises
+        ModelNotFound, ModelLoading, EngineDown, or why it cannot be used."""
+        name = self.pool.roster.require(model)
+        lease = lease or self.pool.lease(name)
+        facts = lease.engine.facts
+        if facts is None:
+            lease.release()
+            status = lease.engine.status
+            if status.phase == "loading":
+                raise ModelLoading(f"the model is being loaded ({status.progress:.0%}); try again shortly")
+            raise EngineDown(f"the engine is {status.phase}: {status.reason}")
+        return Served(name, name == self.pool.roster.main, lease, facts)
+
+    def obstacle(self, model: str | None = None) -> Obstacle | None:
+        """Why a model's engine cannot be asked now (None: the main one's)."""
+        if self.drain.draining:
+            return Obstacle("draining", NodeDraining("the node is shutting down and takes no new work"))
+        try:
+            with self.served(model) as served:
+                served.engine.require_room()
+        except EdgeError as error:
+            return Obstacle(reason_of(error), error)
+        return None
+
+    def shut(self) -> Obstacle | None:
+        """Why no request can be answered here, whatever model it names: known before it is read."""
+        if self.drain.draining:
+            return self.obstacle()
+        if self.pool.roster.several:
+            return None
+        obstacle = self.obstacle()
+        return None if obstacle is not None and obstacle.reason == "loading" and self.may_wait(None) else obstacle
+
+    def may_wait(self, model: str | None) -> bool:
+        """Whether a request waits for its model to be loaded. Where only answers in time are wanted it does not."""
+        name, config = self.pool.roster.find(model), self.config
+        strict = config.mode == "strict" or (config.mode == "fleet" and config.offline == "strict")
+        return name is not None and not strict and self.pool.roster.waits(name)
+
+    # --- the fleet ----------------------------------------------------------------------------------------------------
+
+    def fleet_name(self, model: str | None) -> str | None:
+        """What the fleet is asked for: None for the main model, which each upstream may call as it likes. Raises ModelNotFound if
+        the fleet has no such model."""
+        name = self.pool.roster.find(model)
+        if name == self.pool.roster.main:
+            return None
+        known = [model] if name is None else [model, *self.pool.roster[name].spec.names]
+        found = next((n for n in known if n is not None and self.fleet is not None and self.fleet.knows(n)), None)
+        if found is None:
+            raise ModelNotFound(f"the fleet has no model {(model or '')[:100]!r}", param="model")
+        return found
+
+    def fleet_view(self, model: str | None = None) -> Fleet | None:
+        """What the fleet can do now, for a model of that name (None: the main one); None if there is no fleet for it."""
+        if self.fleet is None:
+            return None
+        try:
+            return self.fleet.view(self.fleet_name(model))
+        except ModelNotFound:
+            return None

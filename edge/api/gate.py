@@ -21,7 +21,7 @@ from edge.api.auth import Scope as KeyScope
 from edge.api.auth import authorize
 from edge.api.front import Front
 from edge.api.render import error_response
-from edge.errors import BodyTooLarge, EdgeError, EngineFault, RouteNotFound, SlowClient
+from edge.errors import BodyTooLarge, EdgeError, EngineFault, PermissionDenied, RouteNotFound, SlowClient
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Gate:
         try:
             if not scope["path"].isprintable():  # a router may read "/metrics\n" as "/metrics"; a check here would not
                 raise RouteNotFound("the path holds characters that no path here has")
-            scope[KEY_NAME] = self._admit(scope["path"], headers)
+            scope[KEY_NAME] = self._admit(scope["method"], scope["path"], headers)
             scope[REQUEST_ID] = request_id
             body = await self._body(headers, receive) if scope["method"] in ("POST", "PUT", "PATCH", "DELETE") else b""
         except EdgeError as error:
@@ -87,19 +87,22 @@ class Gate:
             answer = error_response(EngineFault("the node met an error of its own; its log says more"))
             await answer(scope, receive, send)
 
-    def _admit(self, path: str, headers: Headers) -> str:
+    def _admit(self, method: str, path: str, headers: Headers) -> str:
         """Raises EdgeError unless the request may go on. Returns the name of its key."""
         front, name = self._front, ""
         if path in PUBLIC:
             return name
+        wanted = _scope(method, path)
+        if wanted == "admin" and "origin" in headers:  # a web page may send to loopback, and needs no key there
+            raise PermissionDenied(
+                "models are not loaded or unloaded from a web page: send the request without `Origin`"
+            )
         if front.config.keys_required:
-            watching = path == "/metrics" or path.startswith("/edge/v1/")
-            wanted: KeyScope | None = "metrics" if watching else "inference" if path in INFERENCE else None
             key = authorize(front.keys, _secret(headers), wanted)
             name = key.name
             if path in INFERENCE:
                 front.rates.take(key)
-        if path in INFERENCE and (obstacle := front.obstacle()) is not None and not self._may_leave(path, headers):
+        if path in INFERENCE and (obstacle := front.shut()) is not None and not self._may_leave(path, headers):
             raise obstacle.error
         return name
 
@@ -148,6 +151,13 @@ class Gate:
             await send(message)
 
         return tagged
+
+
+def _scope(method: str, path: str) -> KeyScope | None:
+    """What a key must be good for."""
+    if path == "/metrics" or path.startswith("/edge/v1/"):
+        return "metrics" if method in ("GET", "HEAD") else "admin"
+    return "inference" if path in INFERENCE else None
 
 
 class _Vanished(Exception):

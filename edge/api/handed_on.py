@@ -28,17 +28,14 @@ from edge.fleet.member import FleetRefused
 
 async def handed_on(request: Request, front: Front, fleet: Central, entry: Entry, body: dict[str, Any]) -> Response:
     """Have the fleet answer. Raises FleetUnavailable before anything was sent."""
-    model = body.get("model")
+    model = front.fleet_name(body.get("model"))
     options = body.get("stream_options") or {}
-    asked = {**body, "stream_options": {**options, "include_usage": True}} if body.get("stream") else body
-    call = fleet.ask(
-        request.url.path.removeprefix("/v1/"),
-        asked,
-        model=None if model == front.config.model_name else model,
-        request_id=entry.request_id,
-    )
+    asked = {**body, "model": model or front.pool.roster.main}
+    if body.get("stream"):
+        asked["stream_options"] = {**options, "include_usage": True}
+    call = fleet.ask(request.url.path.removeprefix("/v1/"), asked, model=model, request_id=entry.request_id)
     headers = {"x-edge-route": "fleet", "x-edge-reason": entry.reason}
-    entry.predicted_ttft_s = fleet.view().ttft_s
+    entry.predicted_ttft_s = fleet.view(model).ttft_s
     try:
         answer = await unless_gone(request, asyncio.create_task(call))
     except FleetRefused as refused:

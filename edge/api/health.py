@@ -33,9 +33,9 @@ async def ready(request: Request) -> Response:
         return json_response(
             {"status": "unavailable", "code": code, "reason": reason}, status=503, headers={"retry-after": "1"}
         )
-    stats = front.engine.stats
+    stats = front.stats
     age_s = round(stats.forward_age_s, 3) if stats is not None else None
-    return json_response({"status": "ok", "model": front.config.model_name, "forward_age_s": age_s})
+    return json_response({"status": "ok", "model": front.pool.roster.main, "forward_age_s": age_s})
 
 
 @router.get(

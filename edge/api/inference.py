@@ -1,7 +1,8 @@
-"""The OpenAI routes: chat completions, plain completions, models; and the tokenizer's two."""
+"""The OpenAI routes that ask a model: chat completions, plain completions; and the tokenizer's two."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,11 +11,13 @@ from starlette.responses import Response
 from edge.api.answers import ChatChoices, Choices, TextChoices
 from edge.api.dispatch import Dispatch
 from edge.api.front import Front
+from edge.api.job import unless_gone
 from edge.api.render import json_response
 from edge.api.schema import ChatRequest, CompletionRequest, DetokenizeRequest, ErrorAnswer, TokenizeRequest
-from edge.api.translate import chat_messages, chat_work, completion_work
+from edge.api.served import Served
+from edge.api.translate import Dialect, chat_messages, chat_work, completion_work
 from edge.api.unsupported import refuse_unsupported
-from edge.errors import InvalidRequest
+from edge.errors import InvalidRequest, ModelLoading
 from edge.messages import ChatPrompt, Prompt, Submit, TextPrompt
 
 router = APIRouter()
@@ -47,8 +50,8 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     front: Front = request.app.state.front
 
-    def work() -> tuple[list[Submit], Choices]:
-        chat = chat_work(body, front.dialect())
+    def work(dialect: Dialect) -> tuple[list[Submit], Choices]:
+        chat = chat_work(body, dialect)
         return [chat.submit], ChatChoices(chat)
 
     return await Dispatch(request, front, body, work).answer()
@@ -59,60 +62,38 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     """Go on with a text."""
     front: Front = request.app.state.front
 
-    def work() -> tuple[list[Submit], Choices]:
+    def work(_: Dialect) -> tuple[list[Submit], Choices]:
         prompts = completion_work(body)
         return prompts, TextChoices(len(prompts), body.n or 1, logprobs=body.logprobs is not None)
 
     return await Dispatch(request, front, body, work).answer()
 
 
-@router.get("/v1/models", responses={401: ERRORS[401], 403: ERRORS[403]}, response_model=None)
-async def models(request: Request) -> Response:
-    """The served model, as a list."""
-    return json_response({"object": "list", "data": [_model(request.app.state.front)]})
-
-
-@router.get("/v1/models/{model:path}", responses={s: ERRORS[s] for s in (401, 403, 404)}, response_model=None)
-async def model(model: str, request: Request) -> Response:
-    """One model."""
-    front: Front = request.app.state.front
-    front.require_model(model)
-    return json_response(_model(front))
-
-
-def _model(front: Front) -> dict[str, Any]:
-    facts = front.engine.facts
-    card: dict[str, Any] = {
-        "id": front.config.model_name,
-        "object": "model",
-        "created": front.config.created,
-        "owned_by": "edge",
-    }
-    if facts is not None:
-        card["max_model_len"] = facts.context_tokens
-        card["meta"] = {
-            "n_ctx_train": facts.train_context_tokens,
-            "n_params": facts.parameters,
-            "n_vocab": facts.vocabulary,
-            "size": facts.model_bytes,
-        }
-    return card
-
-
 @router.post("/tokenize", responses=ERRORS, response_model=None)
 async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     """Tokens of a text, or of messages rendered by the model's template."""
     front: Front = request.app.state.front
-    front.require_model(body.model)
     refuse_unsupported(body)
     special = body.add_special_tokens if body.add_special_tokens is not None else body.add_special
     prompt = _tokenize_prompt(body)
     adds = special if special is not None else isinstance(prompt, ChatPrompt)
-    found = await front.engine.tokenize(prompt, add_special=adds)
+    with await _waited_for(request, front, body.model) as served:
+        found = await served.engine.tokenize(prompt, add_special=adds)
     tokens: list[Any] = found.tokens
     if body.with_pieces:
         tokens = [{"id": t, "piece": _piece(p)} for t, p in zip(found.tokens, found.pieces, strict=True)]
-    return json_response({"tokens": tokens, "count": len(tokens), "max_model_len": front.facts().context_tokens})
+    return json_response({"tokens": tokens, "count": len(tokens), "max_model_len": served.facts.context_tokens})
+
+
+async def _waited_for(request: Request, front: Front, model: str | None) -> Served:
+    """The model, loaded if need be. Raises EdgeError, ClientGone."""
+    try:
+        return front.served(model)
+    except ModelLoading:
+        if not front.may_wait(model):
+            raise
+    waiting = asyncio.create_task(front.pool.acquire(front.pool.roster.require(model), front.config.load_wait_s))
+    return front.served(model, await unless_gone(request, waiting))
 
 
 def _tokenize_prompt(body: TokenizeRequest) -> Prompt:
@@ -143,6 +124,6 @@ def _piece(piece: bytes) -> str | list[int]:
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """Text of tokens."""
     front: Front = request.app.state.front
-    front.require_model(body.model)
-    text = await front.engine.detokenize(body.tokens)
+    with await _waited_for(request, front, body.model) as served:
+        text = await served.engine.detokenize(body.tokens)
     return json_response({"content": text, "prompt": text})

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from edge.admission.decisions import REMEMBERED
 from edge.api.front import Front
+from edge.api.models import model_state
 from edge.api.render import json_response
 
 router = APIRouter()
@@ -29,14 +30,14 @@ async def load(request: Request) -> Response:
 
 def node_load(front: Front) -> dict[str, Any]:
     """The object that /edge/v1/load answers."""
-    why, stats, facts = front.unready(), front.engine.stats, front.engine.facts
+    why, stats, facts = front.unready(), front.stats, front.facts
     answer: dict[str, Any] = {
-        "model": front.config.model_name,
+        "model": front.pool.roster.main,
         "mode": front.config.mode,
         "ready": why is None,
         "reason": "" if why is None else f"{why[0]}: {why[1]}",
-        "in_flight": front.engine.in_flight,
-        "restarts": front.engine.status.restarts,
+        "in_flight": front.engine.in_flight if front.engine is not None else 0,
+        "restarts": front.status.restarts,
     }
     if stats is not None and facts is not None:
         answer |= {
@@ -65,6 +66,8 @@ def node_load(front: Front) -> dict[str, Any]:
             "cost_last_hour": round(front.fleet.cost_cap.spent(time.monotonic()), 6),
             "upstreams": [asdict(state) for state in front.fleet.states()],
         }
+    answer["memory"] = {"room_bytes": front.pool.limits.room_bytes, "planned_bytes": front.pool.planned_bytes}
+    answer["models"] = [model_state(state, front.config.mode) for state in front.pool.roster.states()]
     answer["decisions"] = [
         {"decision": decision, "reason": reason, "count": count}
         for (decision, reason), count in sorted(front.decisions.counts.items())

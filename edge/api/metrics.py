@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -11,8 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from edge.admission.decisions import DecisionLog
-from edge.engine.port import Engine
 from edge.fleet.central import Central
+from edge.residency import Pool
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -26,18 +27,32 @@ class Gauged(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Where one model's times to the first token and between tokens are counted."""
+
+    ttft: Histogram
+    itl: Histogram
+
+
 class NodeMetrics:
     """Owner of the node's metric registry."""
 
-    def __init__(self, engine: Engine, decisions: DecisionLog, fleet: Central | None) -> None:
+    def __init__(self, pool: Pool, decisions: DecisionLog, fleet: Central | None) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_EngineGauges(engine))
+        self._main = pool.roster.main
+        self._registry.register(_EngineGauges(pool))
+        self._registry.register(_ModelGauges(pool))
         self._registry.register(_Decisions(decisions))
         if fleet is not None:
             self._registry.register(_FleetGauges(fleet))
         self.requests = Counter("edge_requests", "Requests answered.", ["route", "status"], registry=self._registry)
-        self.ttft = self._histogram("edge_ttft_seconds", "Request read to first text written.")
-        self.itl = self._histogram("edge_itl_seconds", "Gap between two content events of one stream.")
+        self._of_main = Times(
+            self._histogram("edge_ttft_seconds", "Request read to first text written, by the main model."),
+            self._histogram("edge_itl_seconds", "Gap between two content events of one stream of the main model."),
+        )
+        self._ttft = self._histogram("edge_further_ttft_seconds", "The same of further models.", ["model"])
+        self._itl = self._histogram("edge_further_itl_seconds", "The same of further models.", ["model"])
         self.violations = Counter(
             "edge_slo_violations",
             "Admitted answers' first tokens (ttft) and gaps (itl) that took longer than promised.",
@@ -58,8 +73,12 @@ class NodeMetrics:
             "edge_answer_tokens", "Tokens generated for finished requests.", registry=self._registry
         )
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, buckets=_SECONDS, registry=self._registry)
+    def _histogram(self, name: str, text: str, labels: Sequence[str] = ()) -> Histogram:
+        return Histogram(name, text, labels, buckets=_SECONDS, registry=self._registry)
+
+    def times(self, model: str) -> Times:
+        """Where a model's times are counted."""
+        return self._of_main if model == self._main else Times(self._ttft.labels(model), self._itl.labels(model))
 
     def text(self) -> bytes:
         """The whole page."""
@@ -67,14 +86,20 @@ class NodeMetrics:
 
 
 class _EngineGauges(Collector):
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    """Of the main model's engine."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        status, stats = self._engine.status, self._engine.stats
+        status, engine = (
+            self._pool.roster.status(self._pool.roster.main),
+            self._pool.roster.engine(self._pool.roster.main),
+        )
+        stats, in_flight = (engine.stats, engine.in_flight) if engine is not None else (None, 0)
         yield GaugeMetricFamily("edge_engine_ready", "1 while the engine answers.", float(status.phase == "ready"))
         yield CounterMetricFamily("edge_engine_restarts", "Times the engine was started anew.", float(status.restarts))
-        yield GaugeMetricFamily("edge_requests_in_flight", "Requests in the engine.", float(self._engine.in_flight))
+        yield GaugeMetricFamily("edge_requests_in_flight", "Requests in the engine.", float(in_flight))
         if stats is None:
             return
         yield GaugeMetricFamily("edge_answers_running", "Answers that hold a slot.", stats.running)
@@ -90,6 +115,40 @@ class _EngineGauges(Collector):
         yield GaugeMetricFamily("edge_step_p99_seconds", "99th percentile of the last 512 passes.", stats.step_p99_s)
         yield GaugeMetricFamily("edge_forward_age_seconds", "Since the last forward pass.", stats.forward_age_s)
         yield GaugeMetricFamily("edge_engine_resident_bytes", "Resident memory of the engine.", stats.resident_bytes)
+
+
+class _ModelGauges(Collector):
+    """Of every model, with its name."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        ready = GaugeMetricFamily("edge_model_ready", "1 while the model answers.", labels=["model"])
+        planned = GaugeMetricFamily("edge_model_planned_bytes", "Room that is taken for it.", labels=["model"])
+        resident = GaugeMetricFamily("edge_model_resident_bytes", "Resident memory of its engine.", labels=["model"])
+        running = GaugeMetricFamily("edge_model_requests_in_flight", "Requests in its engine.", labels=["model"])
+        waiting = GaugeMetricFamily(
+            "edge_model_requests_waiting", "Requests that wait until it is loaded.", labels=["model"]
+        )
+        loads = CounterMetricFamily("edge_model_loads", "Times it was loaded.", labels=["model"])
+        failures = CounterMetricFamily(
+            "edge_model_failures", "Times it could not be loaded, or died.", labels=["model"]
+        )
+        unloads = CounterMetricFamily("edge_model_unloads", "Times it left, and why.", labels=["model", "reason"])
+        for state in self._pool.roster.states():
+            label = [state.spec.name]
+            ready.add_metric(label, float(state.standing == "ready"))
+            planned.add_metric(label, state.bytes_planned or 0)
+            resident.add_metric(label, state.bytes_resident or 0)
+            running.add_metric(label, state.in_flight)
+            waiting.add_metric(label, state.waiting)
+            loads.add_metric(label, state.loads)
+            failures.add_metric(label, state.failures)
+        for model, reason, count in self._pool.roster.unloads():
+            unloads.add_metric([model, reason], count)
+        yield from (ready, planned, resident, running, waiting, loads, failures, unloads)
+        yield GaugeMetricFamily("edge_models_room_bytes", "Memory for all models.", self._pool.limits.room_bytes)
 
 
 class _Decisions(Collector):

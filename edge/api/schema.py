@@ -108,7 +108,8 @@ class ResponseFormat(RequestBody):
 class Generation(RequestBody):
     """Fields that chat and plain completions share."""
 
-    model: str
+    model: str | None = None
+    """Name or alias; None: the node's main model."""
     max_tokens: Tokens | None = None
     temperature: Annotated[float, Ge(0), Le(2)] | None = None
     top_p: Probability | None = None

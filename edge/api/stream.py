@@ -18,6 +18,7 @@ from edge.api.answers import Choices, new_id
 from edge.api.front import Front
 from edge.api.job import Job
 from edge.api.render import error_object, usage
+from edge.api.served import Served
 from edge.errors import EdgeError, EngineFault
 from edge.messages import Offer, Token
 
@@ -35,12 +36,12 @@ GoOn = Callable[[EdgeError], AsyncIterator[bytes]]
 class ChunkWriter:
     """Serialises chunks of one answer. What they share is serialised once."""
 
-    def __init__(self, choices: Choices, front: Front, fingerprint: str, *, with_usage: bool) -> None:
+    def __init__(self, choices: Choices, model: str, fingerprint: str, *, with_usage: bool) -> None:
         head = {
             "id": new_id("chatcmpl" if choices.chunk_name.startswith("chat") else "cmpl"),
             "object": choices.chunk_name,
             "created": int(time.time()),
-            "model": front.config.model_name,
+            "model": model,
             "system_fingerprint": fingerprint,
         }
         self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":'
@@ -123,8 +124,9 @@ def _has_content(choice: dict[str, Any]) -> bool:
 class StreamWatch:
     """Times of one answer's content events, for the promise's two figures."""
 
-    def __init__(self, front: Front, entry: Entry, read_s: float, *, admitted: bool) -> None:
+    def __init__(self, front: Front, served: Served, entry: Entry, read_s: float, *, admitted: bool) -> None:
         self._metrics = front.metrics
+        self._times = front.metrics.times(served.name)
         self._entry = entry
         self._config = front.config
         self._admitted = admitted
@@ -141,10 +143,10 @@ class StreamWatch:
         now = time.monotonic()
         if not self._last_s:
             self._entry.ttft_s = now - self._read_s
-            self._seen("ttft", self._metrics.ttft, now - self._read_s, self._config.ttft_slo_s)
+            self._seen("ttft", self._times.ttft, now - self._read_s, self._config.ttft_slo_s)
         if answer in self._last_s:
             gap_s = now - self._last_s[answer]
-            self._seen("itl", self._metrics.itl, gap_s, self._config.itl_slo_s)
+            self._seen("itl", self._times.itl, gap_s, self._config.itl_slo_s)
             self._entry.itl_max_s = max(self._entry.itl_max_s or 0.0, gap_s)
         self._last_s[answer] = now
 

@@ -31,7 +31,7 @@ def command(context: click.Context) -> None:
     multiple=True,
     default=("inference",),
     show_default=True,
-    help=f"What the key may be used for: {' or '.join(SCOPES)}. May be repeated.",
+    help=f"What the key may be used for: {', '.join(SCOPES[:-1])} or {SCOPES[-1]}. May be repeated.",
 )
 @click.option(
     "--requests-per-minute", type=click.IntRange(min=1), metavar="N", help="Most requests a minute [default: no limit]."

@@ -17,7 +17,7 @@ from edge.cli.numbers import memory_size
 from edge.effective import Effective
 
 if TYPE_CHECKING:
-    from edge.loading import Planned
+    from edge.fitting import Planned
     from edge.memory.planner import Plan
     from edge.messages import ModelFacts
     from edge.plan import Answer

@@ -108,6 +108,11 @@ def _account(started: Started) -> list[tuple[str, str]]:
             if started.fleet
             else []
         ),
+        *(
+            [("further", f"{', '.join(started.further)}: loaded when asked for, best-effort; see `edge status`")]
+            if started.further
+            else []
+        ),
         ("serves", f"{url}/v1 ({keys})"),
         ("try it", f'{chat} "{_EXAMPLE}"'),
         ("", f"curl {url}/v1/chat/completions {key_header}-H 'Content-Type: application/json' -d '{body}'"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from edge.cli.flags import setting_flags
 from edge.effective import Effective
-from edge.settings import declared, toml_value
+from edge.settings import declared, declared_of_a_model, toml_value
 
 
 @click.command()
@@ -27,6 +29,15 @@ def command(effective: Effective, changed: bool) -> None:
         if setting.section != section:
             section = setting.section
             click.echo(f"\n[{section}]")
-        value = effective.value(setting)
-        line = f"# {setting.name} is not set" if value is None else f"{setting.name} = {toml_value(value)}"
-        click.echo(f"{line:44}  # {origin.where}")
+        _show(setting.name, effective.value(setting), origin.where)
+    for name, further in effective.settings.models.items():
+        click.echo(f"\n[models.{toml_value(name)}]")
+        for setting in declared_of_a_model(name):
+            given = setting.name in further.model_fields_set
+            if given or not changed:
+                _show(setting.name, getattr(further, setting.name), effective.file if given else "default")
+
+
+def _show(name: str, value: Any, where: object) -> None:
+    line = f"# {name} is not set" if value is None else f"{name} = {toml_value(value)}"
+    click.echo(f"{line:44}  # {where}")

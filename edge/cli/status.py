@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from edge.cli import words
 from edge.cli.flags import node_url
 from edge.errors import InvalidApiKey, NodeUnreachable, PermissionDenied
 
@@ -49,7 +50,7 @@ def command(url: str | None, key: str, ca: Path | None, limit: int, as_json: boo
             out.print(f"{label:9} {text}", markup=False)
         if found:
             out.print()
-            out.print(_table(found))
+            out.print(_table(found, several=len(load["models"]) > 1))
     return 0 if load["ready"] else 1
 
 
@@ -85,11 +86,45 @@ def _lines(base: str, load: dict[str, Any]) -> list[tuple[str, str]]:
     if "load" in load:
         full = f"{load['running']} of {load['slots']} answers run, {load['waiting']} wait ({load['load']:.0%})"
         lines += [("load", full), ("promise", _promise(load))]
+    if len(load["models"]) > 1:
+        memory = load["memory"]
+        lines.append(("memory", f"{words.size(memory['planned_bytes'])} of {words.size(memory['room_bytes'])} planned"))
+        lines += [("models" if n == 0 else "", _model(model)) for n, model in enumerate(load["models"])]
     if fleet := load.get("fleet"):
         lines.append(("fleet", "may be asked" if fleet["available"] else f"is not asked: {fleet['reason']}"))
         lines += [("", _upstream(upstream)) for upstream in fleet["upstreams"]]
     counts = [f"{c['count']} {c['decision']}" + (f" ({c['reason']})" if c["reason"] else "") for c in load["decisions"]]
     return [*lines, ("requests", ", ".join(counts) or "none yet")]
+
+
+def _model(model: dict[str, Any]) -> str:
+    state = _STATES.get(model["state"], model["state"])
+    if model["state"] == "loading" and not model["replacing"]:
+        state += f", {model['reason']} ({model['progress']:.0%})"
+    elif model["state"] in ("failed", "restarting"):
+        state += f": {model['reason']}"
+    parts = [f"{model['name']}: {state}", "a new version is being loaded" if model["replacing"] else ""]
+    if model["bytes_planned"] is not None:
+        parts.append(words.size(model["bytes_planned"]))
+    if model["in_flight"] or model["waiting"]:
+        parts.append(f"{words.count(model['in_flight'], 'answer')} under way, {model['waiting']} waiting for it")
+    elif model["idle_s"] is not None and model["state"] == "ready" and not model["main"]:
+        parts.append(f"idle for {model['idle_s']:,.0f} s")
+    if model["pinned"]:
+        parts.append("the node's own" if model["main"] else "pinned")
+    if model["aliases"]:
+        parts.append(f"also called {', '.join(model['aliases'])}")
+    return ", ".join(filter(None, parts))
+
+
+_STATES = {
+    "waiting": "waits for room",
+    "draining": "leaves when its last answers have ended",
+    "unloaded": "not loaded",
+    "failed": "cannot be used",
+    "restarting": "being started again",
+    "loading": "being loaded",
+}
 
 
 def _promise(load: dict[str, Any]) -> str:
@@ -107,15 +142,17 @@ def _upstream(upstream: dict[str, Any]) -> str:
     return f"{upstream['name']}: {state}{why}, first token expected in {upstream['ttft_s'] * 1000:,.0f} ms"
 
 
-def _table(found: list[dict[str, Any]]) -> Table:
+def _table(found: list[dict[str, Any]], *, several: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("when", "where", "why", "prompt", "foreseen, ms", "first token, ms", "outcome"):
-        table.add_column(title, justify="left" if title in ("when", "where", "why", "outcome") else "right")
+    model = ["model"] if several else []
+    for title in ("when", *model, "where", "why", "prompt", "foreseen, ms", "first token, ms", "outcome"):
+        table.add_column(title, justify="left" if title in ("when", "model", "where", "why", "outcome") else "right")
     for entry in found:
         unrouted = "nowhere" if entry["outcome"] else "under way"
         where = f"fleet: {entry['upstream']}" if entry["upstream"] else _ROUTES.get(entry["route"], unrouted)
         table.add_row(
             time.strftime("%H:%M:%S", time.localtime(entry["at"])),
+            *([entry["model"]] if several else []),
             where + (f", then {entry['continued']}" if entry["continued"] else ""),
             entry["reason"] + (f" (fleet: {entry['fleet_reason']})" if entry["fleet_reason"] else ""),
             "" if entry["prompt_tokens"] is None else f"{entry['prompt_tokens']:,}",

@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.1
 _STEPS_OF_PATIENCE = 10
+_IN_THE_BACKGROUND = 12
+"""A child that gets only the processor time that others leave is silent for longer."""
 _MEMORY = 0.2
 """Weight of the newest request in the running mean of how long requests take."""
 
@@ -123,13 +125,16 @@ class EngineClient:
         load: Load,
         limits: EngineLimits,
         *,
-        smaller: Callable[[Load], Awaitable[Load | None]] | None = None,
+        smaller: Callable[[], Awaitable[Load | None]] | None = None,
         environment: dict[str, str] | None = None,
+        restarts: bool = True,
     ) -> None:
-        """`smaller` is asked for a load that takes less memory, after a child ran out of it; None: there is none."""
+        """`smaller` is asked for a load that takes less memory, each time that a child ran out of it; None: there is none.
+        `restarts`: a child that dies otherwise is replaced; else the engine has ended for good."""
         self._load = load
         self._limits = limits
         self._smaller = smaller
+        self._restarts = restarts
         self._reduced = 0
         self._environment = environment or {}
         self._phase: EnginePhase = "stopped"
@@ -263,6 +268,12 @@ class EngineClient:
         self._changed.clear()
         await self._changed.wait()
 
+    async def ended(self) -> str:
+        """Wait until the engine is down for good, which one that restarts never is. Returns why."""
+        assert self._supervisor is not None
+        await asyncio.wait({self._supervisor})
+        return self._reason
+
     async def stop(self) -> None:
         """End the child and fail what is still in flight."""
         if self._supervisor is not None:
@@ -289,6 +300,10 @@ class EngineClient:
                     self._unusable = self._refusal or ModelUnusable(f"{self._load.path} cannot be loaded: {cause}")
                     self._set("down", self._unusable.message)
                     return
+                if not self._restarts:
+                    self._set("down", cause)
+                    log.error("engine down", extra={"event": "engine_down", "reason": cause})
+                    return
             except OSError as error:
                 cause = f"its process cannot be started: {error}"
             except Exception:
@@ -304,7 +319,7 @@ class EngineClient:
     async def _take_less(self, cause: str) -> bool:
         """After a child ran out of memory: go on with a smaller layout, if there is one."""
         self._set("down", cause)
-        load = await self._smaller(self._load) if self._smaller is not None else None
+        load = await self._smaller() if self._smaller is not None else None
         if load is None:
             return False
         log.error(
@@ -434,7 +449,8 @@ class EngineClient:
 
     def _patience_s(self) -> float:
         """How long a ready engine may be silent. A large model on a slow box takes seconds for one honest step."""
-        return max(self._limits.wedge_timeout_s, _STEPS_OF_PATIENCE * self._longest_step_s)
+        patience_s = max(self._limits.wedge_timeout_s, _STEPS_OF_PATIENCE * self._longest_step_s)
+        return patience_s * _IN_THE_BACKGROUND if self._load.background else patience_s
 
 
 _WORDS = {

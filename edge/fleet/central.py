@@ -116,10 +116,10 @@ class Central:
             for m in self._members
         ]
 
-    def continuing(self) -> Upstream | None:
-        """An upstream that goes on with an answer that was begun, for the model served here."""
+    def continuing(self, model: str | None = None) -> Upstream | None:
+        """An upstream that goes on with an answer that was begun, of the model served here (None) or of one of that name."""
         now_s = time.monotonic()
-        able = [m.upstream for m in self._members if m.may_be_asked(now_s) and m.upstream.continues]
+        able = [m.upstream for m in self._serving(model) if m.may_be_asked(now_s) and m.upstream.continues]
         return min(able, key=lambda upstream: upstream.priority, default=None)
 
     # --- requests -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from edge.errors import DoesNotFit
 from edge.messages import KvType
 
 MIB = 1 << 20
-_MOST_SLOTS = 8
 _LEAST_CONTEXT = 512
 _LEAST_PASS = 64
 _SMALL_CACHE = 64 * MIB
@@ -27,6 +26,8 @@ class Wishes:
     bounds."""
 
     slots: int | None = None
+    most_slots: int = 8
+    """Where `slots` is None."""
     context_tokens: int | None = None
     kv_type: KvType | None = None
     gpu_layers: int | None = None
@@ -81,6 +82,22 @@ class Budget:
     device_bytes: int | None = None
     device: str = ""
     unified: bool = False
+
+    @property
+    def separate(self) -> bool:
+        """The device has memory of its own."""
+        return self.device_bytes is not None and not self.unified
+
+    def at_most(self, size_bytes: int) -> Budget:
+        """The same with no more than this of the memory that counts: the device's own, else main memory."""
+        if self.device_bytes is not None and self.separate:
+            return replace(self, device_bytes=min(self.device_bytes, size_bytes))
+        return replace(self, host_bytes=min(self.host_bytes, size_bytes))
+
+    @property
+    def bytes(self) -> int:
+        """Room in the memory that counts."""
+        return self.device_bytes if self.device_bytes is not None and self.separate else self.host_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +154,7 @@ def plan(shape: ModelShape, budget: Budget, wishes: Wishes, sizes_of: SizesOf) -
 
 def fits(found: Plan, budget: Budget) -> bool:
     """Whether a plan stays within a budget."""
-    if budget.device_bytes is None or budget.unified:
+    if not budget.separate or budget.device_bytes is None:
         return found.total_bytes <= budget.host_bytes
     return found.host_bytes <= budget.host_bytes and found.device_bytes <= budget.device_bytes
 
@@ -159,7 +176,7 @@ def preferred(shape: ModelShape, budget: Budget, wishes: Wishes) -> Layout:
     context = wishes.context_tokens or min(trained, wishes.context_cap_tokens)
     everywhere = 0 if budget.device_bytes is None else shape.layers
     return Layout(
-        slots=wishes.slots or _MOST_SLOTS,
+        slots=wishes.slots or wishes.most_slots,
         context_tokens=context,
         kv_type=wishes.kv_type or "f16",
         pass_tokens=min(wishes.pass_tokens, context),

@@ -20,12 +20,12 @@ from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
 from edge.fleet.central import Central, FleetLimits
 from edge.fleet.upstreams import Upstream
 from edge.listener import HttpServer, bind, http_server
+from edge.residency import Fitted, Pool, PoolLimits, Spec
 from edge.settings import Server
 from tests.api.fake_engine import FakeEngine
+from tests.residency.fake_planner import MIB, FakePlanner
 
 CONFIG = FrontConfig(
-    model_name="fake",
-    created=1_700_000_000,
     keys_required=False,
     max_body_bytes=1 << 20,
     body_timeout_s=10.0,
@@ -44,6 +44,11 @@ class Node:
     front: Front
     server: HttpServer
     port: int
+    planner: FakePlanner
+    further: dict[str, list[FakeEngine]]
+    """Engines of each version of a further model; the last one stands for all that come after it."""
+    loads: list[str]
+    """Which files were loaded, in order."""
 
     @property
     def url(self) -> str:
@@ -74,29 +79,59 @@ Serve = Callable[..., Node]
 
 
 @contextlib.contextmanager
-def serving(engine: FakeEngine, keys: KeyStore, upstreams: Sequence[Upstream] = (), **changes: Any) -> Iterator[Node]:
-    """Run a node in a thread of its own; `changes` are fields of FrontConfig."""
+def serving(
+    engine: FakeEngine,
+    keys: KeyStore,
+    upstreams: Sequence[Upstream] = (),
+    *,
+    specs: Sequence[Spec] = (),
+    further: dict[str, list[FakeEngine]] | None = None,
+    planner: FakePlanner | None = None,
+    room_mib: int = 100,
+    **changes: Any,
+) -> Iterator[Node]:
+    """Run a node in a thread of its own, its main model called `fake`; `changes` are fields of FrontConfig. `further`: engines
+    for the models in `specs`, by name; for the main one, those after `engine`."""
     fleet = Central(upstreams, LIMITS) if upstreams else None
-    front = Front(engine, replace(CONFIG, **changes), keys, DrainState(), fleet)
+    planner, loads = planner or FakePlanner(), []
+    engines = {name: list(waiting) for name, waiting in (further or {}).items()}
+    engines["fake"] = [engine, *engines.get("fake", [])]
+
+    def started(fitted: Fitted, restarts: bool) -> FakeEngine:
+        loads.append(fitted.load.path)
+        waiting = engines[fitted.load.path.rpartition("-")[0]]
+        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
+
+    main = next((spec for spec in specs if spec.main), Spec("fake", "fake", main=True))
+    limits = PoolLimits(room_mib * MIB, max_waiting=4, backoff_max_s=0.5)
+    pool = Pool([main, *(spec for spec in specs if not spec.main)], planner, started, limits)
+    front = Front(pool, replace(CONFIG, **changes), keys, DrainState(), fleet)
     settings = Server(port=0)
     server, listener = http_server(build_application(front, "0"), settings), bind(settings)
     port = listener.getsockname()[1]
 
-    async def main() -> None:
+    async def run_all() -> None:
+        await pool.start()
+        await pool.wait_main()
+        await pool.look_at_others()
+        ready.set()
         if fleet is not None:
             await fleet.start()
         await server.serve(sockets=[listener])
         if fleet is not None:
             await fleet.stop()
+        await pool.stop()
 
     def run() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
+            runner.run(run_all())
 
+    ready = threading.Event()
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
+    assert ready.wait(20)
     try:
-        yield Node(engine, front, server, port)
+        yield Node(engine, front, server, port, planner, further or {}, loads)
     finally:
         server.should_exit = True
         thread.join(20)

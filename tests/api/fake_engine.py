@@ -118,16 +118,41 @@ class FakeEngine:
 
     script: Script = field(default_factory=lambda: says("Hel", "lo"))
     facts: ModelFacts | None = field(default_factory=facts)
-    status: EngineStatus = field(default_factory=lambda: EngineStatus("ready", "", 1.0, 0, 1))
+    status: EngineStatus = field(default_factory=lambda: EngineStatus("ready", "", 1.0, 0, None))
     stats: Stats | None = None
     refusal: EdgeError | None = None
     full: Declined | None = None
     streams: list[FakeStream] = field(default_factory=list)
     tokenized: list[tuple[Prompt, bool]] = field(default_factory=list)
+    loads: threading.Event | None = None
+    """It is not ready before the test says so."""
+    unloadable: EdgeError | None = None
+    """What its loading ends with."""
+    dead: threading.Event = field(default_factory=threading.Event)
+    """Set by a test: it has ended by itself."""
+    stopped: bool = False
 
     @property
     def in_flight(self) -> int:
         return sum(not (s.over or s.aborted.is_set()) for s in self.streams)
+
+    async def start(self) -> None:
+        assert not self.stopped
+
+    async def wait_ready(self) -> ModelFacts:
+        while self.loads is not None and not self.loads.is_set():
+            await asyncio.sleep(0.002)
+        if self.unloadable is not None:
+            raise self.unloadable
+        return self.facts or facts()
+
+    async def ended(self) -> str:
+        while not (self.dead.is_set() or self.stopped):
+            await asyncio.sleep(0.002)
+        return "killed by the test"
+
+    async def stop(self) -> None:
+        self.stopped = True
 
     def require_room(self) -> None:
         if self.refusal is not None:

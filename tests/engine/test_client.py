@@ -152,6 +152,29 @@ def test_twenty_kills_during_eight_streams() -> None:
     run_with_engine(load_of(Q4_0), use)
 
 
+def test_an_engine_that_does_not_restart_has_ended_for_good_when_its_child_dies() -> None:
+    async def main() -> None:
+        client = EngineClient(load_of(Q4_0, background=True), LIMITS, restarts=False)
+        await client.start()
+        try:
+            await asyncio.wait_for(client.wait_ready(), 60)
+            pid = client.status.pid
+            assert pid is not None and os.sched_getscheduler(pid) == os.SCHED_IDLE
+            assert {os.sched_getscheduler(thread.id) for thread in psutil.Process(pid).threads()} == {os.SCHED_IDLE}
+            running = asyncio.create_task(ending(client, LONG))
+            await asyncio.sleep(0)
+            os.kill(pid, signal.SIGKILL)
+            assert "signal 9" in await asyncio.wait_for(client.ended(), 20)
+            assert isinstance(await running, EngineDown)
+            assert not psutil.pid_exists(pid) and client.status.phase == "down"
+            with pytest.raises(EngineDown):
+                client.submit(LONG)
+        finally:
+            await client.stop()
+
+    asyncio.run(main())
+
+
 def test_a_wedged_child_is_noticed_and_replaced() -> None:
     async def use(client: EngineClient) -> None:
         task = asyncio.create_task(ending(client, LONG))

@@ -55,27 +55,32 @@ async def idle_size_mib() -> int:
 
 
 class Smaller:
-    """Halves the slots each time; remembers what it was asked."""
+    """Halves the slots each time, down to one; remembers what it gave."""
 
-    def __init__(self) -> None:
-        self.asked: list[int] = []
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.given: list[int] = []
 
-    async def __call__(self, load: Load) -> Load | None:
-        self.asked.append(load.slots)
-        return None if load.slots == 1 else msgspec.structs.replace(load, slots=load.slots // 2)
+    async def __call__(self) -> Load | None:
+        if self.load.slots == 1:
+            return None
+        self.load = msgspec.structs.replace(self.load, slots=self.load.slots // 2)
+        self.given.append(self.load.slots)
+        return self.load
 
 
 def test_a_model_that_does_not_fit_is_loaded_with_a_smaller_layout() -> None:
     async def body() -> None:
-        smaller = Smaller()
+        load = load_of(Q4_0, slots=64, cache_bytes=0)
+        smaller = Smaller(load)
         limit = await idle_size_mib() + 150
-        client = EngineClient(load_of(Q4_0, slots=64, cache_bytes=0), LIMITS, smaller=smaller)
+        client = EngineClient(load, LIMITS, smaller=smaller)
         async with address_space(client, limit):  # the cells of 64 slots take 320 MiB
             await client.start()
             try:
                 facts = await asyncio.wait_for(client.wait_ready(), 60)
-                assert facts.slots < 64 and smaller.asked[0] == 64
-                assert client.status.reduced == len(smaller.asked)
+                assert facts.slots == smaller.given[-1] < 64
+                assert client.status.reduced == len(smaller.given)
                 assert (await collect(client, ASK)).finished is not None
             finally:
                 await client.stop()
@@ -101,8 +106,9 @@ def test_without_a_smaller_layout_the_first_load_is_refused_for_want_of_memory()
 
 def test_an_engine_that_runs_out_of_memory_at_work_comes_back_smaller() -> None:
     async def body() -> None:
-        smaller = Smaller()
-        client = EngineClient(load_of(Q4_0, slots=4), LIMITS, smaller=smaller)
+        load = load_of(Q4_0, slots=4)
+        smaller = Smaller(load)
+        client = EngineClient(load, LIMITS, smaller=smaller)
         await client.start()
         try:
             await client.wait_ready()
@@ -118,7 +124,7 @@ def test_an_engine_that_runs_out_of_memory_at_work_comes_back_smaller() -> None:
                     await collect(client, Submit(0, TextPrompt("x " * 1500), Sampling(temperature=0.0), max_tokens=200))
             while client.status.reduced == 0 or client.status.phase != "ready":
                 await asyncio.wait_for(client.changed(), 30)
-            assert client.facts is not None and client.facts.slots == 2 and smaller.asked == [4]
+            assert client.facts is not None and client.facts.slots == 2 and smaller.given == [2]
             assert (await collect(client, ASK)).finished is not None
         finally:
             await client.stop()
@@ -128,8 +134,9 @@ def test_an_engine_that_runs_out_of_memory_at_work_comes_back_smaller() -> None:
 
 def test_an_engine_that_is_killed_for_other_reasons_keeps_its_layout() -> None:
     async def body() -> None:
-        smaller = Smaller()
-        client = EngineClient(load_of(Q4_0, slots=4), LIMITS, smaller=smaller)
+        load = load_of(Q4_0, slots=4)
+        smaller = Smaller(load)
+        client = EngineClient(load, LIMITS, smaller=smaller)
         await client.start()
         try:
             await client.wait_ready()
@@ -137,7 +144,7 @@ def test_an_engine_that_is_killed_for_other_reasons_keeps_its_layout() -> None:
             os.kill(client.status.pid, signal.SIGKILL)
             while client.status.restarts == 0 or client.status.phase != "ready":
                 await asyncio.wait_for(client.changed(), 30)
-            assert client.facts is not None and client.facts.slots == 4 and not smaller.asked
+            assert client.facts is not None and client.facts.slots == 4 and not smaller.given
         finally:
             await client.stop()
 

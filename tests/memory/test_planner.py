@@ -65,9 +65,9 @@ def test_the_context_is_what_the_model_was_trained_to_within_the_cap() -> None:
 
 def test_saved_prefixes_give_way_first_and_quality_last() -> None:
     steps = list(ladder(SHAPE, ROOMY, Wishes()))
-    first = [i for i, s in enumerate(steps) if s.cache_bytes < 256 * MIB][0]
+    first = next(i for i, s in enumerate(steps) if s.cache_bytes < 256 * MIB)
     assert first == 1
-    q4 = [i for i, s in enumerate(steps) if s.kv_type == "q4_0"][0]
+    q4 = next(i for i, s in enumerate(steps) if s.kv_type == "q4_0")
     assert all(s.slots == 1 and s.context_tokens <= 1024 for s in steps[q4:])
 
 

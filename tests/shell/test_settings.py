@@ -9,7 +9,8 @@ import pytest
 from edge.effective import default_home, load
 from edge.errors import ConfigurationError
 from edge.reference import DOCUMENTS, documents
-from edge.settings import declared
+from edge.settings import FurtherModel, declared, declared_of_a_model
+from tests.conftest import RunEdge
 
 
 def refusal(home: Path, env: dict[str, str] | None = None, flags: dict[str, tuple[str, str]] | None = None) -> str:
@@ -42,7 +43,7 @@ def test_the_flag_wins_over_environment_over_file_over_default(home: Path) -> No
 def test_every_setting_can_come_from_the_environment(home: Path) -> None:
     for setting in declared():
         default = setting.field.get_default()
-        if default not in (None, ""):
+        if default not in (None, "", ()):
             effective = load(home, {setting.env: str(default)}, {})
             assert effective.value(setting) == default
             assert effective.origins[setting.key].source == "env"
@@ -117,13 +118,101 @@ def test_home_follows_the_environment(tmp_path: Path) -> None:
 
 
 def test_the_example_file_is_a_valid_settings_file_once_uncommented(home: Path) -> None:
-    names = {setting.name for setting in declared()}
+    names = {setting.name for setting in (*declared(), *declared_of_a_model())}
     lines = documents()["edge.example.toml"].splitlines()
-    write(home, "\n".join(line[2:] if line[2:].split(" = ")[0] in names else line for line in lines))
+    shown = [line[2:] if line[2:].split(" = ")[0] in {*names, "[models.NAME]"} else line for line in lines]
+    write(home, "\n".join(shown))
     effective = load(home, {}, {})
     assert {origin.source for origin in effective.origins.values()} == {"file"}
+    assert effective.settings.models["NAME"].model_fields_set == set(FurtherModel.model_fields)
 
 
 def test_the_generated_documents_are_up_to_date() -> None:
     for name, text in documents().items():
         assert (DOCUMENTS / name).read_text("utf-8") == text, f"{name}: run `make reference`"
+
+
+# --- further models ---------------------------------------------------------------------------------------------------
+
+
+def test_further_models_are_tables_of_the_file(home: Path) -> None:
+    write(
+        home,
+        "[model]\naliases = ['house']\n[models.big]\nsource = '/m/big.gguf'\naliases = ['b']\nidle_s = 60\n[models.small]\n",
+    )
+    models = load(home, {}, {}).settings.models
+    assert list(models) == ["big", "small"]
+    assert (models["big"].source, models["big"].aliases, models["big"].idle_s) == ("/m/big.gguf", ("b",), 60.0)
+    assert (models["small"].source, models["small"].pinned, models["small"].slots) == ("", False, 0)
+
+
+def test_aliases_from_outside_the_file_have_commas_between_them(home: Path) -> None:
+    effective = load(home, {"EDGE_MODEL__ALIASES": "gpt-4o-mini, house"}, {})
+    assert effective.settings.model.aliases == ("gpt-4o-mini", "house")
+    assert "a list of names" in refusal(home, {"EDGE_MODEL__ALIASES": "two words"})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "[models.a]\nsorce = 'x'",
+            "unknown setting `models.a.sorce` in {file}: models.NAME has source, aliases, pinned",
+        ),
+        (
+            "[models.a]\nslots = 200",
+            "models.a.slots = 200 (from {file}) is refused: it must be a whole number from 0 to 128",
+        ),
+        ("[models.a]\nidle_s = -1", "it must be a number from 0 to"),
+        (
+            "[models.a]\npinned = 'perhaps'",
+            "models.a.pinned = 'perhaps' (from {file}) is refused: it must be true or false",
+        ),
+        (
+            "[models.a]\naliases = ['x y']",
+            "models.a.aliases = ['x y'] (from {file}) is refused: it must be a list of names",
+        ),
+        ("[models.a]\npinned = true\nidle_s = 5", "[models.a] in {file}: pinned and idle_s exclude each other"),
+        ("[models.'a b']", "[models.a b] in {file} is no name: it has letters, digits"),
+        ("[models.a.b]", "unknown setting `models.a.b` in {file}: models.NAME has source"),
+        ("models = 3", "`models` in {file} must hold tables: write [models.NAME]"),
+        ("[models]\na = 3", "`models` in {file} must hold tables: write [models.NAME]"),
+    ],
+)
+def test_a_wrong_table_of_a_model_is_named_with_the_cure(home: Path, text: str, said: str) -> None:
+    write(home, text)
+    assert said.format(file=home / "edge.toml") in refusal(home)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[models.edge-builtin]",
+        "[model]\nalias = 'a'\n[models.a]",
+        "[model]\nname = '/m/a.gguf'\n[models.a]",
+        "[model]\naliases = ['a']\n[models.a]",
+        "[models.a]\naliases = ['b']\n[models.b]",
+        "[models.a]\naliases = ['c']\n[models.b]\naliases = ['c']",
+        "[models.a]\naliases = ['a']",
+    ],
+)
+def test_no_two_models_answer_to_one_name(home: Path, text: str) -> None:
+    write(home, text)
+    assert "answer to the name" in refusal(home)
+
+
+def test_further_models_come_from_the_file_only(home: Path) -> None:
+    for message in (
+        refusal(home, {"EDGE_MODELS__A": "x"}),
+        refusal(home, flags={"models.a.source": ("x", "--set models.a.source")}),
+    ):
+        assert "in the file only" in message
+
+
+def test_what_edge_settings_shows_is_a_settings_file(home: Path, run_edge: RunEdge) -> None:
+    write(home, "[models.'a.b']\nsource = '/m/x.gguf'\naliases = ['x', 'y']\n")
+    shown = run_edge("settings").stdout
+    before = load(home, {}, {}).settings
+    write(home, shown)
+    assert load(home, {}, {}).settings == before
+    assert '[models."a.b"]' in run_edge("settings", "--changed").stdout

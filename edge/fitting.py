@@ -1,0 +1,134 @@
+"""Fits models into this node's memory: the machine's budget, the library's own sizes, and the planner brought together."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edge.engine.probe import LayoutProbe
+from edge.machine import usable_cores
+from edge.memory.budget import room
+from edge.memory.planner import Budget, Layout, LayoutRefused, Part, Plan, SizesOf, Wishes, alternatives, plan
+from edge.memory.planner import ModelShape as Shape
+from edge.memory.sizes import WeightTable, parts
+from edge.messages import LaidOut, Measured, MeasureLayout
+from edge.registry.gguf import GgufHeader
+from edge.settings import Settings
+
+_LESS = 0.85
+"""A layout that ran out of memory is followed by one of at most this part of its size."""
+_REMEMBERED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A layout of one model that fits, the memory it was fitted into, and other layouts that would fit."""
+
+    plan: Plan
+    budget: Budget
+    others: tuple[Plan, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """What it takes of the budget's memory: of the device where that has its own, else of main memory."""
+        return self.plan.device_bytes if self.budget.separate else self.plan.total_bytes
+
+
+class Fitter:
+    """Finds layouts. The budget is found once, at the first question: what is free later depends on what was loaded. Blocks
+    while it measures, half a second for most models; any thread may ask."""
+
+    def __init__(self, settings: Settings, budget: Budget | None = None) -> None:
+        self._settings = settings
+        self._budget = budget
+        self._lock = threading.Lock()
+        self._known: dict[tuple[Path, float, int, Wishes, int | None], Planned] = {}
+
+    def fit(
+        self, header: GgufHeader, wishes: Wishes, *, at_most_bytes: int | None = None, others: bool = False
+    ) -> Planned:
+        """The best layout. `at_most_bytes`: room for this model where that is less than the budget. Raises DoesNotFit with the
+        nearest thing that would fit, ModelUnusable if the library refuses the file, OSError if it is gone."""
+        found = header.path.stat()
+        key = (header.path, found.st_mtime, found.st_size, wishes, at_most_bytes)
+        with self._lock:
+            if others or key not in self._known:
+                if len(self._known) >= _REMEMBERED:
+                    self._known.clear()
+                self._known[key] = self._fit(header, wishes, at_most_bytes, others=others)
+            return self._known[key]
+
+    def less(self, header: GgufHeader, wishes: Wishes, failed: Planned) -> Planned:
+        """The best layout that takes clearly less than one that ran out of memory. Raises as `fit`."""
+        return self.fit(header, wishes, at_most_bytes=int(failed.bytes * _LESS))
+
+    def _fit(self, header: GgufHeader, wishes: Wishes, at_most_bytes: int | None, *, others: bool) -> Planned:
+        settings = self._settings
+        with LayoutProbe(header.path, cores=usable_cores(), gpu_layers=settings.engine.gpu_layers) as probe:
+            measured = probe.model()
+            if self._budget is None:
+                device = measured.offloads and settings.engine.gpu_layers != 0
+                self._budget = room(settings.memory.budget_mib, settings.memory.reserve_mib, device=device)
+            budget = self._budget if at_most_bytes is None else self._budget.at_most(at_most_bytes)
+            shape = Shape(measured.train_context_tokens or header.context_tokens, measured.layers)
+            sizes = self._sizes(probe, measured, header)
+            chosen = plan(shape, budget, wishes, sizes)
+            more = alternatives(shape, budget, wishes, chosen, sizes) if others else []
+            return Planned(chosen, budget, tuple(more))
+
+    def _sizes(self, probe: LayoutProbe, measured: Measured, header: GgufHeader) -> SizesOf:
+        engine = self._settings.engine
+        weights = WeightTable(header.block_bytes, header.input_bytes, header.output_bytes)
+        known: dict[MeasureLayout, LaidOut | None] = {}
+
+        def sizes_of(layout: Layout) -> tuple[Part, ...]:
+            wish = MeasureLayout(
+                slots=layout.slots,
+                context_tokens=layout.context_tokens,
+                pass_tokens=layout.pass_tokens,
+                kv_type=layout.kv_type,
+                unified=engine.kv_layout == "unified",
+                flash_attention=engine.flash_attention,
+            )
+            if wish not in known:
+                known[wish] = probe.layout(wish)
+            laid_out = known[wish]
+            if laid_out is None:
+                raise LayoutRefused
+            return parts(measured, weights, laid_out, layout)
+
+        return sizes_of
+
+
+def wishes_of(settings: Settings) -> Wishes:
+    """What the operator fixed for the node's own model, and what the planner may choose."""
+    engine = settings.engine
+    return Wishes(
+        slots=engine.slots or None,
+        context_tokens=engine.context_tokens or None,
+        kv_type=None if engine.kv_type == "auto" else engine.kv_type,
+        gpu_layers=None if engine.gpu_layers < 0 else engine.gpu_layers,
+        context_cap_tokens=engine.context_cap_tokens,
+        pass_tokens=engine.pass_tokens,
+        cache_bytes=settings.cache.host_mib << 20,
+        flash_attention=engine.flash_attention != "off",
+    )
+
+
+_FURTHER_CACHE_SHARE = 4
+_FURTHER_SLOTS = 4
+_FURTHER_CONTEXT_TOKENS = 4096
+
+
+def further_wishes(settings: Settings, slots: int, context_tokens: int) -> Wishes:
+    """The same for a further model. What nobody fixed is modest, so that several have room: it promises nothing anyway."""
+    own = wishes_of(settings)
+    return replace(
+        own,
+        slots=slots or own.slots,
+        most_slots=_FURTHER_SLOTS,
+        context_tokens=context_tokens or own.context_tokens,
+        context_cap_tokens=min(own.context_cap_tokens, _FURTHER_CONTEXT_TOKENS),
+        cache_bytes=own.cache_bytes // _FURTHER_CACHE_SHARE,
+    )
