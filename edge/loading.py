@@ -118,14 +118,16 @@ class SettingsPlanner:
             raise ModelUnusable(f"the file of model {spec.name!r} cannot be read: {error.strerror or error}") from None
 
     async def fit(self, version: Version, room_bytes: int) -> Fitted:
-        """How the settings have it, if that fits. Raises DoesNotFit."""
+        """As the settings have it, with less memory for saved beginnings where only that is too much. Raises DoesNotFit."""
         spec, load = version.spec, load_message(version.model, self._settings, self._home)
         if not spec.main:
             load = _further(load, spec)
         needed = estimated_bytes(version.model.header, load)
-        if needed > room_bytes:
-            raise DoesNotFit.of(spec.name, needed, room_bytes)
-        return Fitted(load, needed)
+        if (over := needed - room_bytes) > load.cache_bytes:
+            raise DoesNotFit.of(spec.name, needed - load.cache_bytes, room_bytes)
+        if over > 0:
+            load = msgspec.structs.replace(load, cache_bytes=load.cache_bytes - over)
+        return Fitted(load, min(needed, room_bytes))
 
 
 def _further(load: Load, spec: Spec) -> Load:

@@ -54,8 +54,12 @@ def test_what_does_not_fit_is_said_with_figures(home: Path, tiny_gguf: Path) -> 
     async def main() -> None:
         plan = planner(home)
         version = await plan.find(Spec("f", str(tiny_gguf)))
-        with pytest.raises(DoesNotFit, match="'f' needs 192 MiB, and 100 MiB can be had"):
+        with pytest.raises(DoesNotFit, match="'f' needs 128 MiB, and 100 MiB can be had"):
             await plan.fit(version, 100 * MIB)
+        whole, little = await plan.fit(version, 1 << 40), await plan.fit(version, 150 * MIB)
+        assert whole.load.cache_bytes == 64 * MIB
+        assert whole.bytes - little.bytes == whole.load.cache_bytes - little.load.cache_bytes
+        assert little.bytes == 150 * MIB and 21 * MIB < little.load.cache_bytes < 22 * MIB
 
     asyncio.run(main())
 
