@@ -276,6 +276,7 @@ def node(main: Path, tables: str, *, budget_mib: int = 0, **env: str) -> Iterato
     """A node that promises something, with these further models."""
     given = {
         "EDGE_ADMISSION__MODE": "best-effort",
+        "EDGE_ADMISSION__MAX_WAIT_S": "300",  # on a small box with others on it: what waits long has not failed
         "EDGE_CACHE__HOST_MIB": "64",
         "EDGE_MEMORY__BUDGET_MIB": str(budget_mib),
         **env,
@@ -428,11 +429,21 @@ def fleet(a: argparse.Namespace, models: Models, held: Held) -> dict[str, Any]:
             _versions(a, server, server.model, _swap(models, server, server.model))
         )
         swaps = counts(server)
+        log = httpx.get(
+            f"{server.url.removesuffix('/v1')}/edge/v1/decisions?limit=1024", trust_env=False, timeout=30
+        ).json()
+    waited = [e for e in log["decisions"] if (e["route"], e["reason"]) == ("late", "loading")]
     judge(held, "swap of the main model through the fleet", load.tally)
     _judge_swaps(a, held, "swap of the main model through the fleet", swaps[main.stem]["loads"], stale)
     meanwhile = load.tally.answered["fleet loading"]
     held.check("swap of the main model: answered by the fleet meanwhile", meanwhile, meanwhile > 0)
-    return {**load.tally.account(), "a swap took, s": _seconds(took_s), "swaps": swaps, "memory": watch.account()}
+    return {
+        **load.tally.account(),
+        "waited here, by what was with the fleet": dict(Counter(e["fleet_reason"] for e in waited)),
+        "a swap took, s": _seconds(took_s),
+        "swaps": swaps,
+        "memory": watch.account(),
+    }
 
 
 def _judge_swaps(a: argparse.Namespace, held: Held, part: str, loads: int, stale: int) -> None:

@@ -24,6 +24,13 @@ _WORD = _chunk({"choices": [{"index": 0, "delta": {"content": " word"}, "finish_
 _END = _chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
 
 
+def _whole(count: int) -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": " word" * count}, "finish_reason": "length"}
+    usage = {"prompt_tokens": 1, "completion_tokens": count, "total_tokens": count + 1}
+    data = json.dumps({**_SHARED, "object": "chat.completion", "choices": [choice], "usage": usage}).encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(data), data)
+
+
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ttft_s: float, itl_s: float) -> None:
     """One connection."""
     try:
@@ -39,8 +46,12 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ttft
                 writer.write(data)
                 continue
             await asyncio.sleep(ttft_s)
-            writer.write(_HEAD)
             count = int(body.get("max_tokens") or 16)
+            if not body.get("stream"):
+                await asyncio.sleep(count * itl_s)
+                writer.write(_whole(count))
+                continue
+            writer.write(_HEAD)
             for number in range(count):
                 writer.write(_WORD)
                 await (writer.drain() if number == count - 1 else asyncio.sleep(itl_s))

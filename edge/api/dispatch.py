@@ -61,7 +61,8 @@ class Dispatch:
         )
         self._lease: Lease | None = None
         """On an engine that was waited for; the next try takes it."""
-        self._loaded_for_it = False
+        self._waited: Decision | None = None
+        """What became of it, if it has waited for its model to be loaded."""
 
     async def answer(self) -> Response:
         """The answer, from wherever it comes. Raises EdgeError."""
@@ -93,12 +94,13 @@ class Dispatch:
                 decision = Decision("refuse", obstacle.reason, "breaker_open")
                 obstacle = front.obstacle(model)  # that was some time ago
         if obstacle is None or (obstacle.reason == "loading" and front.may_wait(model)):
-            return await self._here_once_loaded()
+            return await self._here_once_loaded(decision.fleet_reason)
         self._decided(decision)
         raise obstacle.error
 
-    async def _here_once_loaded(self) -> Response:
-        """Ask the engine; wait for it first, if its model is not in memory or leaves it just now."""
+    async def _here_once_loaded(self, fleet_reason: Reason) -> Response:
+        """Ask the engine; wait for it first, if its model is not in memory or leaves it just now. `fleet_reason`: why the fleet
+        does not answer meanwhile."""
         front, model = self._front, self._body.model
         try:
             return await self._here()
@@ -112,7 +114,7 @@ class Dispatch:
         except EdgeError as error:
             self._decided(Decision("refuse", reason_of(error)))
             raise
-        self._loaded_for_it = True
+        self._waited = Decision("late", "loading", fleet_reason)
         try:
             return await self._here()
         finally:
@@ -219,13 +221,13 @@ class Dispatch:
         read_s = self._request.scope[READ_AT]
         work, choices = self._work_of(served.dialect)
         stamps: dict[str, Any] = {
-            "arrived_s": read_s if not self._loaded_for_it else time.monotonic(),
+            "arrived_s": read_s if self._waited is None else time.monotonic(),
             "key": self._request.scope[KEY_NAME],
             "tier": self._ask.tier,
             "late": "decline" if declines else "queue",
             "max_wait_s": max(_LEAST_WAIT_S, self._front.config.max_wait_s - (time.monotonic() - read_s)),
         }
-        if self._loaded_for_it:  # it has waited already: now it is answered, however late
+        if self._waited is not None:  # it has waited already: now it is answered, however late
             stamps |= {"late": "queue", "max_wait_s": 0.0}
         return Job(served.engine, [msgspec.structs.replace(w, **stamps) for w in work]), choices
 
@@ -236,8 +238,8 @@ class Dispatch:
 
     def _settled(self, decision: Decision, job: Job, served: Served) -> Decision:
         """What the engine made of it. What is admitted needs no reason, and the fleet was no question."""
-        if self._loaded_for_it:
-            return Decision("late", "loading", decision.fleet_reason)
+        if self._waited is not None:
+            return self._waited
         if job.admitted:
             return Decision("local", "")
         promised = self._front.config.mode != "off"
@@ -282,7 +284,7 @@ def _unavailable(view: Fleet | None) -> Fleet | None:
 
 def _refusal(declined: Declined) -> EdgeError:
     """A new error each time: one that is raised again and again grows with every time."""
-    if declined.hopeless:
+    if declined.hopeless and declined.reason != "wait":
         return NotInTime(
             f"{declined.message.partition(';')[0]}, not even by an idle node: shorten the prompt, or allow late answers "
             "(admission.mode)"

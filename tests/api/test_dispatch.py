@@ -252,6 +252,14 @@ def test_strict_refuses_with_the_time_to_come_back_or_none_if_it_is_hopeless(ser
         assert answer.json()["error"]["code"] == "slo_unreachable"
 
 
+def test_what_would_wait_too_long_is_told_to_come_back_even_where_the_model_promises_nothing(serve: Serve) -> None:
+    declined = Declined("it would wait too long", reason="wait", late_s=30.0, hopeless=True, prompt_tokens=7)
+    with serve(FakeEngine(lambda work: [declined]), mode="best-effort").http() as client:
+        answer = client.post("/v1/chat/completions", json=BODY)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+    assert answer.headers["retry-after"] == "30"
+
+
 def test_decisions_and_load_say_what_happened_and_never_what_was_said(serve: Serve, fleet: Upstream) -> None:
     node = serve(FakeEngine(too_late), [configured(fleet)], mode="fleet")
     with node.http() as client:
