@@ -1,0 +1,307 @@
+"""Brings a model into the store: locate, look at the disk, fetch, check, publish."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+
+from edge.dialects.tools import detect_tool_format
+from edge.errors import DownloadFailed, EdgeError, ModelUnusable
+from edge.registry import hub, web
+from edge.registry.digest import BLOCK_BYTES
+from edge.registry.durable import storage_error, write_atomically
+from edge.registry.fetch import Fetch, Fetched, Observer, Patience
+from edge.registry.gguf import GgufHeader, read_header
+from edge.registry.manifest import NAME_PATTERN, Manifest, manifest_text
+from edge.registry.partial import Growing, Partial, State
+from edge.registry.source import Hub, LocalFile, Located, Source, Web, file_name, shown_url
+from edge.registry.space import require_space
+from edge.registry.store import Ready, Record, Store, StoredFile
+
+UNKNOWN_LICENCE = "NOASSERTION"
+"""SPDX's word for a licence that nobody has stated."""
+
+Describe = Callable[[str, GgufHeader], Manifest]
+"""Makes the manifest of a model without one, from its sum and its header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One file to bring in. `sha256`: what it must be; `pinned`: whether that is merely what it was the first time."""
+
+    source: Source
+    file: str
+    sha256: str | None
+    size_bytes: int | None
+    gguf: bool
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A wanted file and where its bytes are now. `local`: on this machine."""
+
+    wanted: Wanted
+    located: Located
+    local: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What came of it. `trusted`: files whose sum nobody had stated before."""
+
+    record: Record
+    already: bool
+    trusted: tuple[StoredFile, ...] = ()
+
+
+def wanted_files(manifest: Manifest, record: Record | None) -> list[Wanted]:
+    """A manifest's files, with the sums of the first fetch for those whose sum nobody states."""
+    known = {stored.file: stored.sha256 for stored in record.files} if record is not None else {}
+    first = next(iter(known.values()), None)
+    main = Wanted(
+        manifest.where,
+        manifest.main_file,
+        manifest.sha256 or first,
+        manifest.size_bytes,
+        manifest.holds_gguf,
+        manifest.sha256 is None and first is not None,
+    )
+    return [main] + [
+        Wanted(
+            source=part.where,
+            file=part.file,
+            sha256=part.sha256 or known.get(part.file),
+            size_bytes=part.size_bytes,
+            gguf=False,
+            pinned=part.sha256 is None and part.file in known,
+        )
+        for part in manifest.files
+    ]
+
+
+class Puller:
+    """Fetches into one store. Owns the HTTP client: use it in a `with` statement."""
+
+    def __init__(self, store: Store, observer: Observer, patience: Patience | None = None) -> None:
+        self._store, self._observer, self._patience = store, observer, patience or Patience()
+        self._web: httpx.Client | None = None
+
+    def __enter__(self) -> Puller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._web is not None:
+            self._web.close()
+
+    def locate(self, wanted: Wanted) -> Place:
+        """Ask where a file is. Raises DownloadFailed, ModelUnusable."""
+        match wanted.source:
+            case LocalFile(path):
+                return _local(wanted, path)
+            case Hub() as source:
+                self._observer.notes(f"asking the hub about {source.repo}")
+                located = hub.locate(source)
+            case Web(url):
+                located = Located(url, file_name(wanted.source), shown_url(url), url, {}, wanted.size_bytes)
+                located = self._probe(located)
+            case _:
+                raise ModelUnusable(
+                    f"{wanted.file} is part of the installation, and is missing from it: install edge again"
+                )
+        return Place(wanted, _expecting(located, wanted), None)
+
+    def pull(self, name: str, places: list[Place], manifest: Manifest | Describe) -> Pulled:
+        """Bring the files in and publish the model. The name's lock must be held.
+
+        Raises DownloadFailed, DiskFull, StoreBusy, StoreUnwritable, ModelUnusable.
+        """
+        self._require_space(places)
+        with contextlib.ExitStack() as held:
+            files: list[Ready] = []
+            trusted: list[StoredFile] = []
+            header: GgufHeader | None = None
+            for place in places:
+                ready, stated = self._bring(name, place, held)
+                files.append(ready)
+                if not stated and place.local is None:
+                    trusted.append(ready.stored)
+                if place.wanted.gguf:
+                    header = self._read_header(place, ready)
+            if not isinstance(manifest, Manifest):
+                assert header is not None
+                manifest = manifest(files[0].stored.sha256, header)
+            record = self._store.publish(manifest, places[0].located.shown, files)
+        return Pulled(record, already=False, trusted=tuple(trusted))
+
+    def _probe(self, located: Located) -> Located:
+        """Size and sum before the first byte, where the server tells: the disk is judged by it, and 404 comes at once."""
+        with contextlib.suppress(web.Interrupted), web.ask(self._client, "HEAD", located, {}) as answer:
+            size = located.size_bytes if located.size_bytes is not None else answer.length
+            return replace(located, size_bytes=size, sha256=answer.sha256)
+        return located
+
+    @property
+    def _client(self) -> httpx.Client:
+        if self._web is None:
+            self._web = web.client()
+        return self._web
+
+    def _require_space(self, places: list[Place]) -> None:
+        """Over all files, before the first byte. What is unknown is judged when its answer begins."""
+        needed = 0
+        for place in places:
+            located = place.located
+            if located.size_bytes is not None and not self._is_here(located):
+                needed += max(0, located.size_bytes - self._partial(located).have_bytes)
+        require_space(self._store.partials, needed)
+
+    def _is_here(self, located: Located) -> bool:
+        return located.sha256 is not None and self._store.blob(located.sha256).exists()
+
+    def _partial(self, located: Located) -> Partial:
+        return self._store.partial(located.sha256 or located.identity)
+
+    def _bring(self, name: str, place: Place, held: contextlib.ExitStack) -> tuple[Ready, bool]:
+        """One file, checked, and whether its sum had been stated by anybody."""
+        located = place.located
+        if located.sha256 is not None and self._is_here(located):
+            size = self._store.blob(located.sha256).stat().st_size
+            return Ready(StoredFile(file=located.file, sha256=located.sha256, size_bytes=size), None), True
+        partial = self._partial(located)
+        held.enter_context(partial.held(located.file))
+        if place.local is not None:
+            fetched = self._copy(name, place, place.local, partial)
+        else:
+            fetch = Fetch(self._client, located, partial, name, self._observer, self._patience)
+            try:
+                fetched = fetch.run()
+            except DownloadFailed as error:
+                raise _changed(error, place, fetch, name) from None
+        stored = StoredFile(file=located.file, sha256=fetched.sha256, size_bytes=fetched.size_bytes)
+        return Ready(stored, partial), fetched.stated
+
+    def _copy(self, name: str, place: Place, path: Path, partial: Partial) -> Fetched:
+        """From a disk: always from the first byte, since reading again is as fast as checking what is here."""
+        expected = place.wanted.sha256
+        state = State(model=name, file=path.name, shown=str(path), size_bytes=place.located.size_bytes)
+        try:
+            growing = Growing(partial, state)
+            try:
+                growing.begin_anew(state)
+                self._observer.begins(path.name, 0, state.size_bytes)
+                with path.open("rb") as file:
+                    while block := file.read(BLOCK_BYTES):
+                        growing.append(block)
+                        self._observer.has(growing.have)
+                growing.checkpoint()
+            finally:
+                growing.close()
+        except OSError as error:
+            partial.discard()
+            raise storage_error(error, partial.path.parent) from None
+        if expected is not None and growing.sha256 != expected:
+            partial.discard()
+            raise DownloadFailed(
+                f"{path} is not the file that was meant: its sha256 is {growing.sha256[:12]}..., {expected[:12]}... was expected"
+            )
+        return Fetched(growing.sha256, growing.have, expected is not None)
+
+    def _read_header(self, place: Place, ready: Ready) -> GgufHeader:
+        path = self._store.blob(ready.stored.sha256) if ready.partial is None else ready.partial.path
+        try:
+            return read_header(path)
+        except ModelUnusable as error:
+            if ready.partial is not None:
+                ready.partial.discard()
+            what = error.message.removeprefix(f"{path} ")
+            raise DownloadFailed(f"what {place.located.shown} gave is refused: it {what}") from None
+
+
+def described(name: str, source: str, shown: str, licence: str) -> Describe:
+    """How a manifest is made for a file that has none."""
+
+    def describe(sha256: str, header: GgufHeader) -> Manifest:
+        tools = detect_tool_format(header.chat_template)
+        if header.context_tokens <= 0:
+            raise ModelUnusable(
+                f"{shown} does not say how long its context is; it is no language model of a kind known here"
+            )
+        return Manifest(
+            name=name,
+            task="chat" if header.chat_template else "completion",
+            source=source,
+            sha256=sha256,
+            size_bytes=header.file_bytes,
+            licence=licence,
+            parameters=header.parameters,
+            context_tokens=header.context_tokens,
+            tools_format="none" if tools is None else tools.value,
+            description=f"{header.name or name}, {header.quantization}, from {shown}.",
+        )
+
+    return describe
+
+
+def name_from_file(file: str) -> str:
+    """A model's name made from a file's. Raises ModelUnusable where none can be."""
+    name = re.sub(r"[^a-z0-9._-]+", "-", file.lower().removesuffix(".gguf")).strip("-._")[:63]
+    if not re.match(NAME_PATTERN, name):
+        raise ModelUnusable(f"no name can be made from {file!r}; choose one with --name")
+    return name
+
+
+def write_manifest(directory: Path, manifest: Manifest, command: str) -> Path:
+    """Put a manifest where this node finds it. Raises StoreUnwritable, DiskFull."""
+    path = directory / f"{manifest.name}.toml"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, manifest_text(manifest, command).encode())
+        if "?" in manifest.source:  # a signed address is a secret
+            path.chmod(0o600)
+    except OSError as error:
+        raise storage_error(error, directory) from None
+    return path
+
+
+def _local(wanted: Wanted, path: Path) -> Place:
+    if wanted.gguf:
+        read_header(path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
+    located = Located("", path.name, str(path), f"file:{path}", {}, size, wanted.sha256)
+    return Place(wanted, _named(located, wanted), path)
+
+
+def _expecting(located: Located, wanted: Wanted) -> Located:
+    """Hold what a server states against what is wanted, before anything is fetched."""
+    stated, expected = located.sha256, wanted.sha256
+    if stated is not None and expected is not None and stated != expected:
+        raise DownloadFailed(
+            f"{located.shown} has another file now: its sha256 is {stated[:12]}..., {expected[:12]}... was "
+            + ("fetched the first time: `edge models remove` forgets that one" if wanted.pinned else "expected")
+        )
+    size = located.size_bytes
+    if wanted.size_bytes is not None and size is not None and size != wanted.size_bytes:
+        raise DownloadFailed(f"{located.shown} has {size} bytes, {wanted.size_bytes} were expected: it is another file")
+    return _named(replace(located, size_bytes=size or wanted.size_bytes, sha256=expected or stated), wanted)
+
+
+def _named(located: Located, wanted: Wanted) -> Located:
+    return replace(located, file=wanted.file or located.file)
+
+
+def _changed(error: DownloadFailed, place: Place, fetch: Fetch, name: str) -> EdgeError:
+    if place.wanted.pinned and fetch.refused:
+        return DownloadFailed(
+            f"{error.message}. The sum is that of the first fetch: if the change is meant, `edge models remove {name}` and "
+            f"`edge models pull {name}` take the new file"
+        )
+    return error
