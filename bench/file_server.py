@@ -76,8 +76,7 @@ class FileServer:
         self.choose: Callable[[], Fault] = lambda: None
         self.asked: list[Asked] = []
         self.lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._http.daemon_threads = True
+        self._http = _Quiet(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property
@@ -108,6 +107,13 @@ class FileServer:
     def gets(self, path: str) -> list[Asked]:
         """The GET requests for one path."""
         return [asked for asked in self.asked if asked.method == "GET" and asked.path == path]
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that leave are what this server is for."""
 
 
 def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
@@ -169,9 +175,8 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
             for name, value in (("etag", served.etag), ("last-modified", served.last_modified), *served.stated.items()):
                 if value is not None:
                     self.send_header(name, value)
-            data = served.data[first : last + 1]
+            data = bytearray(served.data[first : last + 1])
             if isinstance(fault, Damage) and first <= fault.at <= last:
-                data = bytearray(data)
                 data[fault.at - first] ^= 1
             if served.chunked:
                 self.send_header("transfer-encoding", "chunked")

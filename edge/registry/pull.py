@@ -108,7 +108,7 @@ class Puller:
                 self._observer.notes(f"asking the hub about {source.repo}")
                 located = hub.locate(source)
             case Web(url):
-                located = Located(url, file_name(wanted.source), shown_url(url), url, {}, wanted.size_bytes)
+                located = Located(url, file_name(wanted.source), shown_url(url), url)
                 located = self._probe(located)
             case _:
                 raise ModelUnusable(
@@ -140,11 +140,17 @@ class Puller:
         return Pulled(record, already=False, trusted=tuple(trusted))
 
     def _probe(self, located: Located) -> Located:
-        """Size and sum before the first byte, where the server tells: the disk is judged by it, and 404 comes at once."""
-        with contextlib.suppress(web.Interrupted), web.ask(self._client, "HEAD", located, {}) as answer:
-            size = located.size_bytes if located.size_bytes is not None else answer.length
-            return replace(located, size_bytes=size, sha256=answer.sha256)
-        return located
+        """Size and sum before the first byte, where the server tells: the disk is judged by it, and 404 comes at once.
+
+        Signed addresses often allow GET alone, so other refusals are left to that.
+        """
+        try:
+            with web.ask(self._client, "HEAD", located, {}) as answer:
+                return replace(located, size_bytes=answer.length or None, sha256=answer.sha256)
+        except web.Absent:
+            raise
+        except (web.Interrupted, DownloadFailed):
+            return located
 
     @property
     def _client(self) -> httpx.Client:

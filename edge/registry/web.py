@@ -27,6 +27,10 @@ _TIMEOUT = httpx.Timeout(30.0, connect=15.0)
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 
+class Absent(DownloadFailed):
+    """The server says that there is no such file."""
+
+
 class Interrupted(Exception):
     """The network or the server failed in a way that may pass. `retry_after_s`: what the server asked for, if it did."""
 
@@ -163,7 +167,7 @@ def _judge(answer: Answer, located: Located) -> None:
         }.get(status, "it wants credentials; for the hub set HF_TOKEN, and accept the model's terms on its page")
         raise DownloadFailed(f"{located.shown} is refused ({status}): {cure}")
     if status in (404, 410):
-        raise DownloadFailed(f"{located.shown} is not there ({status}); check the name")
+        raise Absent(f"{located.shown} is not there ({status}); check the name")
     raise DownloadFailed(f"{located.shown} cannot be had: {host} answered {status}")
 
 
