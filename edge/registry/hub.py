@@ -16,14 +16,16 @@ from urllib.parse import urlsplit
 
 from edge.errors import DownloadFailed
 from edge.registry.source import Hub, Located, NoSuchQuant, choose_quant, shown_url
+from edge.registry.web import Interrupted
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_S = 30.0
+_MAY_PASS = frozenset({408, 429, 500, 502, 503, 504})
 
 
 def locate(hub: Hub) -> Located:
-    """Where the file is, how large, and which sum the hub states. Raises DownloadFailed."""
+    """Where the file is, how large, and which sum the hub states. Raises DownloadFailed, Interrupted."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the package is imported
     from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url
 
@@ -34,7 +36,7 @@ def locate(hub: Hub) -> Located:
     with _worded(hub):
         file = hub.wanted if hub.names_file else _listed(hub, endpoint)
         url = hf_hub_url(hub.repo, file, revision=hub.revision, endpoint=endpoint)
-        facts = get_hf_file_metadata(url, token=token, timeout=_TIMEOUT_S, endpoint=endpoint, retry_on_errors=True)
+        facts = get_hf_file_metadata(url, token=token, timeout=_TIMEOUT_S, endpoint=endpoint)
         commit = facts.commit_hash if facts.commit_hash and _COMMIT.fullmatch(facts.commit_hash) else hub.revision
         pinned = hf_hub_url(hub.repo, file, revision=commit, endpoint=endpoint)
     return Located(
@@ -93,10 +95,9 @@ def _worded(hub: Hub) -> Iterator[None]:
         raise DownloadFailed(f"{hub.repo} is no name of a repository: {error}") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
+        if status in _MAY_PASS:
+            raise Interrupted(f"{host} answered {status}") from None
         words = "it does not know the token in HF_TOKEN" if status == 401 else f"it answered {status}"
         raise DownloadFailed(f"{host} cannot say where {hub.repo} is: {words}") from None
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # of whichever HTTP client it uses
-        raise DownloadFailed(
-            f"{host} cannot be reached ({str(error) or type(error).__name__}); check the network, HTTPS_PROXY and HF_ENDPOINT, "
-            "or carry the file here and use `edge models add`"
-        ) from None
+        raise Interrupted(f"{host} cannot be reached ({str(error) or type(error).__name__})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from edge.registry.store import Ready, Record, Store, StoredFile
 
 UNKNOWN_LICENCE = "NOASSERTION"
 """SPDX's word for a licence that nobody has stated."""
+
+_HUB_TRIES = 4
 
 Describe = Callable[[str, GgufHeader], Manifest]
 """Makes the manifest of a model without one, from its sum and its header."""
@@ -106,7 +109,7 @@ class Puller:
                 return _local(wanted, path)
             case Hub() as source:
                 self._observer.notes(f"asking the hub about {source.repo}")
-                located = hub.locate(source)
+                located = self._ask_hub(source)
             case Web(url):
                 located = Located(url, file_name(wanted.source), shown_url(url), url)
                 located = self._probe(located)
@@ -138,6 +141,21 @@ class Puller:
                 manifest = manifest(files[0].stored.sha256, header)
             record = self._store.publish(manifest, places[0].located.shown, files)
         return Pulled(record, already=False, trusted=tuple(trusted))
+
+    def _ask_hub(self, source: Hub) -> Located:
+        for failures in range(1, _HUB_TRIES):
+            try:
+                return hub.locate(source)
+            except web.Interrupted as error:
+                pause_s = min(self._patience.pause_s * 2**failures, self._patience.longest_pause_s)
+                self._observer.notes(f"{error.what}; on it goes in {pause_s:.1f} s")
+                time.sleep(pause_s)
+        try:
+            return hub.locate(source)
+        except web.Interrupted as error:
+            raise DownloadFailed(
+                f"{error.what}; check the network, HTTPS_PROXY and HF_ENDPOINT, or carry the file here and use `edge models add`"
+            ) from None
 
     def _probe(self, located: Located) -> Located:
         """Size and sum before the first byte, where the server tells: the disk is judged by it, and 404 comes at once.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -40,7 +41,7 @@ class RemoteFile:
         self._web = web.client()
         try:
             if isinstance(where, Hub):
-                self.located = hub.locate(where)
+                self.located = self._with_patience(partial(hub.locate, where), source)
             else:
                 shown = shown_url(where.url)
                 self.located = Located(where.url, file_name(where), shown, where.url)
@@ -67,7 +68,7 @@ class RemoteFile:
         if start < 0 or not 0 <= length <= _MOST_READ_BYTES:
             raise ValueError(f"read of {length} bytes at {start}")
         length = min(length, max(0, self.size_bytes - start))
-        return self._with_patience(lambda: self._range(start, length)) if length else b""
+        return self._with_patience(partial(self._range, start, length), self.located.shown) if length else b""
 
     def _ask_size(self) -> int:
         def ask() -> int:
@@ -78,7 +79,7 @@ class RemoteFile:
                 raise DownloadFailed(f"{self.located.shown} does not say how large it is, so it cannot be looked into")
             return size
 
-        return self._with_patience(ask)
+        return self._with_patience(ask, self.located.shown)
 
     def _range(self, start: int, length: int) -> bytes:
         with web.ask(self._web, "GET", self.located, {"range": f"bytes={start}-{start + length - 1}"}) as answer:
@@ -95,14 +96,14 @@ class RemoteFile:
                     return bytes(data[:length])
         raise web.Interrupted("the server ended the file too early")
 
-    def _with_patience(self, attempt: Callable[[], _T]) -> _T:
+    def _with_patience(self, attempt: Callable[[], _T], what: str) -> _T:
         for failures in range(1, self._patience.tries + 1):
             try:
                 return attempt()
             except web.Interrupted as error:
                 if failures == self._patience.tries:
                     raise DownloadFailed(
-                        f"{self.located.shown} cannot be looked into: {error.what}, {failures} times in a row"
+                        f"{what} cannot be looked into: {error.what}, {failures} times in a row"
                     ) from None
                 pause_s = min(self._patience.pause_s * 2 ** (failures - 1), self._patience.longest_pause_s)
                 self._sleep(max(pause_s, error.retry_after_s or 0.0))
