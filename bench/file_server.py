@@ -75,6 +75,8 @@ class FileServer:
         self.faults: deque[Fault] = deque()
         self.choose: Callable[[], Fault] = lambda: None
         self.asked: list[Asked] = []
+        self.sent_bytes = 0
+        """Of bodies, as far as the network took them."""
         self.lock = threading.Lock()
         self._http = _Quiet(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -202,6 +204,8 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
                 self._drop()
 
         def _write(self, served: Served, block: bytes) -> None:
+            with server.lock:
+                server.sent_bytes += len(block)
             if served.chunked and block:
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block))
             else:

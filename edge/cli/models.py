@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from edge.cli import words
 from edge.effective import default_home
@@ -21,6 +20,7 @@ if TYPE_CHECKING:  # `edge models --help` waits for neither the HTTP client nor 
     from edge.registry.pull import Pulled
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_TITLES = ("name", "task", "parameters", "size", "state", "licence", "manifest")
 _SUM = re.compile(r"[0-9a-f]{64}")
 
 
@@ -63,15 +63,12 @@ def list_models(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_object(row) for row in rows], indent=1))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("name", "task", "size", "state", "licence", "manifest"):
-        table.add_column(title, justify="right" if title == "size" else "left", no_wrap=True)
-    for row in rows:
-        manifest = row.manifest
-        size = "?" if row.size_bytes is None else words.size(row.size_bytes)
-        task = manifest.task if manifest.served else f"{manifest.task} (not served yet)"
-        table.add_row(manifest.name, task, size, _state(row), manifest.licence, "own" if row.own else "shipped")
-    Console(soft_wrap=True, highlight=False).print(table, markup=False)
+    cells = [_TITLES, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_TITLES))]
+    for line in cells:
+        click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+    if not all(row.manifest.served for row in rows):
+        click.echo("* can be fetched, but this version does not serve it yet", err=True)
 
 
 @command.command()
@@ -190,6 +187,19 @@ def _say_pulled(pulled: Pulled) -> None:
         click.echo(f"{name} is here, {size}; try it: edge serve --model {name}")
     else:
         click.echo(f"{name} is here, {size}; this version does not serve {manifest.task} yet")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    manifest = row.manifest
+    return (
+        manifest.name,
+        manifest.task if manifest.served else f"{manifest.task}*",
+        f"{manifest.parameters / 1e6:,.0f} M" if manifest.parameters else "?",
+        "?" if row.size_bytes is None else words.size(row.size_bytes),
+        _state(row),
+        manifest.licence,
+        "own" if row.own else "shipped",
+    )
 
 
 def _state(row: Row) -> str:
