@@ -68,9 +68,11 @@ class Asked:
 
 
 class FileServer:
-    """Serves `routes` on a free port of 127.0.0.1. Each GET takes the next of `faults`; `choose` makes one when there is none."""
+    """Serves `routes` on a free port of a loopback address. Each GET takes the next of `faults`; `choose` makes one when
+    there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self._host = host
         self.routes: dict[str, Served | Status] = {}
         self.faults: deque[Fault] = deque()
         self.choose: Callable[[], Fault] = lambda: None
@@ -78,13 +80,13 @@ class FileServer:
         self.sent_bytes = 0
         """Of bodies, as far as the network took them."""
         self.lock = threading.Lock()
-        self._http = _Quiet(("127.0.0.1", 0), _handler(self))
+        self._http = _Quiet((host, 0), _handler(self))
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property
     def url(self) -> str:
         """Without a slash at the end."""
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
+        return f"http://{self._host}:{self._http.server_address[1]}"
 
     def __enter__(self) -> FileServer:
         self._thread.start()

@@ -67,7 +67,10 @@ def list_models(as_json: bool) -> None:
     widths = [max(len(line[column]) for line in cells) for column in range(len(_TITLES))]
     for line in cells:
         click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
-    if not all(row.manifest.served for row in rows):
+    for row in rows:
+        if row.manifest is None:
+            click.echo(f"{row.name} is not finished: `edge models pull {row.source}` goes on with it", err=True)
+    if not all(row.manifest is None or row.manifest.served for row in rows):
         click.echo("* can be fetched, but this version does not serve it yet", err=True)
 
 
@@ -91,7 +94,7 @@ def pull(wish: str, name: str | None, sha256: str | None, licence: str) -> None:
             pulled = inventory.pull(wish, view, name=name, sha256=sha256, licence=licence)
         except KeyboardInterrupt:
             if view.have_bytes:
-                view.notes(f"stopped; {view.far} are here and kept: the same command goes on from there")
+                view.notes(f"stopped; {view.far} is here and kept: the same command goes on from there")
             raise
     _say_pulled(pulled)
 
@@ -190,12 +193,15 @@ def _say_pulled(pulled: Pulled) -> None:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
+    size = "?" if row.size_bytes is None else words.size(row.size_bytes)
     manifest = row.manifest
+    if manifest is None:
+        return (row.name, "?", "?", size, _state(row), "?", "none yet")
     return (
-        manifest.name,
+        row.name,
         manifest.task if manifest.served else f"{manifest.task}*",
         f"{manifest.parameters / 1e6:,.0f} M" if manifest.parameters else "?",
-        "?" if row.size_bytes is None else words.size(row.size_bytes),
+        size,
         _state(row),
         manifest.licence,
         "own" if row.own else "shipped",
@@ -212,18 +218,23 @@ def _state(row: Row) -> str:
 def _object(row: Row) -> dict[str, object]:
     """For programs. Sizes in bytes."""
     manifest = row.manifest
-    return {
-        "name": manifest.name,
-        "task": manifest.task,
-        "served": manifest.served,
+    here: dict[str, object] = {
+        "name": row.name,
         "state": row.state.replace(" ", "_"),
         "have_bytes": row.have_bytes,
         "size_bytes": row.size_bytes,
+        "source": row.source,
+    }
+    if manifest is None:
+        return {**here, "manifest": None}
+    return {
+        **here,
+        "manifest": "own" if row.own else "shipped",
+        "task": manifest.task,
+        "served": manifest.served,
         "licence": manifest.licence,
         "parameters": manifest.parameters,
         "context_tokens": manifest.context_tokens or None,
-        "source": row.source,
-        "manifest": "own" if row.own else "shipped",
         "description": manifest.description,
     }
 

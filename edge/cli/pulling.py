@@ -58,8 +58,8 @@ class PullView:
     def far(self) -> str:
         """How far it came."""
         if self.size_bytes:
-            return f"{self.have_bytes / self.size_bytes:.0%} of {self._file}, {words.size(self.have_bytes)},"
-        return f"{words.size(self.have_bytes)} of {self._file}"
+            return f"{self.have_bytes / self.size_bytes:.0%} of {self._file} ({words.size(self.have_bytes)})"
+        return f"a part of {self._file} ({words.size(self.have_bytes)})"
 
     def begins(self, file: str, have_bytes: int, size_bytes: int | None) -> None:
         """A file begins, or begins anew."""

@@ -42,6 +42,8 @@ class Patience:
     """How long to go on with a server that fails. A try that brought bytes starts the count anew."""
 
     tries: int = 7
+    first_tries: int = 4
+    """Where nobody answers and nothing is here yet: the address may be misspelt."""
     restarts: int = 4
     """From the first byte, because the server does not go on in the middle or its file changed."""
     pause_s: float = 0.5
@@ -131,10 +133,15 @@ class Fetch:
             except Interrupted as error:
                 interruption = error
             failures = 0 if growing.have > before else failures + 1
-            if failures >= self._patience.tries:
+            first = not interruption.reached and not growing.have
+            if failures >= (min(self._patience.first_tries, self._patience.tries) if first else self._patience.tries):
+                kept = (
+                    f"; {size_words(growing.have)} are here, the same command goes on from there"
+                    if growing.have
+                    else ""
+                )
                 raise DownloadFailed(
-                    f"{self._located.shown} cannot be fetched: {interruption.what}, {failures} times in a row; "
-                    f"{size_words(growing.have)} are here, the same command goes on from there"
+                    f"{self._located.shown} cannot be fetched: {interruption.what}, {failures} times in a row{kept}"
                 )
             self._pause(interruption, failures)
 

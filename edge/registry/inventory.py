@@ -42,9 +42,11 @@ State = Literal["here", "partial", "incomplete", "not here"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One known model. `have_bytes` of `size_bytes` are here."""
+    """One known model, or one whose first download is not finished: that has no manifest yet. `have_bytes` of `size_bytes`
+    are here."""
 
-    manifest: Manifest
+    name: str
+    manifest: Manifest | None
     own: bool
     state: State
     have_bytes: int
@@ -73,15 +75,19 @@ class Inventory:
 
     def rows(self) -> list[Row]:
         """Every known model, by name. Raises ConfigurationError."""
+        known = self._registry.manifests()
         partial: dict[str, tuple[int, int]] = {}
+        nameless: list[Row] = []
         for name, unfinished in self._store.unfinished():
             state = unfinished.state
             had, of = partial.get(name, (0, 0))
             size = state.size_bytes if state is not None and state.size_bytes else unfinished.have_bytes
             partial[name] = (had + unfinished.have_bytes, of + size)
-        return [
-            self._row(manifest, where, partial) for _, (manifest, where) in sorted(self._registry.manifests().items())
-        ]
+            if name not in known:
+                shown = state.shown if state is not None else ""
+                nameless.append(Row(name, None, True, "partial", unfinished.have_bytes, size, shown))
+        rows = [self._row(manifest, where, partial) for manifest, where in known.values()]
+        return sorted([*rows, *nameless], key=lambda row: row.name)
 
     def _row(self, manifest: Manifest, where: Path, partial: dict[str, tuple[int, int]]) -> Row:
         own = where.parent == self._own
@@ -89,17 +95,19 @@ class Inventory:
         beside = self._registry.beside(manifest, where)
         if beside is not None:
             size = beside.stat().st_size
-            return Row(manifest, own, "here", size, size, source)
+            return Row(manifest.name, manifest, own, "here", size, size, source)
         record = self._store.record(manifest.name)
         if record is not None:
             lost = sum(stored.size_bytes for stored in self._store.missing(record))
             if not lost or manifest.name not in partial:
                 have = record.size_bytes - lost
-                return Row(manifest, own, "incomplete" if lost else "here", have, record.size_bytes, source)
+                return Row(
+                    manifest.name, manifest, own, "incomplete" if lost else "here", have, record.size_bytes, source
+                )
         if manifest.name in partial:
             have, of = partial[manifest.name]
-            return Row(manifest, own, "partial", have, max(of, manifest.total_bytes() or 0), source)
-        return Row(manifest, own, "not here", 0, manifest.total_bytes(), source)
+            return Row(manifest.name, manifest, own, "partial", have, max(of, manifest.total_bytes() or 0), source)
+        return Row(manifest.name, manifest, own, "not here", 0, manifest.total_bytes(), source)
 
     def pull(
         self,

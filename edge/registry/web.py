@@ -34,10 +34,12 @@ class Absent(DownloadFailed):
 class Interrupted(Exception):
     """The network or the server failed in a way that may pass. `retry_after_s`: what the server asked for, if it did."""
 
-    def __init__(self, what: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, what: str, retry_after_s: float | None = None, *, reached: bool = True) -> None:
         super().__init__(what)
         self.what = what
         self.retry_after_s = retry_after_s
+        self.reached = reached
+        """Whether there was anybody at that address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +195,9 @@ def _interrupted(error: httpx.HTTPError, located: Located) -> Interrupted | Down
     if isinstance(error, httpx.ProxyError):
         return Interrupted(f"the proxy refused or failed: {error}")
     if isinstance(error, httpx.ConnectTimeout):
-        return Interrupted(f"{host} does not take the connection")
+        return Interrupted(f"{host} does not take the connection", reached=False)
     if isinstance(error, httpx.TimeoutException):
         return Interrupted(f"{host} sent nothing for {_TIMEOUT.read:.0f} s")
     if isinstance(error, httpx.ConnectError):
-        return Interrupted(f"{host} cannot be reached: {error}")
+        return Interrupted(f"{host} cannot be reached: {error}", reached=False)
     return Interrupted(f"the connection to {host} broke off")

@@ -72,7 +72,7 @@ class Node:
         return self.inventory.pull(wish, self.watcher, licence="MIT", patience=patience, **options)
 
     def state(self, name: str) -> str:
-        return next(row.state for row in self.inventory.rows() if row.manifest.name == name)
+        return next(row.state for row in self.inventory.rows() if row.name == name)
 
     def blobs(self) -> list[str]:
         return sorted(path.name for path in (self.store / "blobs").iterdir())

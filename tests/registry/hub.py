@@ -23,7 +23,7 @@ class HubLookalike(FileServer):
         self.files: dict[str, dict[str, bytes]] = {}
         self.gated: set[str] = set()
         self.token = ""
-        self.cdn = FileServer()
+        self.cdn = FileServer("127.0.0.2")  # another host, to which no token may go
 
     def __enter__(self) -> HubLookalike:
         self.cdn.__enter__()

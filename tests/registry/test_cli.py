@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,14 +47,15 @@ def test_pull_serve_verify_remove(
 ) -> None:
     pulled = run_edge("models", "pull", f"{server.url}/m.gguf", "--sha256", sha(model_bytes), "--licence", "MIT")
     assert pulled.stdout == "m is here, 3.0 MB; try it: edge serve --model m\n"
-    assert "88%" in pulled.stderr and "\x1b" not in pulled.stderr, "plain lines where there is no terminal"
+    assert re.search(r"^  5\d%, 1\.\d MB$", pulled.stderr, re.MULTILINE)
+    assert "\x1b" not in pulled.stderr, "plain lines where there is no terminal"
     assert "nobody states" not in pulled.stderr
     assert "is here already" in run_edge("models", "pull", "m").stdout
     verified = run_edge("models", "verify")
     assert (verified.returncode, verified.stdout.splitlines()[-1]) == (0, "m  m.gguf  good")
     assert run_edge("models", "remove", "m").stdout == "removed m, 3.0 MB freed\n"
     assert node.blobs() == []
-    assert "m " not in run_edge("models", "list").stdout
+    assert "\nm " not in run_edge("models", "list").stdout
 
 
 def test_a_first_fetch_that_nobody_vouches_for_is_said(run_edge: RunEdge, server: FileServer, served: Served) -> None:
@@ -90,9 +92,14 @@ def test_ctrl_c_keeps_what_came_and_says_so(
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=30)
     assert child.returncode == 130, errors
-    assert errors.strip().splitlines()[-1].endswith("are here and kept: the same command goes on from there")
+    assert errors.strip().splitlines()[-1].endswith("is here and kept: the same command goes on from there")
     kept = node.partials()[0].stat().st_size
     assert 500_000 < kept < len(model_bytes)
+    shown = run_edge("models", "list")
+    assert re.search(r"^m +\? +\? +3.0 MB +partial \d\d% +\? +none yet$", shown.stdout, re.MULTILINE)
+    assert f"m is not finished: `edge models pull {server.url}/m.gguf` goes on with it" in shown.stderr
+    [row] = [row for row in json.loads(run_edge("models", "list", "--json").stdout) if row["state"] == "partial"]
+    assert (row["name"], row["have_bytes"], row["size_bytes"], row["manifest"]) == ("m", kept, len(model_bytes), None)
     served.pause_s = 0.0
     done = run_edge("models", "pull", f"{server.url}/m.gguf")
     assert done.returncode == 0
