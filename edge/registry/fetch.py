@@ -64,20 +64,20 @@ class _Wrong(Exception):
 
 
 class Fetch:
-    """One download. `run` it once, while the partial is held."""
+    """One download. `run` it once, while the partial is held. `state` says what is fetched, for a partial that is new."""
 
     def __init__(
         self,
         web: httpx.Client,
         located: Located,
         partial: Partial,
-        model: str,
+        state: State,
         observer: Observer,
         patience: Patience,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._web, self._located, self._partial = web, located, partial
-        self._model, self._observer, self._patience, self._sleep = model, observer, patience, sleep
+        self._first, self._observer, self._patience, self._sleep = state, observer, patience, sleep
         self._size, self._sha256 = located.size_bytes, located.sha256
         self._restarts = 0
         self.refused = False
@@ -241,10 +241,7 @@ class Fetch:
         self._size = size
 
     def _state(self, validator: str | None) -> State:
-        located = self._located
-        return State(
-            model=self._model, file=located.file, shown=located.shown, size_bytes=self._size, validator=validator
-        )
+        return self._first.model_copy(update={"size_bytes": self._size, "validator": validator})
 
     def _storage_error(self, error: OSError) -> Exception:
         where = self._partial.path.parent

@@ -9,20 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from edge.errors import DownloadFailed, ModelUnusable
+from edge.registry.describe import described, name_from_file, write_manifest
 from edge.registry.digest import sha256_of
 from edge.registry.durable import storage_error
 from edge.registry.fetch import Observer, Patience
 from edge.registry.gguf import read_header
 from edge.registry.manifest import WRITTEN_MARK, Manifest
-from edge.registry.pull import (
-    Pulled,
-    Puller,
-    Wanted,
-    described,
-    name_from_file,
-    wanted_files,
-    write_manifest,
-)
+from edge.registry.pull import Pulled, Puller, Wanted, wanted_files
 from edge.registry.resolve import Registry
 from edge.registry.source import (
     Builtin,
@@ -84,8 +77,8 @@ class Inventory:
             size = state.size_bytes if state is not None and state.size_bytes else unfinished.have_bytes
             partial[name] = (had + unfinished.have_bytes, of + size)
             if name not in known:
-                shown = state.shown if state is not None else ""
-                nameless.append(Row(name, None, True, "partial", unfinished.have_bytes, size, shown))
+                text = state.source if state is not None else ""
+                nameless.append(Row(name, None, True, "partial", unfinished.have_bytes, size, text))
         rows = [self._row(manifest, where, partial) for manifest, where in known.values()]
         return sorted([*rows, *nameless], key=lambda row: row.name)
 
@@ -157,7 +150,7 @@ class Inventory:
         patience: Patience | None,
     ) -> Pulled:
         with Puller(self._store, observer, patience) as puller:
-            place = puller.locate(Wanted(source, file_name(source), sha256, None, gguf=True))
+            place = puller.locate(Wanted(source, text, file_name(source), sha256, None, gguf=True))
             name = name or name_from_file(place.located.file)
             with self._store.name_lock(name):
                 known = self._registry.manifests().get(name)
@@ -256,15 +249,15 @@ class Inventory:
     def remove(self, name: str) -> int:
         """Take a model away: its files, and the manifest if `edge models` wrote it. Returns bytes freed. Raises EdgeError."""
         known = self._registry.manifests()
-        if name not in known:
+        if name not in known and name not in dict(self._store.unfinished()):
             raise ModelUnusable(f"unknown model {name!r}: known are {', '.join(sorted(known))}")
-        manifest, where = known[name]
-        if manifest.where == Builtin():
+        if name in known and known[name][0].where == Builtin():
             raise ModelUnusable(f"{name} is part of the installation and stays")
         self._store.prepare()
         with self._store.name_lock(name):
             freed = self._store.remove(name)
-            if where.parent == self._own and _written_by_us(where):
+            where = known[name][1] if name in known else None
+            if where is not None and where.parent == self._own and _written_by_us(where):
                 try:
                     where.unlink()
                 except OSError as error:

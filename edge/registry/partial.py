@@ -24,8 +24,9 @@ class State(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     model: str
+    source: str
+    """As it was asked for, so that it can be asked for again; without credentials."""
     file: str
-    shown: str
     size_bytes: int | None = None
     validator: str | None = None
     durable_bytes: int = 0

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
 
-from edge.dialects.tools import detect_tool_format
 from edge.errors import DownloadFailed, EdgeError, ModelUnusable
 from edge.registry import hub, web
+from edge.registry.describe import Describe
 from edge.registry.digest import BLOCK_BYTES
-from edge.registry.durable import storage_error, write_atomically
+from edge.registry.durable import storage_error
 from edge.registry.fetch import Fetch, Fetched, Observer, Patience
 from edge.registry.gguf import GgufHeader, read_header
-from edge.registry.manifest import NAME_PATTERN, Manifest, manifest_text
+from edge.registry.manifest import Manifest
 from edge.registry.partial import Growing, Partial, State
-from edge.registry.source import Hub, LocalFile, Located, Source, Web, file_name, shown_url
+from edge.registry.source import Hub, LocalFile, Located, Source, Web, file_name, shown_url, without_credentials
 from edge.registry.space import require_space
 from edge.registry.store import Ready, Record, Store, StoredFile
 
-UNKNOWN_LICENCE = "NOASSERTION"
-"""SPDX's word for a licence that nobody has stated."""
-
 _HUB_TRIES = 4
-
-Describe = Callable[[str, GgufHeader], Manifest]
-"""Makes the manifest of a model without one, from its sum and its header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +31,8 @@ class Wanted:
     """One file to bring in. `sha256`: what it must be; `pinned`: whether that is merely what it was the first time."""
 
     source: Source
+    text: str
+    """The source as it is written, without credentials."""
     file: str
     sha256: str | None
     size_bytes: int | None
@@ -69,6 +64,7 @@ def wanted_files(manifest: Manifest, record: Record | None) -> list[Wanted]:
     first = next(iter(known.values()), None)
     main = Wanted(
         manifest.where,
+        without_credentials(manifest.source),
         manifest.main_file,
         manifest.sha256 or first,
         manifest.size_bytes,
@@ -78,6 +74,7 @@ def wanted_files(manifest: Manifest, record: Record | None) -> list[Wanted]:
     return [main] + [
         Wanted(
             source=part.where,
+            text=without_credentials(part.source),
             file=part.file,
             sha256=part.sha256 or known.get(part.file),
             size_bytes=part.size_bytes,
@@ -130,7 +127,8 @@ class Puller:
             trusted: list[StoredFile] = []
             header: GgufHeader | None = None
             for place in places:
-                ready, stated = self._bring(name, place, held)
+                before = {found.stored.sha256: found for found in files}
+                ready, stated = self._bring(name, place, before, held)
                 files.append(ready)
                 if not stated and place.local is None:
                     trusted.append(ready.stored)
@@ -191,9 +189,14 @@ class Puller:
     def _partial(self, located: Located) -> Partial:
         return self._store.partial(located.sha256 or located.identity)
 
-    def _bring(self, name: str, place: Place, held: contextlib.ExitStack) -> tuple[Ready, bool]:
-        """One file, checked, and whether its sum had been stated by anybody."""
+    def _bring(
+        self, name: str, place: Place, ready: Mapping[str, Ready], held: contextlib.ExitStack
+    ) -> tuple[Ready, bool]:
+        """One file, checked, and whether its sum had been stated by anybody. `ready`: those before it, by sum."""
         located = place.located
+        if located.sha256 is not None and located.sha256 in ready:  # the same file under two names
+            stored = ready[located.sha256].stored
+            return Ready(stored.model_copy(update={"file": located.file}), None), True
         if located.sha256 is not None and self._is_here(located):
             size = self._store.blob(located.sha256).stat().st_size
             return Ready(StoredFile(file=located.file, sha256=located.sha256, size_bytes=size), None), True
@@ -202,7 +205,7 @@ class Puller:
         if place.local is not None:
             fetched = self._copy(name, place, place.local, partial)
         else:
-            fetch = Fetch(self._client, located, partial, name, self._observer, self._patience)
+            fetch = Fetch(self._client, located, partial, _state(name, place), self._observer, self._patience)
             try:
                 fetched = fetch.run()
             except DownloadFailed as error:
@@ -213,7 +216,7 @@ class Puller:
     def _copy(self, name: str, place: Place, path: Path, partial: Partial) -> Fetched:
         """From a disk: always from the first byte, since reading again is as fast as checking what is here."""
         expected = place.wanted.sha256
-        state = State(model=name, file=path.name, shown=str(path), size_bytes=place.located.size_bytes)
+        state = _state(name, place)
         try:
             growing = Growing(partial, state)
             try:
@@ -247,52 +250,6 @@ class Puller:
             raise DownloadFailed(f"what {place.located.shown} gave is refused: it {what}") from None
 
 
-def described(name: str, source: str, shown: str, licence: str) -> Describe:
-    """How a manifest is made for a file that has none."""
-
-    def describe(sha256: str, header: GgufHeader) -> Manifest:
-        tools = detect_tool_format(header.chat_template)
-        if header.context_tokens <= 0:
-            raise ModelUnusable(
-                f"{shown} does not say how long its context is; it is no language model of a kind known here"
-            )
-        return Manifest(
-            name=name,
-            task="chat" if header.chat_template else "completion",
-            source=source,
-            sha256=sha256,
-            size_bytes=header.file_bytes,
-            licence=licence,
-            parameters=header.parameters,
-            context_tokens=header.context_tokens,
-            tools_format="none" if tools is None else tools.value,
-            description=f"{header.name or name}, {header.quantization}, from {shown}.",
-        )
-
-    return describe
-
-
-def name_from_file(file: str) -> str:
-    """A model's name made from a file's. Raises ModelUnusable where none can be."""
-    name = re.sub(r"[^a-z0-9._-]+", "-", file.lower().removesuffix(".gguf")).strip("-._")[:63]
-    if not re.match(NAME_PATTERN, name):
-        raise ModelUnusable(f"no name can be made from {file!r}; choose one with --name")
-    return name
-
-
-def write_manifest(directory: Path, manifest: Manifest, command: str) -> Path:
-    """Put a manifest where this node finds it. Raises StoreUnwritable, DiskFull."""
-    path = directory / f"{manifest.name}.toml"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, manifest_text(manifest, command).encode())
-        if "?" in manifest.source:  # a signed address is a secret
-            path.chmod(0o600)
-    except OSError as error:
-        raise storage_error(error, directory) from None
-    return path
-
-
 def _local(wanted: Wanted, path: Path) -> Place:
     if wanted.gguf:
         read_header(path)
@@ -320,6 +277,11 @@ def _expecting(located: Located, wanted: Wanted) -> Located:
 
 def _named(located: Located, wanted: Wanted) -> Located:
     return replace(located, file=wanted.file or located.file)
+
+
+def _state(name: str, place: Place) -> State:
+    located = place.located
+    return State(model=name, source=place.wanted.text, file=located.file, size_bytes=located.size_bytes)
 
 
 def _changed(error: DownloadFailed, place: Place, fetch: Fetch, name: str) -> EdgeError:

@@ -29,6 +29,7 @@ from edge.registry.manifest import Manifest
 from edge.registry.partial import Partial
 
 _STALE_S = 7 * 86400
+_DRAFT_S = 3600
 _ASIDE_FORM = "%Y%m%dT%H%M%SZ"
 
 
@@ -204,6 +205,11 @@ class Store:
             if path.name not in used
         ]
         found += [Leftover((path,), path.stat().st_size, "damaged") for path in _files(self._damaged)]
+        found += [
+            Leftover((path,), path.stat().st_size, "half-written note")  # of a process that was killed meanwhile
+            for path in [*_files(self._names), *_files(self.partials)]
+            if path.name[0] == "." and now_s - path.stat().st_mtime > _DRAFT_S
+        ]
         for partial in Partial.all_in(self.partials):
             stale = every_partial or partial.state is None or now_s - partial.touched_s > _STALE_S
             if stale and not partial.busy:

@@ -101,6 +101,7 @@ def test_ctrl_c_keeps_what_came_and_says_so(
     [row] = [row for row in json.loads(run_edge("models", "list", "--json").stdout) if row["state"] == "partial"]
     assert (row["name"], row["have_bytes"], row["size_bytes"], row["manifest"]) == ("m", kept, len(model_bytes), None)
     served.pause_s = 0.0
+    assert run_edge("models", "remove", "nothing").returncode == 1
     done = run_edge("models", "pull", f"{server.url}/m.gguf")
     assert done.returncode == 0
     assert f"m.gguf, 3.0 MB, {kept / 1e6:.1f} MB of it are here" in done.stderr

@@ -258,7 +258,7 @@ def fetch(tmp_path: Path, located: Located, slept: list[float], watcher: Watcher
     directory.mkdir(parents=True, exist_ok=True)
     partial = Partial(directory, "key")
     with web.client() as client, partial.held("it"):
-        Fetch(client, located, partial, "m", watcher, patience, slept.append).run()
+        Fetch(client, located, partial, State(model="m", source="s", file="f"), watcher, patience, slept.append).run()
     return partial.path.read_bytes()
 
 
@@ -373,8 +373,8 @@ def test_two_processes_do_not_fetch_the_same(
 
 def test_a_state_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     partial = Partial(tmp_path, "key")
-    partial.save(State(model="m", file="f", shown="s", size_bytes=7))
-    assert partial.state == State(model="m", file="f", shown="s", size_bytes=7, boot=partial.state.boot)
+    partial.save(State(model="m", source="s", file="f", size_bytes=7))
+    assert partial.state == State(model="m", source="s", file="f", size_bytes=7, boot=partial.state.boot)
     os.truncate(tmp_path / "key.json", 5)
     assert partial.state is None
 

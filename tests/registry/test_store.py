@@ -276,3 +276,34 @@ def test_a_manifest_is_strict(change: dict[str, object], complaint: str) -> None
     assert Manifest.model_validate(keys).main_file == "m.gguf"
     with pytest.raises(ValueError, match=complaint):
         Manifest.model_validate({**keys, **change})
+
+
+def test_remove_takes_an_unfinished_download(node: Node, server: FileServer, served: Served) -> None:
+    server.faults.extend([Cut(1_000_000), *[Status(503)] * 2])
+    with pytest.raises(DownloadFailed):
+        node.pull(f"{server.url}/m.gguf", SHORT)
+    [row] = [row for row in node.inventory.rows() if row.manifest is None]
+    assert (row.name, row.have_bytes, row.source) == ("m", 1_000_000, f"{server.url}/m.gguf")
+    assert node.inventory.remove("m") > 0
+    assert not list((node.store / "partial").iterdir())
+
+
+def test_one_file_may_have_two_names(node: Node, server: FileServer, served: Served, model_bytes: bytes) -> None:
+    node.know("m", f"{server.url}/m.gguf", sha256=sha(model_bytes))
+    with (node.home / "models" / "m.toml").open("a") as file:
+        file.write(f'\n[[files]]\nfile = "twin"\nsource = "{server.url}/m.gguf"\nsha256 = "{sha(model_bytes)}"\n')
+    assert [stored.file for stored in node.pull("m").record.files] == ["m.gguf", "twin"]
+    assert len(server.gets("/m.gguf")) == 1
+    assert set(Registry.at(node.home).resolve("m").files) == {"m.gguf", "twin"}
+
+
+def test_what_a_killed_process_had_begun_to_note_is_pruned(node: Node, server: FileServer, served: Served) -> None:
+    node.pull(f"{server.url}/m.gguf")
+    draft = node.store / "names" / ".m.json.123"
+    draft.write_text("{")
+    assert node.inventory.prune(every_partial=False, dry_run=False) == []
+    os.utime(draft, (0, 0))
+    assert [leftover.why for leftover in node.inventory.prune(every_partial=False, dry_run=False)] == [
+        "half-written note"
+    ]
+    assert node.state("m") == "here"
