@@ -47,6 +47,8 @@ class Case:
     expect: str
     """`verifies` or `refused`."""
     killed: int = 0
+    new: int = 0
+    """Kills after which the model was there already."""
     cuts: int = 0
     damaged: int = 0
     runs: int = 0
@@ -181,6 +183,7 @@ def prove_the_end(data: bytes, chance: random.Random, kills: int) -> Case:
                     case.killed += child.poll() is None
                     child.kill()
                     child.communicate()
+                    case.new += (home / "store" / "names" / "proof.json").exists()
                 watch.look()
                 code, said = until_it_ends(home, case)
                 watch.look()
@@ -270,6 +273,9 @@ def report(done: list[Case], size: int, seconds: float) -> bool:
             f"{case.name:32} {case.killed:6} {case.runs:5} {case.cuts:5} {case.damaged:7} "
             f"{case.sent_bytes / 1e6:7.1f} MB {case.seconds:6.1f}  {case.outcome}"
         )
+    print(
+        f"of those killed while it was published, {done[0].new} had published it, {done[0].killed - done[0].new} had not"
+    )
     for case in done:
         for fault in case.faults[:5]:
             print(f"FAULT {case.name}: {fault}")

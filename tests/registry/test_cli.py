@@ -180,3 +180,12 @@ def test_serving_an_absent_model_says_how_it_comes(run_edge: RunEdge, node: Node
     done = run_edge("serve", "--model", "far", "--port", "0")
     assert done.returncode == 1
     assert "`edge models pull far` fetches it" in done.stderr
+
+
+def test_a_fetched_model_is_loaded_from_the_store(run_edge: RunEdge, node: Node, server: FileServer) -> None:
+    builtin = Path(__file__).resolve().parents[2] / "models" / "builtin" / "edge-builtin-q4_0.gguf"
+    server.routes["/b.gguf"] = Served(builtin.read_bytes())
+    assert run_edge("models", "pull", f"{server.url}/b.gguf", "--name", "mine").returncode == 0
+    done = run_edge("plan", "--model", "mine", "--json", timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["file"] == str(node.store / "blobs" / sha(builtin.read_bytes()))
