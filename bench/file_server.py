@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -71,8 +72,8 @@ class FileServer:
     """Serves `routes` on a free port of a loopback address. Each GET takes the next of `faults`; `choose` makes one when
     there is none."""
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
-        self._host = host
+    def __init__(self, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+        self._host, self._scheme = host, "http" if tls is None else "https"
         self.routes: dict[str, Served | Status] = {}
         self.faults: deque[Fault] = deque()
         self.choose: Callable[[], Fault] = lambda: None
@@ -81,12 +82,14 @@ class FileServer:
         """Of bodies, as far as the network took them."""
         self.lock = threading.Lock()
         self._http = _Quiet((host, 0), _handler(self))
+        if tls is not None:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property
     def url(self) -> str:
         """Without a slash at the end."""
-        return f"http://{self._host}:{self._http.server_address[1]}"
+        return f"{self._scheme}://{self._host}:{self._http.server_address[1]}"
 
     def __enter__(self) -> FileServer:
         self._thread.start()

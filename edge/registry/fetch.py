@@ -21,6 +21,9 @@ from edge.registry.space import require_space, size_words
 from edge.registry.web import Answer, Interrupted, ask, chunks
 
 
+_LONG_READ_BYTES = 256 << 20
+
+
 class Observer(Protocol):
     """Who shows a download to people. Called from the thread that downloads."""
 
@@ -111,8 +114,11 @@ class Fetch:
     def _fetch(self) -> Fetched:
         growing = Growing(self._partial, self._partial.state or self._state(None))
         try:
-            self._observer.begins(self._located.file, self._partial.have_bytes, self._size)
-            growing.take_in(self._observer.has)
+            have = self._partial.have_bytes
+            self._observer.begins(self._located.file, have, self._size)
+            if have > _LONG_READ_BYTES:
+                self._observer.notes(f"reading the {size_words(have)} that are here, for the checksum")
+            growing.take_in()
             self._until_whole(growing)
             growing.checkpoint()
         finally:

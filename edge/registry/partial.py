@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -140,12 +140,11 @@ class Growing:
         finally:
             os.close(self._descriptor)
 
-    def take_in(self, on_bytes: Callable[[int], None]) -> None:
+    def take_in(self) -> None:
         """Sum up what is here already."""
         while block := os.pread(self._descriptor, BLOCK_BYTES, self.have):
             self._digest.update(block)
             self.have += len(block)
-            on_bytes(self.have)
         self._written_down = self.have
 
     def begin_anew(self, state: State) -> None:

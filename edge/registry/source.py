@@ -82,7 +82,7 @@ def parse_source(text: str) -> Source:
         return Hub(found["repo"], found["revision"] or "main", found["wanted"] or "")
     if text.startswith(("https://", "http://")):
         parts = urlsplit(text)
-        if not parts.hostname or not PurePosixPath(parts.path).name:
+        if not parts.hostname or not file_name(Web(text)):
             raise ValueError(f"{shown_url(text)!r} names no file")
         return Web(text)
     raise ValueError(f"{text!r} is no source: {_FORMS}")
@@ -119,7 +119,8 @@ def file_name(source: Source) -> str:
         case LocalFile(path):
             return path.name
         case Web(url):
-            return unquote(PurePosixPath(urlsplit(url).path).name)
+            name = PurePosixPath(unquote(urlsplit(url).path)).name  # a quoted slash is one
+            return "".join(letter for letter in name if letter.isprintable())
         case Hub() if source.names_file:
             return PurePosixPath(source.wanted).name
         case _:

@@ -164,9 +164,9 @@ def _judge(answer: Answer, located: Located) -> None:
     if status in _WORTH_A_RETRY:
         raise Interrupted(f"{host} answered {status}", _retry_after_s(answer.response.headers.get("retry-after")))
     if status in (401, 403, 407):
-        cure = {
-            407: "put user and password of the proxy into HTTPS_PROXY or HTTP_PROXY",
-        }.get(status, "it wants credentials; for the hub set HF_TOKEN, and accept the model's terms on its page")
+        cure = "it wants credentials; for the hub set HF_TOKEN, and accept the model's terms on its page"
+        if status == 407:
+            cure = "put user and password of the proxy into HTTPS_PROXY or HTTP_PROXY"
         raise DownloadFailed(f"{located.shown} is refused ({status}): {cure}")
     if status in (404, 410):
         raise Absent(f"{located.shown} is not there ({status}); check the name")
@@ -191,6 +191,10 @@ def _interrupted(error: httpx.HTTPError, located: Located) -> Interrupted | Down
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return DownloadFailed(
             f"the certificate of {host} is not trusted here ({error}); if your own CA signed it, name its file in SSL_CERT_FILE"
+        )
+    if isinstance(error, httpx.ProxyError) and "407" in str(error):
+        return DownloadFailed(
+            f"the proxy wants credentials ({error}): put user and password into HTTPS_PROXY or HTTP_PROXY"
         )
     if isinstance(error, httpx.ProxyError):
         return Interrupted(f"the proxy refused or failed: {error}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import ssl
 from pathlib import Path
 
 import pytest
+import trustme
 
 from bench.file_server import Cut, Damage, FileServer, Served, Status
 from edge.errors import DownloadFailed
@@ -386,3 +388,37 @@ def test_an_address_that_allows_get_alone_works(
     monkeypatch.setattr(server, "answer", lambda asked: Status(403) if asked.method == "HEAD" else whole(asked))
     node.pull(f"{server.url}/m.gguf", name="m")
     assert node.blobs() == [sha(model_bytes)]
+
+
+def test_certificates_are_checked(
+    node: Node, served: Served, model_bytes: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with FileServer(tls=context) as server, FileServer() as plain:
+        server.routes["/m.gguf"] = served
+        server.routes["/down.gguf"] = Status(302, {"location": f"{plain.url}/m.gguf"})
+        plain.routes["/m.gguf"] = served
+        node.know("m", f"{server.url}/m.gguf", sha256=sha(model_bytes))
+        with pytest.raises(DownloadFailed, match=r"certificate of 127.0.0.1 is not trusted here .*SSL_CERT_FILE"):
+            node.pull("m")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        node.pull("m")
+        assert node.blobs() == [sha(model_bytes)]
+        node.know("down", f"{server.url}/down.gguf")
+        with pytest.raises(DownloadFailed, match="sends on from https to plain http"):
+            node.pull("down")
+        assert not plain.asked
+
+
+def test_a_proxy_that_wants_credentials_is_asked_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FileServer() as proxy:
+        proxy.routes["http://models.example/m.gguf"] = Status(407)
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("no_proxy", "")
+        node.know("m", "http://models.example/m.gguf")
+        with pytest.raises(DownloadFailed, match="user and password of the proxy"):
+            node.pull("m")
+        assert len(proxy.gets("http://models.example/m.gguf")) == 1

@@ -13,6 +13,7 @@ from edge.registry.source import (
     NoSuchQuant,
     Web,
     choose_quant,
+    file_name,
     parse_source,
     shown_url,
     without_credentials,
@@ -36,7 +37,19 @@ def test_sources_are_read(text: str, source: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "model", "ftp://a/b", "file:relative", "hf:", "hf:a", "hf:a/b:", "https://", "https://host/"]
+    "text",
+    [
+        "",
+        "model",
+        "ftp://a/b",
+        "file:relative",
+        "hf:",
+        "hf:a",
+        "hf:a/b:",
+        "https://",
+        "https://host/",
+        "https://host/%2F",
+    ],
 )
 def test_what_is_none_is_refused_with_words(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no source|whole path|no file of the hub|names no file"):
@@ -83,6 +96,18 @@ def test_a_quantisation_names_one_file(wanted: str, file: str) -> None:
 def test_what_names_none_or_several_lists_them(wanted: str, words: str) -> None:
     with pytest.raises(NoSuchQuant, match=words):
         choose_quant(FILES, wanted)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://h/a/b.gguf?x#y", "b.gguf"),
+        ("https://h/..%2F..%2Fetc%2Fpasswd", "passwd"),
+        ("https://h/a%0Ab%1B.gguf", "ab.gguf"),
+    ],
+)
+def test_a_name_from_an_address_is_a_name(url: str, name: str) -> None:
+    assert file_name(Web(url)) == name
 
 
 def test_secrets_of_an_address_are_not_shown() -> None:
