@@ -196,7 +196,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     size = "?" if row.size_bytes is None else words.size(row.size_bytes)
     manifest = row.manifest
     if manifest is None:
-        return (row.name, "?", "?", size, _state(row), "?", "none yet")
+        return (row.name, "?", "?", size, _state(row), "?", row.origin)
     return (
         row.name,
         manifest.task if manifest.served else f"{manifest.task}*",
@@ -204,7 +204,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         size,
         _state(row),
         manifest.licence,
-        "own" if row.own else "shipped",
+        row.origin,
     )
 
 
@@ -229,7 +229,7 @@ def _object(row: Row) -> dict[str, object]:
         return {**here, "manifest": None}
     return {
         **here,
-        "manifest": "own" if row.own else "shipped",
+        "manifest": row.origin,
         "task": manifest.task,
         "served": manifest.served,
         "licence": manifest.licence,

@@ -20,7 +20,6 @@ from edge.registry.source import Located
 from edge.registry.space import require_space, size_words
 from edge.registry.web import Answer, Interrupted, ask, chunks
 
-
 _LONG_READ_BYTES = 256 << 20
 
 

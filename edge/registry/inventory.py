@@ -40,7 +40,8 @@ class Row:
 
     name: str
     manifest: Manifest | None
-    own: bool
+    origin: Literal["own", "shipped", "kept", "none"]
+    """Whose the manifest is. `kept`: it came with the files, and is no longer anywhere else."""
     state: State
     have_bytes: int
     size_bytes: int | None
@@ -78,12 +79,14 @@ class Inventory:
             partial[name] = (had + unfinished.have_bytes, of + size)
             if name not in known:
                 text = state.source if state is not None else ""
-                nameless.append(Row(name, None, True, "partial", unfinished.have_bytes, size, text))
+                nameless.append(Row(name, None, "none", "partial", unfinished.have_bytes, size, text))
         rows = [self._row(manifest, where, partial) for manifest, where in known.values()]
         return sorted([*rows, *nameless], key=lambda row: row.name)
 
     def _row(self, manifest: Manifest, where: Path, partial: dict[str, tuple[int, int]]) -> Row:
-        own = where.parent == self._own
+        own: Literal["own", "kept", "shipped"] = "own" if where.parent == self._own else "shipped"
+        if where.is_relative_to(self._store.root):
+            own = "kept"
         source = str(shown_url(manifest.source)) if isinstance(manifest.where, Web) else manifest.source
         beside = self._registry.beside(manifest, where)
         if beside is not None:
@@ -132,8 +135,7 @@ class Inventory:
             record = self._store.record(name)
             if self._registry.beside(manifest, where) is not None:
                 raise ModelUnusable(f"{name} is here already, at {where.parent / manifest.file}; nothing is fetched")
-            whole = record is not None and not self._store.missing(record)
-            if record is not None and whole and manifest.sha256 in (None, record.files[0].sha256):
+            if record is not None and record.fits(manifest) and not self._store.missing(record):
                 return Pulled(record, already=True)
             with Puller(self._store, observer, patience) as puller:
                 places = [puller.locate(wanted) for wanted in wanted_files(manifest, record)]
@@ -157,7 +159,9 @@ class Inventory:
                 if known is not None:
                     self._require_same(known[0], text)
                     record = self._store.record(name)
-                    if record is not None and not self._store.missing(record):
+                    local = isinstance(source, LocalFile)  # may be another one now, and is soon read
+                    same = record is not None and sha256 in (None, record.files[0].sha256)
+                    if record is not None and same and not local and not self._store.missing(record):
                         return Pulled(record, already=True)
                 shown = _shown(source, place.located.file)
                 pulled = puller.pull(name, [place], described(name, text, shown, licence))

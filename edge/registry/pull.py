@@ -24,6 +24,9 @@ from edge.registry.space import require_space
 from edge.registry.store import Ready, Record, Store, StoredFile
 
 _HUB_TRIES = 4
+_PAGES = (b"<!doctype", b"<html", b"<?xml")
+"""How answers begin that are errors or logins and no file of a model, whatever their status."""
+_PAGE_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Pulled:
 
 def wanted_files(manifest: Manifest, record: Record | None) -> list[Wanted]:
     """A manifest's files, with the sums of the first fetch for those whose sum nobody states."""
+    if record is not None and record.manifest.source != manifest.source:
+        record = None  # another file is meant now
     known = {stored.file: stored.sha256 for stored in record.files} if record is not None else {}
     first = next(iter(known.values()), None)
     main = Wanted(
@@ -132,8 +137,7 @@ class Puller:
                 files.append(ready)
                 if not stated and place.local is None:
                     trusted.append(ready.stored)
-                if place.wanted.gguf:
-                    header = self._read_header(place, ready)
+                header = self._check(place, ready) or header
             if not isinstance(manifest, Manifest):
                 assert header is not None
                 manifest = manifest(files[0].stored.sha256, header)
@@ -239,10 +243,18 @@ class Puller:
             )
         return Fetched(growing.sha256, growing.have, expected is not None)
 
-    def _read_header(self, place: Place, ready: Ready) -> GgufHeader:
+    def _check(self, place: Place, ready: Ready) -> GgufHeader | None:
+        """Whether the file is of the kind that is meant; the header of a GGUF file."""
         path = self._store.blob(ready.stored.sha256) if ready.partial is None else ready.partial.path
         try:
-            return read_header(path)
+            if place.wanted.gguf:
+                return read_header(path)
+            if ready.partial is None:  # looked at when it came
+                return None
+            with path.open("rb") as file:
+                if file.read(_PAGE_BYTES).lstrip().lower().startswith(_PAGES):
+                    raise ModelUnusable(f"{path} is a web page")
+            return None
         except ModelUnusable as error:
             if ready.partial is not None:
                 ready.partial.discard()

@@ -54,6 +54,15 @@ class Record(BaseModel):
     fetched_at: str
     files: list[StoredFile]
 
+    def fits(self, manifest: Manifest) -> bool:
+        """Whether these are the files that a manifest names now: it may have changed since."""
+        named = {part.file for part in manifest.files}
+        return (
+            manifest.source == self.manifest.source
+            and manifest.sha256 in (None, self.files[0].sha256)
+            and named <= {stored.file for stored in self.files}
+        )
+
     @property
     def size_bytes(self) -> int:
         """All files together."""

@@ -233,6 +233,23 @@ def test_an_error_page_is_refused_with_words(node: Node, server: FileServer) -> 
     assert (node.blobs(), node.partials()) == ([], [])
 
 
+def test_a_page_instead_of_a_further_file_is_refused(
+    node: Node, server: FileServer, served: Served, model_bytes: bytes
+) -> None:
+    server.routes["/tokenizer.json"] = Served(b"\n<!DOCTYPE html><title>Log in</title>")
+    node.know("m", f"{server.url}/m.gguf", sha256=sha(model_bytes))
+    with (node.home / "models" / "m.toml").open("a") as file:
+        file.write(f'\n[[files]]\nfile = "tokenizer.json"\nsource = "{server.url}/tokenizer.json"\n')
+    with pytest.raises(DownloadFailed, match=r"tokenizer.json gave is refused: it is a web page"):
+        node.pull("m")
+    assert node.blobs() == [], "no part of a model without the others"
+    server.routes["/tokenizer.json"] = Served(b"{}")
+    asked = len(server.gets("/m.gguf"))
+    node.pull("m")
+    assert len(server.gets("/m.gguf")) == asked, "what was whole is not fetched again"
+    assert len(node.blobs()) == 2
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [(401, "wants credentials.*HF_TOKEN"), (403, "wants credentials"), (404, "is not there"), (410, "is not there")],

@@ -178,7 +178,7 @@ def test_a_model_outlives_its_manifest(node: Node, server: FileServer, served: S
     node.pull("m")
     (node.home / "models" / "m.toml").unlink()
     assert Registry.at(node.home).resolve("m").path.name == sha(model_bytes)
-    assert node.state("m") == "here"
+    assert [(row.state, row.origin) for row in node.inventory.rows() if row.name == "m"] == [("here", "kept")]
 
 
 def test_a_manifest_with_another_sum_asks_for_the_new_file(
@@ -307,3 +307,34 @@ def test_what_a_killed_process_had_begun_to_note_is_pruned(node: Node, server: F
         "half-written note"
     ]
     assert node.state("m") == "here"
+
+
+def test_a_manifest_with_another_source_is_fetched_anew(
+    node: Node, server: FileServer, served: Served, model_bytes: bytes, tmp_path: Path
+) -> None:
+    node.know("m", f"{server.url}/m.gguf")
+    node.pull("m")
+    other = gguf_bytes(tmp_path / "other.gguf", seed=5)
+    server.routes["/other.gguf"] = Served(other)
+    node.know("m", f"{server.url}/other.gguf")
+    assert Registry.at(node.home).resolve("m").path.name == sha(model_bytes), "until then the old one is served"
+    node.pull("m")
+    assert node.blobs() == [sha(other)]
+
+
+def test_a_file_that_changed_is_added_anew(node: Node, file: Path, tmp_path: Path) -> None:
+    add(node, file, "mine")
+    file.write_bytes(gguf_bytes(tmp_path / "other.gguf", seed=6))
+    add(node, file, "mine")
+    assert node.blobs() == [sha(file.read_bytes())]
+    assert read_manifest(node.home / "models" / "mine.toml").sha256 == sha(file.read_bytes())
+
+
+def test_a_sum_on_the_command_line_counts_for_what_is_here_too(
+    node: Node, server: FileServer, served: Served, model_bytes: bytes
+) -> None:
+    node.pull(f"{server.url}/m.gguf", sha256=sha(model_bytes))
+    assert node.pull(f"{server.url}/m.gguf", sha256=sha(model_bytes)).already
+    with pytest.raises(DownloadFailed, match="is refused"):
+        node.pull(f"{server.url}/m.gguf", sha256="0" * 64)
+    assert node.blobs() == [sha(model_bytes)]
