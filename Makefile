@@ -5,7 +5,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) provisioning/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-fleet prove-memory prove-models clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench: dev ## Compare with llama-server: make bench ARGS="--help"
 
 prove-schema: dev ## A thousand answers under schemas, each checked; in a minute
 	@$(BIN)/python -m bench.prove_schema $(ARGS)
+
+prove-pull: dev ## Pulls that are killed, cut and damaged; in a few minutes
+	@$(BIN)/python -m bench.prove_pull $(ARGS)
 
 prove-fleet: dev ## Overload with and without a fleet, and engines killed in the middle of answers; ten minutes
 	@$(BIN)/python -m bench.prove_fleet $(ARGS)

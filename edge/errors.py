@@ -231,6 +231,24 @@ class CannotUnload(EdgeError):
     code = "cannot_unload"
 
 
+class DownloadFailed(EdgeError):
+    """A model's file could not be fetched. What came of it is kept and gone on from, unless it was wrong."""
+
+    code = "download_failed"
+
+
+class DiskFull(EdgeError):
+    """There is not, or no longer, enough space for a model's file."""
+
+    code = "disk_full"
+
+
+class StoreBusy(EdgeError):
+    """Another process is fetching or changing the same model."""
+
+    code = "store_busy"
+
+
 class NodeUnreachable(EdgeError):
     """Nothing answers at a node's address, or not as such a server does. Raised by clients."""
 
@@ -241,6 +259,10 @@ class ConfigurationError(EdgeError):
     """Settings, flags or the machine stand in the way of starting. The message ends with the cure."""
 
     code = "configuration"
+
+
+class StoreUnwritable(ConfigurationError):
+    """The store of models cannot be written to."""
 
 
 def _tree(base: type[EdgeError]) -> list[type[EdgeError]]:

@@ -30,6 +30,7 @@ _COMMANDS = {
     "status": "Say how a running node is, and what it decided lately.",
     "bench": "Measure how many requests a second a server answers in time.",
     "plan": "Say how a model fits into this machine's memory, without serving it.",
+    "models": "List, fetch, check and remove models.",
     "doctor": "Check this machine and the settings; name what is missing and the cure.",
     "keys": "Create, list and revoke API keys.",
     "settings": "Show every setting, its value and where that came from.",

@@ -109,11 +109,19 @@ class GgufHeader:
         return max(self.tensor_bytes, key=lambda name: self.tensor_bytes[name])
 
 
-def read_header(path: Path) -> GgufHeader:
-    """Parse and check a file's header. Raises ModelUnusable with what is wrong and what to do."""
+class HeaderCutShort(ModelUnusable):
+    """The header goes on behind what is here of the file."""
+
+
+def read_header(path: Path, whole_bytes: int | None = None) -> GgufHeader:
+    """Parse and check a file's header. Raises ModelUnusable with what is wrong and what to do.
+
+    `whole_bytes`: the file's size where only its beginning is here; then HeaderCutShort asks for more of it.
+    """
     try:
         with path.open("rb") as file:
-            return _Parser(path, _Window(path, file, path.stat().st_size)).parse()
+            size = path.stat().st_size if whole_bytes is None else whole_bytes
+            return _Parser(path, _Window(path, file, size)).parse()
     except FileNotFoundError:
         raise ModelUnusable(f"there is no file {path}; check the path") from None
     except IsADirectoryError:
@@ -170,9 +178,10 @@ class _Window:
         if offset + count > len(self._data):
             self._file.seek(self.position)
             self._data, self._start, offset = self._file.read(max(count, _WINDOW_BYTES)), self.position, 0
-            if len(self._data) < count:  # the file shrank under us
-                self.size = self.position + len(self._data)
-                self.require(count, what)
+            if len(self._data) < count:  # only the beginning is here, or the file shrank under us
+                raise HeaderCutShort(
+                    f"{self._path} is cut short: at byte {self.position} {what} needs {count} bytes; download it again"
+                )
         return offset
 
 

@@ -2,34 +2,116 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
-from pathlib import Path
-from typing import Annotated, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edge.errors import ConfigurationError
+from edge.registry.source import Builtin, Hub, Source, file_name, parse_source
+
+Task = Literal["chat", "completion", "embedding", "rerank", "detection"]
+SERVED: frozenset[str] = frozenset({"chat", "completion"})
+"""Tasks that this version answers. Models for others can be known, fetched and checked."""
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+WRITTEN_MARK = "# Written by `edge models`"
+"""First words of manifests that `edge models` made itself, and may remove."""
+
+ModelName = Annotated[str, Field(pattern=NAME_PATTERN)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(gt=0)]
 
 
-class Manifest(BaseModel):
-    """What is known of a model before its file is opened. Unknown keys are refused."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-    task: Literal["chat", "completion"]
-    source: Annotated[str, Field(min_length=1)]
-    """Where the file comes from: `builtin`, or the address that people download it from."""
-    file: Annotated[str, Field(min_length=1)]
-    """Path of the GGUF file, relative to the manifest."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    licence: Annotated[str, Field(min_length=1)]
+
+def _readable(text: str) -> str:
+    parse_source(text)
+    return text
+
+
+class Part(_Strict):
+    """A further file that a model needs, such as the tokenizer.json of an ONNX model."""
+
+    file: Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
+    """Its name among the model's files."""
+    source: Text
+    sha256: Sha256 | None = None
+    size_bytes: Count | None = None
+
+    _source_is_readable = field_validator("source")(_readable)
+
+    @property
+    def where(self) -> Source:
+        """`source`, taken apart."""
+        return parse_source(self.source)
+
+
+class Manifest(_Strict):
+    """What is known of a model before its file is opened. Unknown keys are refused."""
+
+    name: ModelName
+    task: Task
+    source: Text
+    """Where the file comes from: `builtin`, `file:/path`, `https://...`, `http://...`, or `hf:owner/repo:FILE_OR_QUANT`."""
+    file: str = ""
+    """Path of the main file, relative to the manifest; empty: it lies in the store once it was fetched."""
+    sha256: Sha256 | None = None
+    """May be left out: then the sum that the server states counts, else the one of the first fetch."""
+    size_bytes: Count | None = None
+    files: list[Part] = []
+    licence: Text
     """SPDX identifier."""
-    context_tokens: Annotated[int, Field(gt=0)]
-    """Context that the model was trained to."""
-    tools_format: Literal["hermes", "llama3", "mistral", "mistral-args", "none"]
+    parameters: Count | None = None
+    context_tokens: Annotated[int, Field(ge=0)] = 0
+    """Context that the model was trained to; 0 where there is none, as with detectors."""
+    tools_format: Literal["hermes", "llama3", "mistral", "mistral-args", "none"] = "none"
     """How the model writes tool calls."""
-    description: Annotated[str, Field(min_length=1)]
+    description: Text
+
+    _source_is_readable = field_validator("source")(_readable)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.where == Builtin() and not (self.file and self.sha256):
+            raise ValueError("a builtin model needs `file` and `sha256`")
+        if self.task in SERVED and not self.context_tokens:
+            raise ValueError(f"a model for {self.task} needs `context_tokens`")
+        names = [self.main_file, *(part.file for part in self.files)]
+        if len(set(names)) != len(names):
+            raise ValueError("two files have the same name")
+        return self
+
+    @property
+    def where(self) -> Source:
+        """`source`, taken apart."""
+        return parse_source(self.source)
+
+    @property
+    def served(self) -> bool:
+        """Whether this version answers requests for such a model."""
+        return self.task in SERVED
+
+    @property
+    def main_file(self) -> str:
+        """Name of the main file; empty where only the hub can tell."""
+        return PurePosixPath(self.file).name if self.file else file_name(self.where)
+
+    @property
+    def holds_gguf(self) -> bool:
+        """Whether the main file must be a GGUF file."""
+        by_quant = isinstance(self.where, Hub) and not self.where.names_file
+        return self.served or by_quant or self.main_file.lower().endswith(".gguf")
+
+    def total_bytes(self) -> int | None:
+        """Size of all files, None unless every one is known."""
+        sizes = [self.size_bytes, *(part.size_bytes for part in self.files)]
+        return None if None in sizes else sum(size for size in sizes if size)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -43,4 +125,24 @@ def read_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"{path}: `{key}`: {first['msg'].lower()}") from None
+        problem = first["msg"].removeprefix("Value error, ")
+        problem = problem[:1].lower() + problem[1:]
+        raise ConfigurationError(f"{path}: `{key}`: {problem}" if key else f"{path}: {problem}") from None
+
+
+def manifest_text(manifest: Manifest, command: str) -> str:
+    """A manifest as TOML, with the mark that `edge models` made it."""
+    fields = manifest.model_dump(exclude_none=True, exclude_defaults=True)
+    parts = fields.pop("files", [])
+    lines = [
+        f"{WRITTEN_MARK}: {command}. Edit what you know better; `edge models remove {manifest.name}` takes it away."
+    ]
+    lines += [f"{key} = {_toml(value)}" for key, value in fields.items()]
+    for part in parts:
+        lines += ["", "[[files]]", *(f"{key} = {_toml(value)}" for key, value in part.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    """JSON's strings and numbers are TOML's too, but for DEL, which TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

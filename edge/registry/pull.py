@@ -1,0 +1,305 @@
+"""Brings a model into the store: locate, look at the disk, fetch, check, publish."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+
+from edge.errors import DownloadFailed, EdgeError, ModelUnusable
+from edge.registry import hub, web
+from edge.registry.describe import Describe
+from edge.registry.digest import BLOCK_BYTES
+from edge.registry.durable import storage_error
+from edge.registry.fetch import Fetch, Fetched, Observer, Patience
+from edge.registry.gguf import GgufHeader, read_header
+from edge.registry.manifest import Manifest
+from edge.registry.partial import Growing, Partial, State
+from edge.registry.source import Hub, LocalFile, Located, Source, Web, file_name, shown_url, without_credentials
+from edge.registry.space import require_space
+from edge.registry.store import Ready, Record, Store, StoredFile
+
+_HUB_TRIES = 4
+_PAGES = (b"<!doctype", b"<html", b"<?xml")
+"""How answers begin that are errors or logins and no file of a model, whatever their status."""
+_PAGE_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One file to bring in. `sha256`: what it must be; `pinned`: whether that is merely what it was the first time."""
+
+    source: Source
+    text: str
+    """The source as it is written, without credentials."""
+    file: str
+    sha256: str | None
+    size_bytes: int | None
+    gguf: bool
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A wanted file and where its bytes are now. `local`: on this machine."""
+
+    wanted: Wanted
+    located: Located
+    local: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What came of it. `trusted`: files whose sum nobody had stated before."""
+
+    record: Record
+    already: bool
+    trusted: tuple[StoredFile, ...] = ()
+
+
+def wanted_files(manifest: Manifest, record: Record | None) -> list[Wanted]:
+    """A manifest's files, with the sums of the first fetch for those whose sum nobody states."""
+    if record is not None and record.manifest.source != manifest.source:
+        record = None  # another file is meant now
+    known = {stored.file: stored.sha256 for stored in record.files} if record is not None else {}
+    first = next(iter(known.values()), None)
+    main = Wanted(
+        manifest.where,
+        without_credentials(manifest.source),
+        manifest.main_file,
+        manifest.sha256 or first,
+        manifest.size_bytes,
+        manifest.holds_gguf,
+        manifest.sha256 is None and first is not None,
+    )
+    return [main] + [
+        Wanted(
+            source=part.where,
+            text=without_credentials(part.source),
+            file=part.file,
+            sha256=part.sha256 or known.get(part.file),
+            size_bytes=part.size_bytes,
+            gguf=False,
+            pinned=part.sha256 is None and part.file in known,
+        )
+        for part in manifest.files
+    ]
+
+
+class Puller:
+    """Fetches into one store. Owns the HTTP client: use it in a `with` statement."""
+
+    def __init__(self, store: Store, observer: Observer, patience: Patience | None = None) -> None:
+        self._store, self._observer, self._patience = store, observer, patience or Patience()
+        self._web: httpx.Client | None = None
+
+    def __enter__(self) -> Puller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._web is not None:
+            self._web.close()
+
+    def locate(self, wanted: Wanted) -> Place:
+        """Ask where a file is. Raises DownloadFailed, ModelUnusable."""
+        match wanted.source:
+            case LocalFile(path):
+                return _local(wanted, path)
+            case Hub() as source:
+                self._observer.notes(f"asking the hub about {source.repo}")
+                located = self._ask_hub(source)
+            case Web(url):
+                located = Located(url, file_name(wanted.source), shown_url(url), url)
+                located = self._probe(located)
+            case _:
+                raise ModelUnusable(
+                    f"{wanted.file} is part of the installation, and is missing from it: install edge again"
+                )
+        return Place(wanted, _expecting(located, wanted), None)
+
+    def pull(self, name: str, places: list[Place], manifest: Manifest | Describe) -> Pulled:
+        """Bring the files in and publish the model. The name's lock must be held.
+
+        Raises DownloadFailed, DiskFull, StoreBusy, StoreUnwritable, ModelUnusable.
+        """
+        self._require_space(places)
+        with contextlib.ExitStack() as held:
+            files: list[Ready] = []
+            trusted: list[StoredFile] = []
+            header: GgufHeader | None = None
+            for place in places:
+                before = {found.stored.sha256: found for found in files}
+                ready, stated = self._bring(name, place, before, held)
+                files.append(ready)
+                if not stated and place.local is None:
+                    trusted.append(ready.stored)
+                header = self._check(place, ready) or header
+            if not isinstance(manifest, Manifest):
+                assert header is not None
+                manifest = manifest(files[0].stored.sha256, header)
+            record = self._store.publish(manifest, places[0].located.shown, files)
+        return Pulled(record, already=False, trusted=tuple(trusted))
+
+    def _ask_hub(self, source: Hub) -> Located:
+        for failures in range(1, _HUB_TRIES):
+            try:
+                return hub.locate(source)
+            except web.Interrupted as error:
+                pause_s = min(self._patience.pause_s * 2**failures, self._patience.longest_pause_s)
+                self._observer.notes(f"{error.what}; on it goes in {pause_s:.1f} s")
+                time.sleep(pause_s)
+        try:
+            return hub.locate(source)
+        except web.Interrupted as error:
+            raise DownloadFailed(
+                f"{error.what}; check the network, HTTPS_PROXY and HF_ENDPOINT, or carry the file here and use `edge models add`"
+            ) from None
+
+    def _probe(self, located: Located) -> Located:
+        """Size and sum before the first byte, where the server tells: the disk is judged by it, and 404 comes at once.
+
+        Signed addresses often allow GET alone, so other refusals are left to that.
+        """
+        try:
+            with web.ask(self._client, "HEAD", located, {}) as answer:
+                return replace(located, size_bytes=answer.length or None, sha256=answer.sha256)
+        except web.Absent:
+            raise
+        except (web.Interrupted, DownloadFailed):
+            return located
+
+    @property
+    def _client(self) -> httpx.Client:
+        if self._web is None:
+            self._web = web.client()
+        return self._web
+
+    def _require_space(self, places: list[Place]) -> None:
+        """Over all files, before the first byte. What is unknown is judged when its answer begins."""
+        needed = 0
+        for place in places:
+            located = place.located
+            if located.size_bytes is not None and not self._is_here(located):
+                needed += max(0, located.size_bytes - self._partial(located).have_bytes)
+        require_space(self._store.partials, needed)
+
+    def _is_here(self, located: Located) -> bool:
+        return located.sha256 is not None and self._store.blob(located.sha256).exists()
+
+    def _partial(self, located: Located) -> Partial:
+        return self._store.partial(located.sha256 or located.identity)
+
+    def _bring(
+        self, name: str, place: Place, ready: Mapping[str, Ready], held: contextlib.ExitStack
+    ) -> tuple[Ready, bool]:
+        """One file, checked, and whether its sum had been stated by anybody. `ready`: those before it, by sum."""
+        located = place.located
+        if located.sha256 is not None and located.sha256 in ready:  # the same file under two names
+            stored = ready[located.sha256].stored
+            return Ready(stored.model_copy(update={"file": located.file}), None), True
+        if located.sha256 is not None and self._is_here(located):
+            size = self._store.blob(located.sha256).stat().st_size
+            return Ready(StoredFile(file=located.file, sha256=located.sha256, size_bytes=size), None), True
+        partial = self._partial(located)
+        held.enter_context(partial.held(located.file))
+        if place.local is not None:
+            fetched = self._copy(name, place, place.local, partial)
+        else:
+            fetch = Fetch(self._client, located, partial, _state(name, place), self._observer, self._patience)
+            try:
+                fetched = fetch.run()
+            except DownloadFailed as error:
+                raise _changed(error, place, fetch, name) from None
+        stored = StoredFile(file=located.file, sha256=fetched.sha256, size_bytes=fetched.size_bytes)
+        return Ready(stored, partial), fetched.stated
+
+    def _copy(self, name: str, place: Place, path: Path, partial: Partial) -> Fetched:
+        """From a disk: always from the first byte, since reading again is as fast as checking what is here."""
+        expected = place.wanted.sha256
+        state = _state(name, place)
+        try:
+            growing = Growing(partial, state)
+            try:
+                growing.begin_anew(state)
+                self._observer.begins(path.name, 0, state.size_bytes)
+                with path.open("rb") as file:
+                    while block := file.read(BLOCK_BYTES):
+                        growing.append(block)
+                        self._observer.has(growing.have)
+                growing.checkpoint()
+            finally:
+                growing.close()
+        except OSError as error:
+            partial.discard()
+            raise storage_error(error, partial.path.parent) from None
+        if expected is not None and growing.sha256 != expected:
+            partial.discard()
+            raise DownloadFailed(
+                f"{path} is not the file that was meant: its sha256 is {growing.sha256[:12]}..., {expected[:12]}... was expected"
+            )
+        return Fetched(growing.sha256, growing.have, expected is not None)
+
+    def _check(self, place: Place, ready: Ready) -> GgufHeader | None:
+        """Whether the file is of the kind that is meant; the header of a GGUF file."""
+        path = self._store.blob(ready.stored.sha256) if ready.partial is None else ready.partial.path
+        try:
+            if place.wanted.gguf:
+                return read_header(path)
+            if ready.partial is None:  # looked at when it came
+                return None
+            with path.open("rb") as file:
+                if file.read(_PAGE_BYTES).lstrip().lower().startswith(_PAGES):
+                    raise ModelUnusable(f"{path} is a web page")
+            return None
+        except ModelUnusable as error:
+            if ready.partial is not None:
+                ready.partial.discard()
+            what = error.message.removeprefix(f"{path} ")
+            raise DownloadFailed(f"what {place.located.shown} gave is refused: it {what}") from None
+
+
+def _local(wanted: Wanted, path: Path) -> Place:
+    if wanted.gguf:
+        read_header(path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
+    located = Located("", path.name, str(path), f"file:{path}", {}, size, wanted.sha256)
+    return Place(wanted, _named(located, wanted), path)
+
+
+def _expecting(located: Located, wanted: Wanted) -> Located:
+    """Hold what a server states against what is wanted, before anything is fetched."""
+    stated, expected = located.sha256, wanted.sha256
+    if stated is not None and expected is not None and stated != expected:
+        raise DownloadFailed(
+            f"{located.shown} has another file now: its sha256 is {stated[:12]}..., {expected[:12]}... was "
+            + ("fetched the first time: `edge models remove` forgets that one" if wanted.pinned else "expected")
+        )
+    size = located.size_bytes
+    if wanted.size_bytes is not None and size is not None and size != wanted.size_bytes:
+        raise DownloadFailed(f"{located.shown} has {size} bytes, {wanted.size_bytes} were expected: it is another file")
+    return _named(replace(located, size_bytes=size or wanted.size_bytes, sha256=expected or stated), wanted)
+
+
+def _named(located: Located, wanted: Wanted) -> Located:
+    return replace(located, file=wanted.file or located.file)
+
+
+def _state(name: str, place: Place) -> State:
+    located = place.located
+    return State(model=name, source=place.wanted.text, file=located.file, size_bytes=located.size_bytes)
+
+
+def _changed(error: DownloadFailed, place: Place, fetch: Fetch, name: str) -> EdgeError:
+    if place.wanted.pinned and fetch.refused:
+        return DownloadFailed(
+            f"{error.message}. The sum is that of the first fetch: if the change is meant, `edge models remove {name}` and "
+            f"`edge models pull {name}` take the new file"
+        )
+    return error

@@ -1,0 +1,40 @@
+"""Whether a file fits on the disk, asked before it is fetched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from edge.errors import DiskFull
+from edge.registry.durable import storage_error
+
+RESERVE_BYTES = 64 << 20
+"""Stays free: logs, settings and the operating system live on the same disk on most small boxes."""
+
+
+def free_bytes(directory: Path) -> int:
+    """What this user may still write there. Raises StoreUnwritable."""
+    try:
+        status = os.statvfs(directory)
+    except OSError as error:
+        raise storage_error(error, directory) from None
+    return status.f_bavail * status.f_frsize
+
+
+def require_space(directory: Path, needed_bytes: int) -> None:
+    """Raises DiskFull, with the figures, unless so much fits beside the reserve."""
+    free = free_bytes(directory)
+    if needed_bytes and needed_bytes + RESERVE_BYTES > free:
+        raise DiskFull(
+            f"not enough space: {size_words(needed_bytes)} are still to come and {size_words(RESERVE_BYTES)} must stay free, "
+            f"the disk of {directory} has {size_words(free)} free; `edge models prune` and `edge models remove NAME` make room, "
+            "or put EDGE_HOME on a larger disk"
+        )
+
+
+def size_words(count_bytes: int) -> str:
+    """Bytes for people."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count_bytes >= factor:
+            return f"{count_bytes / factor:.2f} {unit}" if unit == "GB" else f"{count_bytes / factor:.1f} {unit}"
+    return f"{count_bytes} bytes"

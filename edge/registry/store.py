@@ -1,0 +1,258 @@
+"""The content-addressed store: files by their sha256, and small records that say which model has which files.
+
+    store/blobs/SHA256         whole, checked, read-only
+    store/names/NAME.json      a model's files, by sum
+    store/partial/             unfinished downloads
+    store/damaged/             what `verify` set aside
+    store/locks/               empty files to lock
+
+A blob is complete from the moment that it has its name, and a record is written only after its blobs: a power cut leaves the
+state before or after, nothing between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edge.errors import StoreBusy
+from edge.registry.digest import Checksums
+from edge.registry.durable import locked, storage_error, sync_directory, write_atomically
+from edge.registry.manifest import Manifest
+from edge.registry.partial import Partial
+
+_STALE_S = 7 * 86400
+_DRAFT_S = 3600
+_ASIDE_FORM = "%Y%m%dT%H%M%SZ"
+
+
+class StoredFile(BaseModel):
+    """One file of a model."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+class Record(BaseModel):
+    """A model that was fetched: its manifest as it was then, and its files, the main one first."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    manifest: Manifest
+    shown: str
+    """Where it came from, for people."""
+    fetched_at: str
+    files: list[StoredFile]
+
+    def fits(self, manifest: Manifest) -> bool:
+        """Whether these are the files that a manifest names now: it may have changed since."""
+        named = {part.file for part in manifest.files}
+        return (
+            manifest.source == self.manifest.source
+            and manifest.sha256 in (None, self.files[0].sha256)
+            and named <= {stored.file for stored in self.files}
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """All files together."""
+        return sum(stored.size_bytes for stored in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A checked file that waits in its partial to become a blob; None where the blob is there already."""
+
+    stored: StoredFile
+    partial: Partial | None
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something that nobody needs."""
+
+    paths: tuple[Path, ...]
+    size_bytes: int
+    why: str
+
+
+class Store:
+    """All that was fetched. `edge models` writes, under locks; serving only reads."""
+
+    def __init__(self, root: Path, checksums: Checksums) -> None:
+        self.root = root
+        self._checksums = checksums
+        self._blobs, self._names, self.partials = root / "blobs", root / "names", root / "partial"
+        self._damaged, self._locks = root / "damaged", root / "locks"
+
+    def prepare(self) -> None:
+        """Make the directories. Raises StoreUnwritable, DiskFull."""
+        try:
+            for directory in (self._blobs, self._names, self.partials, self._damaged, self._locks):
+                directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, self.root) from None
+
+    def blob(self, sha256: str) -> Path:
+        """Where a file with this sum lies, if it is here."""
+        return self._blobs / sha256
+
+    def record(self, name: str) -> Record | None:
+        """What was fetched under this name; None if nothing was, or if the record cannot be read."""
+        try:
+            return Record.model_validate_json(self._record_path(name).read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def records(self) -> dict[str, Record]:
+        """All of them, by name."""
+        found = {
+            path.stem: self.record(path.stem) for path in sorted(self._names.glob("*.json")) if path.stem[0] != "."
+        }
+        return {name: record for name, record in found.items() if record is not None}
+
+    def missing(self, record: Record) -> list[StoredFile]:
+        """Files of a record that are not in the store."""
+        return [stored for stored in record.files if not self.blob(stored.sha256).exists()]
+
+    def partial(self, identity: str) -> Partial:
+        """The unfinished download of what `identity` names: a sum where one is known, else an address."""
+        return Partial(self.partials, hashlib.sha256(identity.encode()).hexdigest()[:40])
+
+    def unfinished(self) -> Iterator[tuple[str, Partial]]:
+        """Unfinished downloads by model's name."""
+        for partial in Partial.all_in(self.partials):
+            state = partial.state
+            if state is not None:
+                yield state.model, partial
+
+    def name_lock(self, name: str) -> AbstractContextManager[None]:
+        """Be the only one to fetch, add, check or remove this model. Raises StoreBusy."""
+        return locked(self._locks / f"name-{name}", f"model {name}")
+
+    def _store_lock(self) -> AbstractContextManager[None]:
+        """For the short moments in which blobs come and go."""
+        return locked(self._locks / "store", "the store of models", wait=True)
+
+    def publish(self, manifest: Manifest, shown: str, files: Sequence[Ready]) -> Record:
+        """Give checked files their place, and then the model its record. Raises DiskFull, StoreUnwritable."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record = Record(manifest=manifest, shown=shown, fetched_at=stamp, files=[ready.stored for ready in files])
+        try:
+            with self._store_lock():
+                former = self.record(manifest.name)
+                for ready in files:
+                    self._place(ready)
+                sync_directory(self._blobs)
+                write_atomically(self._record_path(manifest.name), record.model_dump_json(indent=1).encode())
+                self._drop_unused(former)
+        except OSError as error:
+            raise storage_error(error, self.root) from None
+        for stored in record.files:
+            self._checksums.remember(self.blob(stored.sha256), stored.sha256)
+        return record
+
+    def _place(self, ready: Ready) -> None:
+        blob = self.blob(ready.stored.sha256)
+        if ready.partial is None:
+            if not blob.exists():  # pruned or set aside since it was looked at
+                raise StoreBusy(f"{ready.stored.file} has left the store meanwhile; start again")
+            return
+        descriptor = os.open(ready.partial.path, os.O_RDONLY)
+        try:
+            os.fchmod(descriptor, 0o444)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        ready.partial.path.replace(blob)
+        ready.partial.forget_state()
+
+    def remove(self, name: str) -> int:
+        """Take a model's record, its unfinished downloads, and the files that no other model has. Returns bytes freed."""
+        try:
+            with self._store_lock():
+                former = self.record(name)
+                self._record_path(name).unlink(missing_ok=True)
+                freed = self._drop_unused(former)
+                for owner, partial in self.unfinished():
+                    if owner == name and not partial.busy:
+                        freed += partial.disk_bytes
+                        partial.discard()
+            return freed
+        except OSError as error:
+            raise storage_error(error, self.root) from None
+
+    def set_aside(self, stored: StoredFile) -> Path:
+        """Take a damaged file out of use, keeping it for whoever wants to look. Returns where it is. Raises as `remove`."""
+        blob = self.blob(stored.sha256)
+        aside = self._damaged / f"{stored.sha256[:16]}-{time.strftime(_ASIDE_FORM, time.gmtime())}-{stored.file}"
+        try:
+            with self._store_lock():
+                self._checksums.forget(blob)
+                blob.replace(aside)
+                sync_directory(self._blobs)
+            return aside
+        except OSError as error:
+            raise storage_error(error, self.root) from None
+
+    def leftovers(self, now_s: float, *, every_partial: bool) -> list[Leftover]:
+        """What `prune` takes: files that no model has, damaged ones, and downloads that nobody went on with."""
+        used = {stored.sha256 for record in self.records().values() for stored in record.files}
+        found = [
+            Leftover((path,), path.stat().st_size, "no model has it")
+            for path in _files(self._blobs)
+            if path.name not in used
+        ]
+        found += [Leftover((path,), path.stat().st_size, "damaged") for path in _files(self._damaged)]
+        found += [
+            Leftover((path,), path.stat().st_size, "half-written note")  # of a process that was killed meanwhile
+            for path in [*_files(self._names), *_files(self.partials)]
+            if path.name[0] == "." and now_s - path.stat().st_mtime > _DRAFT_S
+        ]
+        for partial in Partial.all_in(self.partials):
+            stale = every_partial or partial.state is None or now_s - partial.touched_s > _STALE_S
+            if stale and not partial.busy:
+                found.append(Leftover(partial.paths, partial.disk_bytes, "unfinished download"))
+        return found
+
+    def prune(self, now_s: float, *, every_partial: bool) -> list[Leftover]:
+        """Remove the leftovers. Raises as `remove`."""
+        try:
+            with self._store_lock():
+                found = self.leftovers(now_s, every_partial=every_partial)
+                for leftover in found:
+                    for path in leftover.paths:
+                        self._checksums.forget(path)
+                        path.unlink(missing_ok=True)
+            return found
+        except OSError as error:
+            raise storage_error(error, self.root) from None
+
+    def _drop_unused(self, former: Record | None) -> int:
+        """Remove what only a former record used. Returns bytes freed."""
+        used = {stored.sha256 for record in self.records().values() for stored in record.files}
+        freed = 0
+        for stored in former.files if former is not None else []:
+            blob = self.blob(stored.sha256)
+            if stored.sha256 not in used and blob.exists():
+                freed += blob.stat().st_size
+                self._checksums.forget(blob)
+                blob.unlink()
+        return freed
+
+    def _record_path(self, name: str) -> Path:
+        return self._names / f"{name}.json"
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.iterdir() if path.is_file()) if directory.is_dir() else []
