@@ -30,6 +30,7 @@ _COMMANDS = {
     "status": "Say how a running node is, and what it decided lately.",
     "bench": "Measure how many requests a second a server answers in time.",
     "plan": "Say what a model on this machine can promise, without serving it.",
+    "quantize": "Write a model in fewer bits, and say what that cost.",
     "doctor": "Check this machine and the settings; name what is missing and the cure.",
     "keys": "Create, list and revoke API keys.",
     "settings": "Show every setting, its value and where that came from.",

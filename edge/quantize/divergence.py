@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from edge.errors import ModelUnusable
 
+_MOST_NATS = 300.0
+
 Row = npt.NDArray[np.float32]
 
 
@@ -77,9 +79,14 @@ class DistanceMeter:
             kl_p99=float(np.quantile(values, 0.99)),
             kl_max=float(values.max()),
             top1_agreement=self._agreed / count,
-            source_perplexity=math.exp(self._source_nats / count),
-            result_perplexity=math.exp(self._result_nats / count),
+            source_perplexity=_perplexity(self._source_nats / count),
+            result_perplexity=_perplexity(self._result_nats / count),
         )
+
+
+def _perplexity(nats: float) -> float:
+    """Bounded: models of random weights are surer of nonsense than a double can say."""
+    return math.exp(min(nats, _MOST_NATS))
 
 
 def log_probabilities(logits: Row, whose: str) -> npt.NDArray[np.float64]:

@@ -94,6 +94,8 @@ class GgufHeader:
     tensor_bytes: dict[str, int]
     file_bytes: int
     needed_bytes: int
+    experts: int
+    """Experts in each layer; 0 for dense models."""
 
     @property
     def quantization(self) -> str:
@@ -312,6 +314,7 @@ class _Parser:
             tensor_bytes=table.by_type,
             file_bytes=self._window.size,
             needed_bytes=needed,
+            experts=self._number(f"{architecture}.expert_count"),
         )
 
     def _text(self, key: str) -> str:

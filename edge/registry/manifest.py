@@ -30,6 +30,8 @@ class Manifest(BaseModel):
     tools_format: Literal["hermes", "llama3", "mistral", "mistral-args", "none"]
     """How the model writes tool calls."""
     description: Annotated[str, Field(min_length=1)]
+    evaluation: Annotated[str, Field(min_length=1)] | None = None
+    """JSON file with cases of the model's task, relative to the manifest; `edge quantize` counts the right answers."""
 
 
 def read_manifest(path: Path) -> Manifest:

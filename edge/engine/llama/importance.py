@@ -53,8 +53,8 @@ class ImportanceMeter:
         if node.op not in (self._product, self._chosen):
             return False
         weight, given = node.source(0), node.source(1)
-        if weight is None or given is None or not given.is_float or not weight.name.endswith(".weight"):
-            return False
+        if weight is None or given is None or not given.is_float or not weight.name.startswith("blk."):
+            return False  # a product of two activations; or the output matrix, which keeps more bits anyway
         return node.op == self._chosen or given.shape[1] >= _LEAST_ROWS
 
     def _take(self, node: Node) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import llama_cpp as ll
 
+from edge.engine.llama.library import Library
 from edge.errors import ModelUnusable
 
 _FTYPES = {
@@ -23,12 +24,14 @@ _FTYPES = {
 }
 
 _TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]\s+(\S+)\s+- \[[\d, ]+\], type =\s*(\w+),")
-_SIZE = re.compile(r"size =\s*[\d.]+ MiB(?: ->\s*[\d.]+ MiB \((\w+)\))?")
+_SIZE = re.compile(r"size =\s*[\d.]+ MiB ->\s*[\d.]+ MiB \((\w+)\)")
 _TOTAL = re.compile(r"(model|quant) size\s+=\s*([\d.]+) MiB")
 _FALLBACK = re.compile(r"warning: (\S+)\s+- ncols\s+(\d+) not divisible by\s+\d+ \(required for type\s+(\w+)\)")
 _INSTEAD = re.compile(r"falling back to\s+(\w+)")
 _FAILURE = re.compile(r"failed to quantize: (.+)")
 _MIB = 1 << 20
+_BUFFER_BYTES = 512 * _MIB
+"""Rows of one tensor that are held in memory at a time; libllama would take all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class Outcome:
 
     types_before: dict[str, str] = field(default_factory=dict)
     """By tensor: its number format in the source, in lower case."""
+    types_after: dict[str, str] = field(default_factory=dict)
+    """By tensor: what it becomes; only a dry run tells."""
     fall_backs: list[FallBack] = field(default_factory=list)
     source_bytes: int = 0
     result_bytes: int = 0
@@ -60,14 +65,18 @@ class QuantizerLog:
         self.outcome = Outcome()
         self._on_share = on_share
         self._open: tuple[str, int, str] | None = None
+        self._tensor = ""
 
     def line(self, text: str) -> None:
         """One piece of the log; a line may come in several."""
         outcome = self.outcome
         if found := _TENSOR.search(text):
-            outcome.types_before[found[3]] = found[4].lower()
+            self._tensor = found[3]
+            outcome.types_before[found[3]] = outcome.types_after[found[3]] = found[4].lower()
             if self._on_share is not None:
                 self._on_share((int(found[1]) - 1) / int(found[2]))
+        elif (found := _SIZE.search(text)) and self._tensor:
+            outcome.types_after[self._tensor] = found[1].lower()
         if found := _FALLBACK.search(text):
             self._open = (found[1], int(found[2]), found[3].lower())
         if (found := _INSTEAD.search(text)) and self._open is not None:
@@ -84,6 +93,7 @@ class QuantizerLog:
 
 
 def quantize(
+    library: Library,
     source: Path,
     out: Path,
     kind: str,
@@ -96,20 +106,20 @@ def quantize(
 ) -> Outcome:
     """Write `source` as `kind` to `out`, or with `dry_run` only find out what that would be.
 
-    Takes over libllama's log of this process. Raises ModelUnusable in libllama's words.
+    Raises ModelUnusable in libllama's words.
     """
     log = QuantizerLog(on_share)
-    callback = ll.llama_log_callback(lambda _, text, __: log.line(text.decode("utf-8", "replace")))
-    ll.llama_log_set(callback, ctypes.c_void_p(0))
     params = ll.llama_model_quantize_default_params()
     params.ftype = _FTYPES[kind]
     params.nthread = threads
     params.allow_requantize = requantize
     params.dry_run = dry_run
+    params.max_buf_size = _BUFFER_BYTES
     table = _table(importance) if importance else None
     if table is not None:
         params.imatrix = table
-    status = ll.llama_model_quantize(str(source).encode(), str(out).encode(), params)
+    with library.heard(log.line):
+        status = ll.llama_model_quantize(str(source).encode(), str(out).encode(), params)
     if status != 0:
         raise ModelUnusable(f"{source}: {log.outcome.complaint or f'libllama refuses it with status {status}'}")
     return log.outcome
