@@ -144,11 +144,11 @@ def _texts(wish: Wish, *, importance: bool, has_task: bool) -> tuple[tuple[str, 
     calibration, evaluation = (_OWN_TEXT, calibration_text()), ("", "") if has_task else (_OWN_TEXT, evaluation_text())
     if wish.calibration is not None:
         calibration = (wish.calibration.name, read_text(wish.calibration, "--calibration"))
-        if own is not None:
-            evaluation = (f"{wish.text.name}" if wish.text else "", without(own, calibration[1]))
+        if own is not None and wish.text is not None:
+            evaluation = (wish.text.name, without(own, calibration[1]))
             if not evaluation[1].strip():
                 raise ConfigurationError(
-                    f"everything in {wish.text} is also in {wish.calibration}: what was calibrated with cannot judge; give another --text"
+                    f"most of {wish.text} is also in {wish.calibration}: what was calibrated with cannot judge; give another --text"
                 )
     elif own is not None and wish.text is not None:
         if importance and wish.report:

@@ -54,9 +54,11 @@ def divided(text: str) -> tuple[str, str]:
 
 
 def without(text: str, other: str) -> str:
-    """`text` less those lines of telling length that are also in `other`: what was calibrated with must not judge."""
+    """`text` less those lines of telling length that are also in `other`: what was calibrated with must not judge. Empty if that
+    was most of it."""
     known = {line.strip() for line in other.splitlines() if len(line.strip()) >= _TELLING_CHARACTERS}
-    return "".join(line for line in text.splitlines(keepends=True) if line.strip() not in known)
+    left = "".join(line for line in text.splitlines(keepends=True) if line.strip() not in known)
+    return left if 2 * len(left) > len(text) else ""
 
 
 def chunks(tokens: Sequence[int], *, size: int, most_tokens: int, start: Sequence[int] = ()) -> Iterable[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from llama_cpp import llama_cpp as ll
 
 from edge.engine.llama.library import Library
-from edge.errors import ModelUnusable
+from edge.errors import ConfigurationError, EdgeError, ModelUnusable
 
 _FTYPES = {
     "q4_0": ll.LLAMA_FTYPE_MOSTLY_Q4_0,
@@ -106,7 +107,7 @@ def quantize(
 ) -> Outcome:
     """Write `source` as `kind` to `out`, or with `dry_run` only find out what that would be.
 
-    Raises ModelUnusable in libllama's words.
+    Raises ModelUnusable in libllama's words, ConfigurationError if `out` cannot be written.
     """
     log = QuantizerLog(on_share)
     params = ll.llama_model_quantize_default_params()
@@ -121,8 +122,18 @@ def quantize(
     with library.heard(log.line):
         status = ll.llama_model_quantize(str(source).encode(), str(out).encode(), params)
     if status != 0:
-        raise ModelUnusable(f"{source}: {log.outcome.complaint or f'libllama refuses it with status {status}'}")
+        raise _failure(source, out, log.outcome.complaint or f"libllama refuses it with status {status}")
     return log.outcome
+
+
+def _failure(source: Path, out: Path, complaint: str) -> EdgeError:
+    """libllama says of a full disk only that a stream has failed."""
+    if "basic_ios" in complaint or "iostream" in complaint:
+        free = shutil.disk_usage(out.parent).free
+        return ConfigurationError(
+            f"cannot write into {out.parent}, which has {free / 1e6:,.0f} MB left: the disk is full, a quota or a limit is reached"
+        )
+    return ModelUnusable(f"{source}: {complaint}")
 
 
 def _table(importance: Mapping[str, npt.NDArray[np.float32]]) -> ctypes.Array[ll.llama_model_imatrix_data]:

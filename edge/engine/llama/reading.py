@@ -28,8 +28,9 @@ class ReadingContext:
         context_tokens: int,
         threads: int,
         observer: Callable[[int, bool], bool] | None = None,
+        most_rows: int = _MOST_ROWS,
     ) -> None:
-        self._rows = min(rows_of_a_pass(model.vocabulary.size), context_tokens)
+        self._rows = min(rows_of_a_pass(model.vocabulary.size), context_tokens, most_rows)
         shape = ContextShape(
             slots=1,
             context_tokens=context_tokens,
