@@ -5,7 +5,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) provisioning/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-fleet clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema prove-fleet prove-quantize clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ prove-schema: dev ## A thousand answers under schemas, each checked; in a minute
 
 prove-fleet: dev ## Overload with and without a fleet, and engines killed in the middle of answers; ten minutes
 	@$(BIN)/python -m bench.prove_fleet $(ARGS)
+
+prove-quantize: dev ## What each number format costs the built-in model: the accuracy table; ten minutes
+	@$(BIN)/python -m bench.prove_quantize $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

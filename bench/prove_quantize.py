@@ -1,8 +1,8 @@
 """The accuracy table of the built-in model: `make prove-quantize`.
 
-`edge quantize` writes the F16 file in every format, each without an importance matrix, with one measured on the package's own text
-(the default), and with one measured on text of the model's own kind. Judged on held-out dialogues and on the task's cases. The
-built-in model has no experts, so mxfp4 is shown on a mixture of experts with random weights. Exit status 1 if what the defaults
+`edge quantize` writes the F16 file in every format, each without an importance matrix, with one measured on the package's own
+text (the default), and with one measured on text of the model's own kind. Judged on held-out dialogues and on the task's cases.
+The built-in model has no experts, so mxfp4 is shown on a mixture of experts with random weights. Exit status 1 if what the defaults
 rest on does not hold.
 """
 
@@ -55,7 +55,7 @@ def quantized(source: Path, kind: str, *arguments: str) -> Figures:
     """One call of the command line; its JSON without this machine's paths."""
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "edge", "quantize", str(source), str(Path(directory) / f"{kind}.gguf")]
-        command += ["--to", kind, "--json", "--tokens", str(_MOST_TOKENS), *arguments]
+        command += ["--to", kind, "--json", "--tokens", str(_MOST_TOKENS), "--threads", "1", *arguments]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: Figures = json.loads(done.stdout)
     for file in (found["source"], found["result"]):
@@ -94,8 +94,8 @@ def mixture(scratch: Path) -> list[Figures]:
 
 
 HEAD = (
-    "| format | importance | size, MB | bits a weight | KL mean, 10^-3 nats | KL p99 | same top token | perplexity ratio | tool calls |"
-    " all cases |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    "| format | importance | size, MB | bits a weight | KL mean, 10^-3 nats | KL p99 | same top token | perplexity ratio |"
+    " tool calls | all cases |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -150,7 +150,13 @@ def main() -> int:
     print(f"{seconds:.0f} s")
     if a.out:
         checks = [{"what": what, "held": true} for what, true in held]
-        content = {"machine": describe(), "seconds": round(seconds, 1), "built_in": rows, "mixture": experts, "checks": checks}
+        content = {
+            "machine": describe(),
+            "seconds": round(seconds, 1),
+            "built_in": rows,
+            "mixture": experts,
+            "checks": checks,
+        }
         a.out.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     return 0 if all(true for _, true in held) else 1
 

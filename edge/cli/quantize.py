@@ -138,7 +138,10 @@ def _comparison(report: Report) -> list[tuple[str, str]]:
     if (d := report.divergence) is not None:
         lines += [
             ("text", f"{d.text}, {d.tokens:,} tokens judged"),
-            ("KL, nats", f"mean {d.kl_mean:.5f} (+- {d.kl_mean_error:.5f}), median {d.kl_median:.5f}, p99 {d.kl_p99:.4f}"),
+            (
+                "KL, nats",
+                f"mean {d.kl_mean:.5f} (+- {d.kl_mean_error:.5f}), median {d.kl_median:.5f}, p99 {d.kl_p99:.4f}",
+            ),
             ("same top token", f"{d.top1_agreement:.2%}"),
             (
                 "perplexity",

@@ -16,7 +16,7 @@ from edge.messages import Message, Quit, frame
 log = logging.getLogger(__name__)
 
 _SEND_BUFFER_BYTES = 1 << 21
-_THREAD_WAIT = {"GOMP_SPINCOUNT": "5000"}
+THREAD_WAIT = {"GOMP_SPINCOUNT": "5000"}
 """How long OpenMP's threads spin for each other before they sleep; must be set before the process starts. The library's own
 default costs the whole scheduling quantum of a core that somebody else wants (docs/adr/0002). The environment overrides."""
 _STDERR_BYTES = 1 << 16
@@ -91,7 +91,7 @@ class ChildProcess:
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                env={**_THREAD_WAIT, **os.environ, **environment},
+                env={**THREAD_WAIT, **os.environ, **environment},
             )
         _, pipe = await asyncio.get_running_loop().create_unix_connection(_Pipe, sock=ours)
         return cls(process, pipe)

@@ -25,7 +25,7 @@ from edge.quantize.divergence import DistanceMeter
 from edge.quantize.job import Job
 from edge.quantize.report import Accuracy, Divergence, Score
 from edge.quantize.task import Case, Dialect, Task, read_task, right
-from edge.quantize.text import CHUNK_TOKENS, LEAD_TOKENS, LEAST_TOKENS, chunks
+from edge.quantize.text import CHUNK_TOKENS, LEAD_TOKENS, LEAST_TOKENS, chunks, without
 
 
 class Comparison:
@@ -49,6 +49,7 @@ class Comparison:
         name, text = self._job.evaluation_name, self._job.evaluation
         if not text and self._task is not None:
             name, text = f"the dialogues of {self._task.name}", self._prompts.dialogues(self._task)
+            text = without(text, self._job.calibration) if self._job.importance else text
         words = self._source.vocabulary
         size = min(CHUNK_TOKENS, self._source.train_context_tokens or CHUNK_TOKENS)
         tokens = words.tokenize(text, add_special=False, parse_special=True)
@@ -81,7 +82,9 @@ class Comparison:
         longest = max(len(tokens) for _, tokens in prompts)
         room = self._source.train_context_tokens
         if longest >= room:
-            raise ConfigurationError(f"a case of {task.name} has {longest} tokens; the model was trained to {room}: shorten it")
+            raise ConfigurationError(
+                f"a case of {task.name} has {longest} tokens; the model was trained to {room}: shorten it"
+            )
         total, groups = Score(), dict[str, Score]()
         verdicts = [
             self._verdicts(model, task, prompts, min(room, longest + task.most_tokens), (turn, 2))
@@ -99,9 +102,7 @@ class Comparison:
     ) -> list[bool]:
         dialect, found = self._prompts.dialect, list[bool]()
         visible = visible_tokens(dialect.tools) if dialect.tools is not None else ()
-        greedy = Greedy(
-            self._library, model, context_tokens=room, threads=self._job.threads, visible=visible
-        )
+        greedy = Greedy(self._library, model, context_tokens=room, threads=self._job.threads, visible=visible)
         with closing(greedy):
             for number, (case, (text, tokens)) in enumerate(zip(task.cases, prompts, strict=True)):
                 self._on_step("answering the task's cases", (turn[0] + number / len(prompts)) / turn[1])
@@ -145,7 +146,9 @@ class Prompts:
                 add_generation_prompt=not whole,
             )
         except TemplateError as error:
-            raise ConfigurationError(f"{task.name}, case {number}: the model's chat template refuses it: {error}") from None
+            raise ConfigurationError(
+                f"{task.name}, case {number}: the model's chat template refuses it: {error}"
+            ) from None
 
 
 def _compare(ours: ReadingContext, theirs: ReadingContext, piece: list[int], meter: DistanceMeter) -> None:

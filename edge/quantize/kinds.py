@@ -30,7 +30,9 @@ KINDS = {
         Kind("q4_k_m", "4.8 bits a weight; closer to the source; for GPUs, or where closeness counts", 256, True),
         Kind("iq4_xs", "4.3 bits a weight; the smallest; slower on CPUs", 256, True),
         Kind("q8_0", "8.5 bits a weight; hardly to be told from the source", 32, False),
-        Kind("mxfp4", "4.25 bits a weight for the experts of MoE models, 8.5 for the rest", 32, False, experts_only=True),
+        Kind(
+            "mxfp4", "4.25 bits a weight for the experts of MoE models, 8.5 for the rest", 32, False, experts_only=True
+        ),
     )
 }
 
@@ -51,8 +53,8 @@ def check(kind: Kind, *, source: str, experts: int, types: Collection[str], allo
     """Raise ModelUnusable if the source must not be made into this. `types` are its tensors' number formats."""
     if kind.experts_only and not experts:
         raise ModelUnusable(
-            f"{source} has no experts: {kind.name} is for mixture-of-experts models, where it is made for the experts' weights, and "
-            "libllama would write everything else as q8_0; choose q4_0 or q4_k_m"
+            f"{source} has no experts: {kind.name} is for mixture-of-experts models, whose experts' weights it is made for; "
+            "everything else would become q8_0. Choose q4_0 or q4_k_m"
         )
     found = quantized_types(types)
     if found and not allow_requantize:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from edge.engine.child import THREAD_WAIT
 from edge.errors import ConfigurationError, EngineFault, from_code
 from edge.quantize.job import Done, Fault, Job, Step, Written, decode_event, encode
 from edge.quantize.kinds import KINDS, Choice, check, uses_importance
@@ -73,7 +74,7 @@ def _job(wish: Wish, manifests: Mapping[str, tuple[Manifest, Path]], draft: Path
     )
     importance = uses_importance(kind, wish.importance)
     cases = _cases(wish, manifests, header) if wish.report else ""
-    texts = _texts(wish, importance=importance, has_task=bool(cases))
+    calibration, evaluation = _texts(wish, importance=importance, has_task=bool(cases))
     return Job(
         source=str(wish.source.absolute()),
         source_bytes=sum(part.stat().st_size for part in parts),
@@ -83,10 +84,10 @@ def _job(wish: Wish, manifests: Mapping[str, tuple[Manifest, Path]], draft: Path
         target=str(wish.target.absolute()),
         kind=wish.kind,
         importance=importance,
-        calibration=texts[0][1],
-        calibration_name=texts[0][0],
-        evaluation=texts[1][1],
-        evaluation_name=texts[1][0],
+        calibration=calibration.content,
+        calibration_name=calibration.name,
+        evaluation=evaluation.content,
+        evaluation_name=evaluation.name,
         most_tokens=wish.most_tokens,
         threads=wish.threads,
         allow_requantize=wish.allow_requantize,
@@ -103,16 +104,22 @@ def _parts(source: Path) -> list[Path]:
     count = int(found["count"])
     paths = [source.with_name(f"{found['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
     if int(found["number"]) != 1:
-        raise ConfigurationError(f"{source} is part {int(found['number'])} of {count}; name the first part, {paths[0].name}")
+        raise ConfigurationError(
+            f"{source} is part {int(found['number'])} of {count}; name the first part, {paths[0].name}"
+        )
     if missing := [path.name for path in paths if not path.exists()]:
-        raise ConfigurationError(f"{source} is the first of {count} parts, and {missing[0]} is not beside it; get all parts")
+        raise ConfigurationError(
+            f"{source} is the first of {count} parts, and {missing[0]} is not beside it; get all parts"
+        )
     return paths
 
 
 def _check_target(wish: Wish, parts: list[Path]) -> None:
     target = wish.target
     if target.is_dir():
-        raise ConfigurationError(f"{target} is a directory; name the file to write, such as {target / wish.source.name}")
+        raise ConfigurationError(
+            f"{target} is a directory; name the file to write, such as {target / wish.source.name}"
+        )
     if not target.parent.is_dir():
         raise ConfigurationError(f"there is no directory {target.parent}; make it first")
     if target.exists() and any(target.samefile(part) for part in parts):
@@ -126,7 +133,7 @@ def _cases(wish: Wish, manifests: Mapping[str, tuple[Manifest, Path]], header: G
     if wish.manifest is not None:
         manifest, where = read_manifest(wish.manifest), wish.manifest
         if manifest.evaluation is None:
-            raise ConfigurationError(f"{where} names no task: add `evaluation = \"cases.json\"`, or leave --manifest out")
+            raise ConfigurationError(f'{where} names no task: add `evaluation = "cases.json"`, or leave --manifest out')
     elif header.name in manifests:
         manifest, where = manifests[header.name]
     else:
@@ -138,30 +145,43 @@ def _cases(wish: Wish, manifests: Mapping[str, tuple[Manifest, Path]], header: G
     return str(path)
 
 
-def _texts(wish: Wish, *, importance: bool, has_task: bool) -> tuple[tuple[str, str], tuple[str, str]]:
-    """(name, text) to calibrate with and to measure on, none of it in both. An empty text to measure on: the task's own."""
-    own = None if wish.text is None else read_text(wish.text, "--text")
-    calibration, evaluation = (_OWN_TEXT, calibration_text()), ("", "") if has_task else (_OWN_TEXT, evaluation_text())
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text and what the report calls it."""
+
+    name: str
+    content: str
+
+
+def _texts(wish: Wish, *, importance: bool, has_task: bool) -> tuple[_Text, _Text]:
+    """To calibrate with and to measure on, no telling line in both. An empty one to measure on: the task's own dialogues."""
+    calibration = _Text(_OWN_TEXT, calibration_text())
     if wish.calibration is not None:
-        calibration = (wish.calibration.name, read_text(wish.calibration, "--calibration"))
-        if own is not None and wish.text is not None:
-            evaluation = (wish.text.name, without(own, calibration[1]))
-            if not evaluation[1].strip():
-                raise ConfigurationError(
-                    f"most of {wish.text} is also in {wish.calibration}: what was calibrated with cannot judge; give another --text"
-                )
-    elif own is not None and wish.text is not None:
-        if importance and wish.report:
-            halves = divided(own)
-            if not halves[1].strip():
-                raise ConfigurationError(
-                    f"{wish.text} is too short to be divided: one half is calibrated with, the other measured on; "
-                    "give some pages, or a second file with --calibration"
-                )
-            calibration, evaluation = (f"half of {wish.text.name}", halves[0]), (f"the other half of {wish.text.name}", halves[1])
-        else:
-            calibration = evaluation = (wish.text.name, own)
-    return calibration, evaluation
+        calibration = _Text(wish.calibration.name, read_text(wish.calibration, "--calibration"))
+    if wish.text is None:
+        return calibration, _Text("", "") if has_task else _Text(_OWN_TEXT, evaluation_text())
+    own = _Text(wish.text.name, read_text(wish.text, "--text"))
+    if not importance or (wish.calibration is None and not wish.report):
+        return own, own
+    if wish.calibration is None:
+        return _halves(own)
+    left = without(own.content, calibration.content)
+    if not left.strip():
+        raise ConfigurationError(
+            f"most of {wish.text} is also in {wish.calibration}: what was calibrated with cannot judge; give another --text"
+        )
+    return calibration, _Text(own.name, left)
+
+
+def _halves(own: _Text) -> tuple[_Text, _Text]:
+    first, second = divided(own.content)
+    left = without(second, first)
+    if not left.strip():
+        raise ConfigurationError(
+            f"{own.name} is too short to be divided, or repeats itself: one half is calibrated with, the other measured on; "
+            "give some pages, or a second file with --calibration"
+        )
+    return _Text(f"half of {own.name}", first), _Text(f"the other half of {own.name}", left)
 
 
 @contextlib.contextmanager
@@ -186,6 +206,7 @@ def _supervise(job: Job, on_step: Callable[[str, float], None]) -> Report:
                 stdin=subprocess.PIPE,
                 stdout=words,
                 stderr=words,
+                env={**THREAD_WAIT, **os.environ},
             )
         finally:
             os.close(writing)

@@ -83,10 +83,8 @@ class Dialect:
 
 
 def right(expected: Message, answer: str, *, dialect: Dialect, offered: frozenset[str], reasoning_open: bool) -> bool:
-    """Exactly the calls that were asked for (names and all arguments, in order) and no words beside them; or exactly the words."""
-    parser = AnswerParser(
-        fmt=dialect.tools, tools=offered, reasoning=dialect.reasoning, reasoning_open=reasoning_open
-    )
+    """Exactly the calls that were asked for (names, all arguments, in order) and no words beside them; or exactly the words."""
+    parser = AnswerParser(fmt=dialect.tools, tools=offered, reasoning=dialect.reasoning, reasoning_open=reasoning_open)
     content, names, arguments = "", [], []
     for piece in [*parser.feed(answer), *parser.finish()]:
         match piece:

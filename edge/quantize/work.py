@@ -88,7 +88,8 @@ class Work:
         free = shutil.disk_usage(draft.parent).free
         if needed > free:
             raise ConfigurationError(
-                f"{draft.parent} has {free / 1e6:,.0f} MB left, the result needs {needed / 1e6:,.0f} MB; free some, or write elsewhere"
+                f"{draft.parent} has {free / 1e6:,.1f} MB left, the result needs {needed / 1e6:,.1f} MB; "
+                "free some, or write elsewhere"
             )
         return plan
 
@@ -114,7 +115,9 @@ class Work:
                     self._read(reader, piece, meter)
         columns = meter.columns()
         if not columns:
-            raise EngineFault("this model's graph shows none of its weights: no importance can be measured; use --imatrix off")
+            raise EngineFault(
+                "this model's graph shows none of its weights: no importance can be measured; use --imatrix off"
+            )
         return Importance(job.calibration_name, sum(map(len, pieces)), len(columns)), columns
 
     def _read(self, reader: ReadingContext, piece: list[int], meter: ImportanceMeter) -> None:

@@ -43,7 +43,7 @@ def text() -> str:
     """As it is written: a case a line."""
     made = task()
     lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in made.pop("cases"))
-    return f"{json.dumps(made, ensure_ascii=False)[:-1]},\n\"cases\": [\n{lines}\n]}}\n"
+    return f'{json.dumps(made, ensure_ascii=False)[:-1]},\n"cases": [\n{lines}\n]}}\n'
 
 
 if __name__ == "__main__":

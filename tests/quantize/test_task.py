@@ -15,7 +15,10 @@ from edge.quantize.task import Dialect, read_task, right
 
 TOOL = {"type": "function", "function": {"name": "stop", "parameters": {"type": "object"}}}
 ASKED = {"role": "user", "content": "Stop pump 3."}
-CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "stop", "arguments": '{"d": 3}'}}]}
+CALL = {
+    "role": "assistant",
+    "tool_calls": [{"type": "function", "function": {"name": "stop", "arguments": '{"d": 3}'}}],
+}
 HERMES = Dialect(ToolFormat.HERMES, ReasoningTags("<think>", "</think>"))
 
 

@@ -60,7 +60,8 @@ def test_chunks_are_bounded_and_none_is_too_short_to_judge() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe\x00", "no UTF-8"), (None, "cannot read")]
+    ("content", "problem"),
+    [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe\x00", "no UTF-8"), (None, "cannot read")],
 )
 def test_a_text_that_is_none_is_refused_with_the_flag_s_name(
     tmp_path: Path, content: bytes | None, problem: str

@@ -131,7 +131,7 @@ def _failure(source: Path, out: Path, complaint: str) -> EdgeError:
     if "basic_ios" in complaint or "iostream" in complaint:
         free = shutil.disk_usage(out.parent).free
         return ConfigurationError(
-            f"cannot write into {out.parent}, which has {free / 1e6:,.0f} MB left: the disk is full, a quota or a limit is reached"
+            f"cannot write into {out.parent}, which has {free / 1e6:,.0f} MB left: the disk is full, or a quota reached"
         )
     return ModelUnusable(f"{source}: {complaint}")
 
@@ -143,4 +143,4 @@ def _table(importance: Mapping[str, npt.NDArray[np.float32]]) -> ctypes.Array[ll
         entry.name = name.encode()
         entry.data = ctypes.cast(values.ctypes.data, ctypes.POINTER(ctypes.c_float))
         entry.size = values.size
-    return table
+    return table  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
 """What a compute graph's tensors look like from Python.
 
 llama-cpp-python binds no `struct ggml_tensor`. The layout below is that of ggml.h of the version that pyproject.toml ties us to.
-It is not trusted: `check_layout` builds two products with the library itself and reads them back through it.
+It is not trusted: `operations` builds two products with the library itself and reads them back through it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Node:
     @property
     def name(self) -> str:
         """Name without the device's part, as in `CUDA0#blk.0.ffn_up.weight#0`."""
-        name = self._raw.name.decode("utf-8", "replace")
+        name = bytes(self._raw.name).decode("utf-8", "replace")
         return name.split("#")[1] if name.count("#") >= 2 else name
 
     @property
