@@ -2,8 +2,8 @@
 
 `edge quantize` writes the F16 file in every format, each without an importance matrix, with one measured on the package's own
 text (the default), and with one measured on text of the model's own kind. Judged on held-out dialogues and on the task's cases.
-The built-in model has no experts, so mxfp4 is shown on a mixture of experts with random weights. Exit status 1 if what the defaults
-rest on does not hold.
+The built-in model has no experts, so mxfp4 is shown on a mixture of experts with random weights. Exit status 1 if what the
+defaults rest on does not hold.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 import click
 import msgspec
@@ -16,7 +17,7 @@ from rich.table import Table
 from edge.cli import words
 from edge.effective import default_home
 from edge.machine import usable_cores
-from edge.quantize.kinds import KINDS
+from edge.quantize.kinds import KINDS, Choice
 from edge.quantize.report import FellBack, File, Report
 from edge.quantize.run import Wish, quantize
 from edge.registry.resolve import Registry, model_directories
@@ -27,12 +28,21 @@ _FILE = click.Path(path_type=Path)
 @click.command()
 @click.argument("source", metavar="SRC", type=_FILE)
 @click.argument("target", metavar="DST", type=_FILE)
-@click.option("--to", "kind", type=click.Choice(list(KINDS)), required=True, help="Number format to write.")
+@click.option(
+    "--to",
+    "kind",
+    type=click.Choice(list(KINDS)),
+    metavar="FORMAT",
+    required=True,
+    help=f"Number format to write: {', '.join(KINDS)}.",
+)
 @click.option(
     "--imatrix",
     type=click.Choice(["auto", "on", "off"]),
+    metavar="WHEN",
     default="auto",
-    help="Measure on a text which weights matter, and round the others more [default: auto, where the format gains by it].",
+    help="Measure on a text which weights matter, and round the others more: auto (where the format gains by it), on, off "
+    "[default: auto].",
 )
 @click.option(
     "--text",
@@ -43,8 +53,14 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--manifest", type=_FILE, help="Manifest that names a task [default: the one whose name is the model's own]."
 )
-@click.option("--tokens", type=click.IntRange(512), default=8192, help="Most tokens of either text [default: 8192].")
-@click.option("--threads", type=click.IntRange(1, 512), help="Threads [default: all cores].")
+@click.option(
+    "--tokens",
+    type=click.IntRange(512),
+    metavar="NUMBER",
+    default=8192,
+    help="Most tokens of either text [default: 8192].",
+)
+@click.option("--threads", type=click.IntRange(1, 512), metavar="NUMBER", help="Threads [default: all cores].")
 @click.option("--force", is_flag=True, help="Replace DST if it exists.")
 @click.option("--allow-requantize", is_flag=True, help="Accept a source that is quantized already.")
 @click.option("--no-report", is_flag=True, help="Write only; do not compare.")
@@ -74,7 +90,7 @@ def command(
         source=source.expanduser(),
         target=target.expanduser(),
         kind=kind,
-        importance="off" if imatrix == "off" else "on" if imatrix == "on" else "auto",
+        importance=cast(Choice, imatrix),
         text=text,
         calibration=calibration,
         manifest=manifest,

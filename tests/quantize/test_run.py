@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -276,6 +278,17 @@ def test_an_interruption_leaves_no_half_file_and_no_child(tmp_path: Path) -> Non
         quantize(wish, {}, _at("writing", interrupt))
     assert not [child for child in psutil.Process().children() if "edge.quantize.worker" in child.cmdline()]
     assert [name for name in left_behind(tmp_path) if name != "x.gguf"] == []
+
+
+def test_a_full_disk_is_called_so_and_leaves_what_was_there(home: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.gguf"
+    target.write_text("precious")
+    limited = f"ulimit -f 1000; exec {sys.executable} -m edge quantize {BUILTIN} {target} --to q8_0 --force --no-report"
+    done = subprocess.run(
+        ["bash", "-c", limited], env={**os.environ, "EDGE_HOME": str(home)}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 78 and "the disk is full" in done.stderr
+    assert left_behind(tmp_path) == ["home", "x.gguf"] and target.read_text() == "precious"
 
 
 def test_a_text_that_is_too_short_to_measure_on_is_said(tmp_path: Path) -> None:
