@@ -56,10 +56,11 @@ SHAPES = {
 }
 
 
-def write_model(path: Path, shape: Shape, *, kind: str, seed: int = 0) -> None:
-    """Write a file of `kind` f16, or any that `edge quantize` knows. Raises EdgeError when libllama cannot quantize."""
+def write_model(path: Path, shape: Shape, *, kind: str, seed: int = 0, tensors_a_part: int = 0) -> None:
+    """Write a file of `kind` f16, or any that `edge quantize` knows. `tensors_a_part`: f16 only, in files of so many tensors
+    named `NAME-00001-of-00003.gguf` and so on; 0: one file. Raises EdgeError when libllama cannot quantize."""
     if kind == "f16":
-        _write_f16(path, shape, seed)
+        _write_f16(path, shape, seed, tensors_a_part)
         return
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         source = Path(scratch) / "f16.gguf"
@@ -68,8 +69,8 @@ def write_model(path: Path, shape: Shape, *, kind: str, seed: int = 0) -> None:
         quantize(wish, {}, lambda _stage, _share: None)
 
 
-def _write_f16(path: Path, shape: Shape, seed: int) -> None:
-    writer = gguf.GGUFWriter(str(path), "llama")
+def _write_f16(path: Path, shape: Shape, seed: int, tensors_a_part: int = 0) -> None:
+    writer = gguf.GGUFWriter(str(path), "llama", split_max_tensors=tensors_a_part)
     writer.add_name("random weights")
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)

@@ -15,6 +15,7 @@ import gguf
 import psutil
 import pytest
 
+from bench.make_gguf import SHAPES, write_model
 from edge.errors import ConfigurationError, EdgeError, EngineFault, ModelUnusable
 from edge.quantize.kinds import KINDS
 from edge.quantize.report import Report
@@ -222,6 +223,17 @@ def test_a_later_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
     second.rename(first)
     with pytest.raises(ConfigurationError, match="is not beside it"):
         written(first, tmp_path / "x.gguf", "q8_0")
+
+
+def test_a_split_model_becomes_one_file(tmp_path: Path, shaped: dict[str, Path]) -> None:
+    write_model(tmp_path / "m.gguf", SHAPES["tinynarrow"], kind="f16", tensors_a_part=8)
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    assert len(parts) == 3
+    report = written(parts[0], tmp_path / "x.gguf", "q4_0")
+    whole = written(shaped["tinynarrow"], tmp_path / "y.gguf", "q4_0")
+    assert report.source.bytes == sum(part.stat().st_size for part in parts)
+    assert report.result.tensors == whole.result.tensors
+    assert report.divergence == whole.divergence
 
 
 def test_what_libllama_says_of_a_model_is_passed_on(tmp_path: Path) -> None:
