@@ -17,6 +17,9 @@ from typing import Any
 import gguf
 import numpy as np
 
+from edge.quantize.kinds import KINDS
+from edge.quantize.run import Wish, quantize
+
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -36,11 +39,16 @@ class Shape:
     hidden: int
     vocabulary: int
     context: int = 4096
+    experts: int = 0
+    """In each layer, two of which answer each token; 0: no mixture of experts."""
+    sharpness: float = 1.0
+    """Scale of the embedding, which is also the output: how far apart the logits are."""
 
 
-KINDS = ("f16", "q4_0", "q4_k_m")
 SHAPES = {
     "tiny": Shape(2, 256, 4, 2, 512, 1024, 2048),
+    "tinymoe": Shape(2, 256, 4, 2, 256, 1024, 2048, experts=4, sharpness=0.15),
+    "tinynarrow": Shape(2, 192, 3, 3, 320, 1024, 2048, sharpness=0.15),
     "tiny152k": Shape(1, 64, 2, 1, 128, 151936, 2048),
     "15m": Shape(6, 384, 6, 2, 1024, 8192),
     "135m": Shape(30, 576, 9, 3, 1536, 49152),
@@ -49,29 +57,21 @@ SHAPES = {
 }
 
 
-def write_model(path: Path, shape: Shape, *, kind: str, seed: int = 0) -> None:
-    """Write a file of a `kind` in KINDS. Raises RuntimeError when libllama cannot quantize."""
+def write_model(path: Path, shape: Shape, *, kind: str, seed: int = 0, tensors_a_part: int = 0) -> None:
+    """Write a file of `kind` f16, or any that `edge quantize` knows. `tensors_a_part`: f16 only, in files of so many tensors
+    named `NAME-00001-of-00003.gguf` and so on; 0: one file. Raises EdgeError when libllama cannot quantize."""
     if kind == "f16":
-        _write_f16(path, shape, seed)
+        _write_f16(path, shape, seed, tensors_a_part)
         return
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         source = Path(scratch) / "f16.gguf"
         _write_f16(source, shape, seed)
-        _quantize(source, path, kind)
+        wish = Wish(source, path, kind, importance="off", report=False, force=True)
+        quantize(wish, {}, lambda _stage, _share: None)
 
 
-def _quantize(source: Path, out: Path, kind: str) -> None:
-    from llama_cpp import llama_cpp as ll
-
-    params = ll.llama_model_quantize_default_params()
-    params.ftype = {"q4_0": ll.LLAMA_FTYPE_MOSTLY_Q4_0, "q4_k_m": ll.LLAMA_FTYPE_MOSTLY_Q4_K_M}[kind]
-    status = ll.llama_model_quantize(str(source).encode(), str(out).encode(), params)
-    if status != 0:
-        raise RuntimeError(f"quantization failed with status {status}")
-
-
-def _write_f16(path: Path, shape: Shape, seed: int) -> None:
-    writer = gguf.GGUFWriter(str(path), "llama")
+def _write_f16(path: Path, shape: Shape, seed: int, tensors_a_part: int = 0) -> None:
+    writer = gguf.GGUFWriter(str(path), "llama", split_max_tensors=tensors_a_part)
     writer.add_name("random weights")
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
@@ -79,6 +79,9 @@ def _write_f16(path: Path, shape: Shape, seed: int) -> None:
     writer.add_feed_forward_length(shape.hidden)
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10_000.0)
     writer.add_vocab_size(shape.vocabulary)
@@ -99,7 +102,7 @@ def _tensors(shape: Shape, rng: np.random.Generator) -> Iterator[tuple[str, np.n
 
     narrow = shape.kv_heads * (shape.width // shape.heads)
     ones = np.ones(shape.width, np.float32)
-    yield "token_embd.weight", matrix(shape.vocabulary, shape.width, shape.width**0.5)
+    yield "token_embd.weight", matrix(shape.vocabulary, shape.width, shape.sharpness * shape.width**0.5)
     yield "output_norm.weight", ones
     for layer in range(shape.layers):
         at = f"blk.{layer}."
@@ -109,9 +112,17 @@ def _tensors(shape: Shape, rng: np.random.Generator) -> Iterator[tuple[str, np.n
         yield at + "attn_k.weight", matrix(narrow, shape.width)
         yield at + "attn_v.weight", matrix(narrow, shape.width)
         yield at + "attn_output.weight", matrix(shape.width, shape.width)
-        yield at + "ffn_gate.weight", matrix(shape.hidden, shape.width)
-        yield at + "ffn_up.weight", matrix(shape.hidden, shape.width)
-        yield at + "ffn_down.weight", matrix(shape.width, shape.hidden)
+        if shape.experts:
+            yield at + "ffn_gate_inp.weight", np.asarray(matrix(shape.experts, shape.width), np.float32)
+        for name, rows, columns in (
+            ("ffn_gate", shape.hidden, shape.width),
+            ("ffn_up", shape.hidden, shape.width),
+            ("ffn_down", shape.width, shape.hidden),
+        ):
+            if shape.experts:
+                yield f"{at}{name}_exps.weight", np.stack([matrix(rows, columns) for _ in range(shape.experts)])
+            else:
+                yield f"{at}{name}.weight", matrix(rows, columns)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
@@ -161,7 +172,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=sorted(SHAPES))
-    parser.add_argument("--type", choices=KINDS, default="q4_0")
+    parser.add_argument("--type", choices=("f16", *KINDS), default="q4_0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()

@@ -7,20 +7,19 @@ Needs no PyTorch: it runs the GGUF files through the same binding as the node.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from edge.engine.llama.context import Context, ContextShape
+from edge.dialects.tools import ToolFormat, visible_tokens
+from edge.engine.llama.greedy import Greedy
 from edge.engine.llama.library import Library
 from edge.engine.llama.model import Model
+from edge.quantize import task
+from edge.quantize.task import Dialect
 from models.recipe.dialogues import (
     Dialogue,
     Speaker,
@@ -37,7 +36,6 @@ HERE = Path(__file__).parent
 FILES = {"F16": HERE / "builtin" / "edge-builtin-f16.gguf", "Q4_0": HERE / "builtin" / "edge-builtin-q4_0.gguf"}
 BAR_PERCENT, BAR_LOSS_POINTS = 95.0, 1.0
 MOST_TOKENS = 200
-CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 MARKS = ("<!-- table: made by python -m models.evaluate --write -->", "<!-- end of table -->")
 
 Maker = Callable[[Speaker], Dialogue]
@@ -65,58 +63,30 @@ PARTS = (
 )
 
 
-class Greedy:
-    """Greedy answers of one GGUF file."""
+class Subject:
+    """One GGUF file that answers."""
 
     def __init__(self, library: Library, path: Path) -> None:
-        self.model = Model(library, path, gpu_layers=0)
-        shape = ContextShape(1, 2048, 512, 1, unified=False, kv_type="f16", flash_attention="off")
-        self.context = Context(library, self.model, shape)
+        self._model = Model(library, path, gpu_layers=0)
+        markers = visible_tokens(ToolFormat.HERMES)
+        self._greedy = Greedy(library, self._model, context_tokens=2048, threads=1, visible=markers)
 
     def answer(self, prompt: str) -> str:
         """The text up to the end token."""
-        words = self.model.vocabulary
-        tokens = words.tokenize(prompt, add_special=True, parse_special=True)
-        self.context.forget(0)
-        for start in range(0, len(tokens), 512):
-            part = tokens[start : start + 512]
-            last = start + len(part) == len(tokens)
-            outputs = [False] * (len(part) - 1) + [last]
-            self.context.forward(part, range(start, start + len(part)), [0] * len(part), outputs)
-        text, row, position = b"", len(part) - 1, len(tokens)
-        for _ in range(MOST_TOKENS):
-            token = int(np.argmax(self.context.logits(row)))
-            if token in words.end_tokens:
-                break
-            text += words.piece(token)
-            self.context.forward([token], [position], [0], [True])
-            row, position = 0, position + 1
-        return text.decode("utf-8", "replace")
+        tokens = self._model.vocabulary.tokenize(prompt, add_special=True, parse_special=True)
+        return self._greedy.answer(tokens, MOST_TOKENS)
 
     def close(self) -> None:
         """Free native memory."""
-        self.context.close()
-        self.model.close()
-
-
-def calls_in(text: str) -> list[object] | None:
-    """The tool calls of an answer, None if one is not JSON or text stands beside them."""
-    found = CALL.findall(text)
-    if CALL.sub("", text).strip():
-        return None
-    try:
-        return [json.loads(c) for c in found]
-    except json.JSONDecodeError:
-        return None
+        self._greedy.close()
+        self._model.close()
 
 
 def right(dialogue: Dialogue, answer: str) -> bool:
     """Exactly the calls that were asked for (names and all arguments), or exactly the words."""
-    expected = dialogue.messages[-1]
-    if calls := expected.get("tool_calls"):
-        wanted = [{"name": c["function"]["name"], "arguments": json.loads(c["function"]["arguments"])} for c in calls]
-        return calls_in(answer) == wanted
-    return answer.strip() == str(expected["content"])
+    offered = frozenset(tool["function"]["name"] for tool in dialogue.tools)
+    dialect = Dialect(ToolFormat.HERMES, None)
+    return task.right(dialogue.messages[-1], answer, dialect=dialect, offered=offered, reasoning_open=False)
 
 
 def cases(seed: int) -> Iterator[tuple[Part, Dialogue]]:
@@ -142,11 +112,11 @@ class Score:
 
 def evaluate(path: Path, library: Library, *, seed: int, show: int) -> dict[str, Score]:
     """Scores by row; the row `tool calls, exact` is the headline."""
-    greedy, renderer = Greedy(library, path), Renderer()
+    subject, renderer = Subject(library, path), Renderer()
     scores: dict[str, Score] = defaultdict(Score)
     for part, dialogue in cases(seed):
         prompt = renderer.text(dialogue.messages[:-1], dialogue.tools, prompt_only=True)
-        answer = greedy.answer(prompt)
+        answer = subject.answer(prompt)
         good = right(dialogue, answer)
         rows = ["tool calls, exact", f"- {dialogue.intent}"] if part.headline else [part.name]
         for row in rows:
@@ -156,7 +126,7 @@ def evaluate(path: Path, library: Library, *, seed: int, show: int) -> dict[str,
             show -= 1
             asked, wanted = dialogue.messages[-2]["content"], dialogue.messages[-1]
             print(f"{dialogue.intent}: {asked[:200]}\n  wanted {wanted}\n  got {answer}", file=sys.stderr)
-    greedy.close()
+    subject.close()
     return scores
 
 

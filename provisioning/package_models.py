@@ -10,7 +10,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_SHIPPED = ("*.toml", "builtin/edge-builtin-q4_0.gguf", "builtin/tools.json")
+_SHIPPED = ("*.toml", "builtin/edge-builtin-q4_0.gguf", "builtin/tools.json", "builtin/cases.json")
 
 
 class ModelsInWheel(BuildHookInterface[Any]):

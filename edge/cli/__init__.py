@@ -31,6 +31,7 @@ _COMMANDS = {
     "bench": "Measure how many requests a second a server answers in time.",
     "plan": "Say how a model fits into this machine's memory, without serving it.",
     "models": "List, fetch, check and remove models.",
+    "quantize": "Write a model in fewer bits, and say what that cost.",
     "doctor": "Check this machine and the settings; name what is missing and the cure.",
     "keys": "Create, list and revoke API keys.",
     "settings": "Show every setting, its value and where that came from.",

@@ -24,7 +24,7 @@ _NO_MEMORY_WORDS = re.compile(
 )
 """How the C++ runtime, OpenMP, ggml and Python say in their last words that an allocation failed."""
 _SEND_BUFFER_BYTES = 1 << 21
-_THREAD_WAIT = {"GOMP_SPINCOUNT": "5000"}
+THREAD_WAIT = {"GOMP_SPINCOUNT": "5000"}
 """How long OpenMP's threads spin for each other before they sleep; must be set before the process starts. The library's own
 default costs the whole scheduling quantum of a core that somebody else wants (docs/adr/0002). The environment overrides."""
 _STDERR_BYTES = 1 << 16
@@ -101,7 +101,7 @@ class ChildProcess:
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                env={**_THREAD_WAIT, **os.environ, **environment},
+                env={**THREAD_WAIT, **os.environ, **environment},
             )
         _, pipe = await asyncio.get_running_loop().create_unix_connection(_Pipe, sock=ours)
         return cls(process, pipe)

@@ -102,6 +102,8 @@ class GgufHeader:
     """The output layer and what else belongs to no repeating layer; the embeddings again where they serve as output."""
     file_bytes: int
     needed_bytes: int
+    experts: int
+    """Experts in each layer; 0 for dense models."""
 
     @property
     def quantization(self) -> str:
@@ -347,6 +349,7 @@ class _Parser:
             output_bytes=table.output_bytes + (0 if table.has_output else table.input_bytes),
             file_bytes=self._window.size,
             needed_bytes=needed,
+            experts=self._number(f"{architecture}.expert_count"),
         )
 
     def _text(self, key: str) -> str:

@@ -73,6 +73,8 @@ class Manifest(_Strict):
     tools_format: Literal["hermes", "llama3", "mistral", "mistral-args", "none"] = "none"
     """How the model writes tool calls."""
     description: Text
+    evaluation: Text | None = None
+    """JSON file with cases of the model's task, relative to the manifest; `edge quantize` counts the right answers."""
 
     _source_is_readable = field_validator("source")(_readable)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models import evaluate
-from models.evaluate import MARKS, Score, below_bars, calls_in, cases, right, table, write_table
+from models.evaluate import MARKS, Score, below_bars, cases, right, table, write_table
+from models.recipe.catalogue import CATALOGUE
 from models.recipe.dialogues import Dialogue, call_message
 
 CALL = '<tool_call>{"name": "start_device", "arguments": {"device": "pump 3"}}</tool_call>'
@@ -17,7 +17,7 @@ OTHER = '<tool_call>{"name": "stop_device", "arguments": {"device": "fan 2"}}</t
 
 
 def wanted(*calls: tuple[str, dict[str, Any]]) -> Dialogue:
-    return Dialogue("x", [{"role": "user", "content": "..."}, call_message(list(calls))])
+    return Dialogue("x", [{"role": "user", "content": "..."}, call_message(list(calls))], list(CATALOGUE))
 
 
 START, STOP = ("start_device", {"device": "pump 3"}), ("stop_device", {"device": "fan 2"})
@@ -61,11 +61,6 @@ def test_words_must_be_exact() -> None:
     asked = Dialogue("x", [{"role": "user", "content": "?"}, {"role": "assistant", "content": "It is 12:30."}])
     assert right(asked, "It is 12:30.")
     assert not right(asked, "It is 12:31.")
-
-
-def test_calls_that_are_no_json_count_as_none() -> None:
-    assert calls_in("<tool_call>{</tool_call>") is None
-    assert calls_in(CALL) == [json.loads(CALL.removeprefix("<tool_call>").removesuffix("</tool_call>"))]
 
 
 def scores(f16: int, q4: int) -> dict[str, dict[str, Score]]:

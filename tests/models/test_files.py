@@ -8,8 +8,10 @@ from pathlib import Path
 import gguf
 import pytest
 
+from edge.quantize.task import read_task
 from edge.registry.gguf import read_header
 from edge.registry.manifest import read_manifest
+from models.recipe import cases
 from models.recipe.render import TEMPLATE_PATH
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -43,6 +45,13 @@ def test_only_the_embedding_has_more_than_four_bits() -> None:
     assert {name: kind for name, kind in kinds.items() if "norm" not in name and kind != "Q4_0"} == {
         "token_embd.weight": "Q6_K"
     }
+
+
+def test_the_cases_that_are_shipped_are_those_of_the_recipe() -> None:
+    path = MANIFEST.parent / str(read_manifest(MANIFEST).evaluation)
+    assert path == cases.OUT
+    assert path.read_text("utf-8") == cases.text()
+    assert len(read_task(path).cases) == 420
 
 
 def test_the_repository_stays_small() -> None:

@@ -7,7 +7,7 @@ nothing. All calls come from one thread, the engine loop's.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,24 +76,39 @@ class ContextShape:
     unified: bool
     kv_type: KvType
     flash_attention: Literal["auto", "on", "off"]
+    outputs: int = 0
+    """Rows of one pass that may keep their logits; 0: one for each slot."""
 
 
 class Context:
-    """Slots with their cells, and `forward`. Raises DoesNotFit when the memory does not suffice."""
+    """Slots with their cells, and `forward`. Raises DoesNotFit when the memory does not suffice.
 
-    def __init__(self, library: Library, model: Model, shape: ContextShape) -> None:
+    `observer` is shown the graph's nodes while they are computed: (address, ask) -> whether it is wanted, or to go on.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        model: Model,
+        shape: ContextShape,
+        observer: Callable[[int, bool], bool] | None = None,
+    ) -> None:
         self.shape = shape
         self.rows_limit = max(shape.chunk_tokens, shape.slots)
         params = ll.llama_context_default_params()
         params.n_ctx = shape.context_tokens * shape.slots
         params.n_batch = params.n_ubatch = self.rows_limit
         params.n_seq_max = shape.slots
-        params.n_outputs_max = shape.slots
+        params.n_outputs_max = self._outputs = shape.outputs or shape.slots
         params.n_threads = params.n_threads_batch = self._threads = shape.threads
         params.kv_unified = shape.unified
         params.flash_attn_type = _FLASH[shape.flash_attention]
         params.type_k = params.type_v = _KV_TYPES[shape.kv_type]
         params.no_perf = True
+        if observer is not None:
+            seen = observer
+            self._observer = ll.ggml_backend_sched_eval_callback(lambda node, ask, _: seen(node, ask))
+            params.cb_eval = self._observer
         library.forget_log()
         self._handle = ll.llama_init_from_model(model.handle, params)
         if not self._handle:
@@ -120,13 +135,14 @@ class Context:
     ) -> None:
         """Run the model over rows (token, position, slot); logits are kept for rows with `outputs` true.
 
-        All four have the same length, 1..rows_limit; at most one output per slot. Raises CellsExhausted, ForwardFailed.
+        All four have the same length, 1..rows_limit; at most one output per slot, unless the shape grants more. Raises
+        CellsExhausted, ForwardFailed.
         """
         rows = len(tokens)
         if not 0 < rows <= self.rows_limit:
             raise ValueError(f"{rows} rows; the context takes 1 to {self.rows_limit}")
-        if sum(outputs) > self.shape.slots:
-            raise ValueError(f"{sum(outputs)} outputs for {self.shape.slots} slots")
+        if sum(outputs) > self._outputs:
+            raise ValueError(f"{sum(outputs)} outputs; the context keeps {self._outputs}")
         status = ll.llama_decode(self._handle, self._batch.fill(tokens, positions, slots, outputs))
         if status == 1:
             raise CellsExhausted

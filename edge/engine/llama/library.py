@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from llama_cpp import llama_cpp as ll
 
@@ -41,6 +42,15 @@ class Library:
             self._cells_mebibytes += float(found[1])
         if self._on_line is not None and level != _LEVEL_CONTINUE:
             self._on_line(line)
+
+    @contextlib.contextmanager
+    def heard(self, on_line: Callable[[str], None]) -> Iterator[None]:
+        """Within it, `on_line` is given every piece of the log."""
+        before, self._on_line = self._on_line, on_line
+        try:
+            yield
+        finally:
+            self._on_line = before
 
     def forget_log(self) -> None:
         """Drop what was collected, before an operation whose log matters."""

@@ -103,13 +103,15 @@ class Model:
         gpu_layers: int,
         on_progress: Callable[[float], None] | None = None,
         allocate: bool = True,
+        mapped: bool = False,
     ) -> None:
         """`allocate` false: the vocabulary is read, the weights are not; contexts over it tell their sizes only."""
         params = ll.llama_model_default_params()
         params.no_alloc = not allocate
         params.n_gpu_layers = gpu_layers if library.offloads else 0
-        # Repacked tensors would be held twice with mmap; on a device the file is read once and dropped.
-        params.load_mode = ll.LLAMA_LOAD_MODE_NONE
+        # Repacked tensors would be held twice with mmap; on a device the file is read once and dropped. Mapped pages are the
+        # kernel's, which can drop and read them again: for a large file that need not answer anybody in time.
+        params.load_mode = ll.LLAMA_LOAD_MODE_MMAP if mapped else ll.LLAMA_LOAD_MODE_NONE
 
         def progress(fraction: float, _: object) -> bool:
             if on_progress is not None:

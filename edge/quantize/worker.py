@@ -1,0 +1,50 @@
+"""The child's main: one job from standard input, events on the pipe whose number it is given."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+from edge.errors import EdgeError
+from edge.quantize.job import Done, Event, Fault, Step, Written, decode_job, encode
+from edge.quantize.work import Work
+
+_PR_SET_PDEATHSIG = 1
+_TELLING_SHARE = 0.01
+
+
+class _Teller:
+    """Writes events; of steps only those that say something new."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._last = Step("", 0.0)
+
+    def say(self, event: Event) -> None:
+        data = encode(event) + b"\n"
+        while data:
+            data = data[os.write(self._pipe, data) :]
+
+    def step(self, stage: str, share: float) -> None:
+        if stage != self._last.stage or share - self._last.share >= _TELLING_SHARE:
+            self._last = Step(stage, share)
+            self.say(self._last)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point. Ctrl-C is the parent's to handle; the kernel ends this process with it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    teller = _Teller(int(arguments[0]))
+    job = decode_job(sys.stdin.buffer.read())
+    try:
+        teller.say(Done(Work(job, teller.step, lambda: teller.say(Written())).run()))
+    except EdgeError as error:
+        teller.say(Fault(error.code or "", error.message))
+    return 0
+
+
+if __name__ == "__main__":
+    os._exit(main(sys.argv[1:]))
