@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge.effective import Effective
 from edge.engine.client import EngineClient
+from edge.errors import ModelUnusable
 from edge.fitting import Fitter, Planned, wishes_of
 from edge.loading import engine_limits, load_message
 from edge.logs import start_logging
 from edge.machine import resident_bytes
 from edge.memory.planner import Budget
 from edge.messages import ModelFacts
-from edge.registry.resolve import Registry, ResolvedModel, model_directories
+from edge.registry.gguf import read_header
+from edge.registry.remote import sparse_copy
+from edge.registry.resolve import Registry, ResolvedModel
+from edge.registry.source import without_credentials
 
 _TICK_S = 0.2
 
@@ -33,6 +39,8 @@ class Answer:
     """A model as it would be served."""
 
     model: ResolvedModel
+    where: str
+    """Its file, on this machine or elsewhere; for people."""
     planned: Planned
     promise: Promise | None
 
@@ -47,12 +55,30 @@ def plan(
     too. Raises DoesNotFit with the nearest thing that would fit, EdgeError when the model cannot be had."""
     settings = effective.settings
     start_logging("error", settings.log.format)
-    registry = Registry(model_directories(effective.home), effective.home / "verified.json")
-    model = registry.resolve(settings.model.name, on_check)
+    registry = Registry.at(effective.home)
+    elsewhere = registry.elsewhere(settings.model.name)
+    if elsewhere is not None and on_load is not None:
+        raise ModelUnusable(
+            f"{settings.model.name} is not on this machine, so it cannot be measured: `edge models pull {settings.model.name}`"
+        )
     budget = None if memory_bytes is None else Budget(memory_bytes, "--memory")
-    planned = Fitter(settings, budget).fit(model.header, wishes_of(settings), others=True)
-    promise = None if on_load is None else asyncio.run(_promise(effective, model, planned, on_load))
-    return Answer(model, planned, promise)
+    with _looked_at(registry, settings.model.name, elsewhere, on_check) as model:
+        planned = Fitter(settings, budget).fit(model.header, wishes_of(settings), others=True)
+        promise = None if on_load is None else asyncio.run(_promise(effective, model, planned, on_load))
+    return Answer(model, without_credentials(elsewhere) if elsewhere is not None else str(model.path), planned, promise)
+
+
+@contextlib.contextmanager
+def _looked_at(
+    registry: Registry, name: str, elsewhere: str | None, on_check: Callable[[Path], None]
+) -> Iterator[ResolvedModel]:
+    """A model of this machine, or the header of one that lies elsewhere, in a file as long as the whole."""
+    if elsewhere is None:
+        yield registry.resolve(name, on_check)
+        return
+    with tempfile.TemporaryDirectory(prefix="edge-plan-") as place:
+        path = sparse_copy(elsewhere, Path(place))
+        yield ResolvedModel(path.stem if name == elsewhere else name, path, read_header(path), None)
 
 
 async def _promise(

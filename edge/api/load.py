@@ -38,6 +38,7 @@ def node_load(front: Front) -> dict[str, Any]:
         "reason": "" if why is None else f"{why[0]}: {why[1]}",
         "in_flight": front.engine.in_flight if front.engine is not None else 0,
         "restarts": front.status.restarts,
+        "reductions": front.status.reduced,
     }
     if stats is not None and facts is not None:
         answer |= {

@@ -99,6 +99,9 @@ class _EngineGauges(Collector):
         stats, in_flight = (engine.stats, engine.in_flight) if engine is not None else (None, 0)
         yield GaugeMetricFamily("edge_engine_ready", "1 while the engine answers.", float(status.phase == "ready"))
         yield CounterMetricFamily("edge_engine_restarts", "Times the engine was started anew.", float(status.restarts))
+        yield CounterMetricFamily(
+            "edge_engine_reductions", "Times it ran out of memory and took a smaller layout.", float(status.reduced)
+        )
         yield GaugeMetricFamily("edge_requests_in_flight", "Requests in the engine.", float(in_flight))
         if stats is None:
             return

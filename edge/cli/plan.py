@@ -48,7 +48,8 @@ def command(
     as_json: bool,
 ) -> None:
     """Say how a model would be laid out in memory, from its header alone: what goes where, how long a request may be, how many
-    answers run at a time. MODEL is a known name or a path; without it, the one that `edge serve` would serve.
+    answers run at a time. MODEL is a known name, a path, or a file elsewhere (https://..., hf:OWNER/REPO:QUANT), of
+    which the header alone is fetched; without it, the one that `edge serve` would serve.
 
     Ends with 1 if nothing fits, and says what would. Figures of --measure hold for an otherwise idle machine, and are on the
     safe side.
@@ -85,7 +86,7 @@ def _print(answer: Answer, effective: Effective) -> None:
     out = Console(soft_wrap=True, highlight=False)
     planned = answer.planned
     lines = [
-        ("model", f"{answer.model.name}: {words.of_header(answer.model)}"),
+        ("model", f"{answer.model.name}: {words.of_header(answer.model, answer.where)}"),
         ("room", _room(planned)),
         ("plan", _layout(planned.plan)),
     ]
@@ -177,7 +178,7 @@ def _object(answer: Answer, effective: Effective) -> dict[str, Any]:
     budget = planned.budget
     return {
         "model": answer.model.name,
-        "file": str(answer.model.path),
+        "file": answer.where,
         "parameters": header.parameters,
         "quantization": header.quantization,
         "room": {

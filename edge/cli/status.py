@@ -83,6 +83,13 @@ def _lines(base: str, load: dict[str, Any]) -> list[tuple[str, str]]:
     state = "ready" if load["ready"] else f"not ready, {load['reason']}"
     restarts = f"; engine restarts: {load['restarts']}" if load["restarts"] else ""
     lines = [("node", f"{load['model']} at {base}: {state}{restarts}")]
+    if reductions := load.get("reductions"):
+        lines.append(
+            (
+                "memory",
+                f"it ran out {words.count(reductions, 'time')}; the layout is smaller than planned until a restart",
+            )
+        )
     if "load" in load:
         full = f"{load['running']} of {load['slots']} answers run, {load['waiting']} wait ({load['load']:.0%})"
         lines += [("load", full), ("promise", _promise(load))]

@@ -23,11 +23,12 @@ def promise(facts: ModelFacts, ttft_ms: float, itl_ms: float, *, promises: bool)
     )
 
 
-def of_header(model: ResolvedModel) -> str:
+def of_header(model: ResolvedModel, where: str = "") -> str:
     """Which model, how large, from where; by its file's header."""
     header = model.header
     name = f"{header.name}, " if header.name and header.name != model.name else ""
-    return f"{name}{header.parameters / 1e6:,.1f} M parameters, {header.quantization}, {size(header.file_bytes)}, {model.path}"
+    size_and_place = f"{size(header.file_bytes)}, {where or model.path}"
+    return f"{name}{header.parameters / 1e6:,.1f} M parameters, {header.quantization}, {size_and_place}"
 
 
 def runs_on(facts: ModelFacts) -> str:

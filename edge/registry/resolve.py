@@ -11,7 +11,7 @@ from edge.errors import ModelUnusable
 from edge.registry.digest import Checksums, sha256_of
 from edge.registry.gguf import GgufHeader, read_header
 from edge.registry.manifest import Manifest, read_manifest
-from edge.registry.source import Builtin, is_source
+from edge.registry.source import Builtin, Hub, Web, is_source, parse_source
 from edge.registry.store import Record, Store
 
 
@@ -76,6 +76,15 @@ class Registry:
             return ResolvedModel(path.stem, path.absolute(), read_header(path), None)
         names = ", ".join(sorted(known)) or "none"
         raise ModelUnusable(f"unknown model {wish!r}: known are {names}; or give the path of a .gguf file")
+
+    def elsewhere(self, wish: str) -> str | None:
+        """Where a model lies that could be fetched and is not on this machine; None for all others."""
+        known = self.manifests()
+        if wish in known:
+            manifest, where = known[wish]
+            here = self.beside(manifest, where) is not None or self.store.record(wish) is not None
+            return manifest.source if manifest.served and not here and isinstance(manifest.where, Hub | Web) else None
+        return wish if is_source(wish) and isinstance(parse_source(wish), Hub | Web) else None
 
     def beside(self, manifest: Manifest, where: Path) -> Path | None:
         """The main file where the manifest says that it lies, if it does."""

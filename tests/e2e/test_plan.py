@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.file_server import FileServer, Served
 from tests.conftest import RunEdge
 from tests.engine.conftest import Q4_0
 
@@ -82,3 +83,31 @@ def test_a_model_that_is_not_there_is_named(run_edge: RunEdge) -> None:
     for arguments in (["--model", "nonesuch"], ["nonesuch"]):
         done = run_edge("plan", *arguments)
         assert done.returncode == 1 and "unknown model 'nonesuch'" in done.stderr
+
+
+def test_a_model_elsewhere_is_planned_from_its_header(run_edge: RunEdge) -> None:
+    with FileServer() as server:
+        server.routes["/m.gguf"] = Served(Q4_0.read_bytes() + bytes(40 << 20))  # what is not header is not asked for
+        done = run_edge("plan", f"{server.url}/m.gguf", "--json")
+        sent_bytes = server.sent_bytes
+        measured = run_edge("plan", f"{server.url}/m.gguf", "--measure")
+    assert done.returncode == 0, done.stderr
+    found, here = json.loads(done.stdout), json.loads(run_edge("plan", "--json").stdout)
+    assert found["file"] == f"{server.url}/m.gguf"
+    assert found["plan"]["parts"]["weights"] == here["plan"]["parts"]["weights"]
+    assert sent_bytes < 3 << 20
+    assert measured.returncode == 1 and "edge models pull" in measured.stderr
+
+
+def test_a_known_model_that_was_not_fetched_is_planned_where_it_lies(run_edge: RunEdge, home: Path) -> None:
+    (home / "models").mkdir(parents=True, exist_ok=True)
+    with FileServer() as server:
+        server.routes["/m.gguf"] = Served(Q4_0.read_bytes())
+        (home / "models" / "far.toml").write_text(
+            f'name = "far"\ntask = "chat"\nsource = "{server.url}/m.gguf"\nlicence = "Apache-2.0"\n'
+            'context_tokens = 2048\ndescription = "elsewhere"\n'
+        )
+        done = run_edge("plan", "far")
+        gone = run_edge("plan", f"{server.url}/other.gguf")
+    assert done.returncode == 0 and re.search(r"^model +far: .*http", done.stdout, re.MULTILINE), done.stderr
+    assert gone.returncode == 1 and "404" in gone.stderr
