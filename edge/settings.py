@@ -214,7 +214,7 @@ class Memory(Section):
         "free when the node starts.",
     )
     reserve_mib: Annotated[int, Ge(0), Le(1 << 20)] = Field(
-        96, description="Main memory that is kept back for the node's own process and for others, in MiB."
+        64, description="Main memory that is kept back for the node's own process and for others, in MiB."
     )
 
 
