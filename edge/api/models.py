@@ -24,6 +24,7 @@ _KEYED: dict[int | str, dict[str, Any]] = {
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer, "description": "No such model."}}
 _LOADED: dict[int | str, dict[str, Any]] = {
     202: {"description": "It begins; `wait` was false."},
+    400: {"model": ErrorAnswer, "description": "`wait` is neither true nor false."},
     409: {"model": ErrorAnswer, "description": "The model stays loaded."},
     503: {"model": ErrorAnswer, "description": "The file cannot be used, or there is no memory for it."},
 }

@@ -78,7 +78,7 @@ def idle(base_url: str) -> bool:
         b'{"model": "edge-builtin", "messages": [{"role": "user", "content": "x"}], "stop": [""]}',
         b'{"model": "edge-builtin", "messages": [{"role": "user", "content": "x"}], "logit_bias": {"-1": 1}}',
         b'{"model": "edge-builtin", "messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}]}',
-        b'{"messages": [{"role": "user", "content": "x"}]}',
+        b'{"model": 3, "messages": [{"role": "user", "content": "x"}]}',
     ],
     ids=lambda b: b[:60].decode("ascii", "replace"),
 )
