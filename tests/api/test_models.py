@@ -18,7 +18,7 @@ from tests.api.conftest import Node, Serve
 from tests.api.fake_engine import FakeEngine, Step, answer, says, whole
 from tests.api.test_dispatch import configured, dies_after, headers_of, text_of
 from tests.fleet.upstream import Upstream, running, wait_until
-from tests.residency.fake_planner import MIB, FakePlanner
+from tests.residency.fake_planner import MIB, FakePlanner, header
 
 MAIN = Spec("fake", "fake", aliases=("house",), main=True)
 A, B = Spec("a", "a", aliases=("alpha",)), Spec("b", "b")
@@ -131,7 +131,7 @@ def test_all_models_are_listed_loaded_or_not(serve: Serve) -> None:
         assert list(cards) == ["fake", "a", "b"]
         assert [cards[name]["edge"]["state"] for name in cards] == ["ready", "unloaded", "failed"]
         assert cards["fake"]["edge"]["class"] == "slo" and cards["a"]["edge"]["class"] == "best-effort"
-        assert cards["a"]["meta"]["n_vocab"] == 300 and cards["a"]["edge"]["aliases"] == ["alpha"]
+        assert cards["a"]["meta"]["n_vocab"] == header().vocabulary and cards["a"]["edge"]["aliases"] == ["alpha"]
         assert client.get("/v1/models/alpha").json()["id"] == "a"
         assert client.get("/v1/models/c").status_code == 404
         assert [m["name"] for m in client.get("/edge/v1/load").json()["models"]] == ["fake", "a", "b"]
