@@ -86,6 +86,9 @@ class StartObserver(Protocol):
 def serve(effective: Effective, observer: StartObserver) -> None:
     """Run a node until it is told to stop. Raises EdgeError with the cure when it cannot start."""
     settings = effective.settings
+    os.environ.setdefault(
+        "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
+    )  # devices have the numbers that the management library gives them
     start_logging(settings.log.level, settings.log.format)
     listener = bind(settings.server)  # before anything that takes long: a busy port is noticed at once
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
