@@ -98,8 +98,17 @@ class HttpServer(uvicorn.Server):
         return len(self.server_state.tasks)
 
 
+def require_tls_files(settings: Server) -> None:
+    """Raises ConfigurationError when certificate or key cannot be used: said before anything that takes long."""
+    _loaded(lambda scope, receive, send: None, settings)
+
+
 def http_server(application: Callable[..., Any], settings: Server) -> HttpServer:
     """The server for an ASGI application. Raises ConfigurationError when certificate or key cannot be used."""
+    return HttpServer(_loaded(application, settings))
+
+
+def _loaded(application: Callable[..., Any], settings: Server) -> uvicorn.Config:
     config = uvicorn.Config(
         application,
         loop="uvloop",
@@ -128,4 +137,4 @@ def http_server(application: Callable[..., Any], settings: Server) -> HttpServer
     except OSError as error:
         files = ", ".join(str(p) for p in (settings.tls_cert, settings.tls_key, settings.tls_client_ca) if p)
         raise ConfigurationError(f"cannot read a TLS file ({error.strerror}): check {files}") from None
-    return HttpServer(config)
+    return config

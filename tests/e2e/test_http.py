@@ -190,22 +190,22 @@ def test_two_hundred_clients_that_vanish_leave_nothing_behind(base_url: str) -> 
     assert post(base_url, "/v1/chat/completions", json=CHAT).status_code == httpx.codes.OK
 
 
-async def _kill_in_streams(base_url: str, pid: int) -> list[str]:
-    """Start eight streams, kill the engine when all run; what each client got."""
+async def _kill_in_streams(base_url: str, pid: int) -> list[tuple[int, str]]:
+    """Start eight streams, kill the engine when some run, as many as a busy machine has at a time; what each client got."""
     async with httpx.AsyncClient(base_url=base_url, timeout=30, trust_env=False) as client:
         running = asyncio.Semaphore(0)
 
-        async def one() -> str:
+        async def one() -> tuple[int, str]:
             text = ""
             async with client.stream("POST", "/v1/completions", json=LONG) as answer:
                 async for piece in answer.aiter_text():
                     if not text:
                         running.release()
                     text += piece
-            return text
+            return answer.status_code, text
 
         tasks = [asyncio.create_task(one()) for _ in range(8)]
-        for _ in range(8):
+        for _ in range(3):
             await running.acquire()
         os.kill(pid, signal.SIGKILL)
         return await asyncio.gather(*tasks)
@@ -215,7 +215,10 @@ def test_a_killed_engine_ends_every_stream_with_one_error_and_comes_back(node: R
     base_url = node.base_url
     for _ in range(3):
         eventually(lambda: idle(base_url))
-        for text in asyncio.run(_kill_in_streams(base_url, engine_pid(node))):
+        for status, text in asyncio.run(_kill_in_streams(base_url, engine_pid(node))):
+            if status != httpx.codes.OK:  # it waited for its turn
+                assert json.loads(text)["error"]["code"] == "engine_down"
+                continue
             last = json.loads(text.rstrip().split("\n\n")[-1].removeprefix("data: "))
             assert last["error"]["code"] == "engine_down"
             assert text.count('"error"') == 1

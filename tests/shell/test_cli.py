@@ -75,7 +75,7 @@ def test_serve_refuses_what_cannot_work(run_edge: RunEdge, arguments: list[str],
 def test_serve_refuses_a_wrong_environment(run_edge: RunEdge) -> None:
     message = complaint(run_edge("serve", EDGE_ENGINE__SLOTS="many"), 78)
     assert message == (
-        "engine.slots = 'many' (from EDGE_ENGINE__SLOTS) is refused: it must be a whole number from 1 to 128"
+        "engine.slots = 'many' (from EDGE_ENGINE__SLOTS) is refused: it must be a whole number from 0 to 128"
     )
 
 
@@ -191,8 +191,8 @@ def test_the_output_of_settings_is_a_settings_file(run_edge: RunEdge, home: Path
     assert re.search(r"^slots = 3 +# .*edge\.toml$", second.stdout, re.MULTILINE)
 
 
-def test_doctor_finds_a_sound_machine(run_edge: RunEdge, tiny_gguf: Path) -> None:
-    done = run_edge("doctor", EDGE_MODEL__NAME=str(tiny_gguf), EDGE_SERVER__PORT="0")
+def test_doctor_finds_a_sound_machine(run_edge: RunEdge) -> None:
+    done = run_edge("doctor", EDGE_SERVER__PORT="0")
     assert done.returncode == 0, done.stdout
     for subject in ("python", "native library", "cores", "memory", "EDGE_HOME", "clock", "settings", "model", "port"):
         assert re.search(rf"^(ok  |warn)  {subject} ", done.stdout, re.MULTILINE), done.stdout
