@@ -218,7 +218,8 @@ def _came_up(process: subprocess.Popen[bytes], url: str) -> bool:
 
 
 async def _load(url: str, clients: int, requests: int, words: int, seed: int) -> dict[str, int]:
-    """Some clients at a time, each with prompts of its own. Counts answers by status."""
+    """Some clients at a time, each with prompts of its own. Counts answers by status; a smaller plan may make a prompt too long,
+    which is refused by name."""
     seen: dict[str, int] = {}
     source = random.Random(seed)
 
@@ -230,7 +231,7 @@ async def _load(url: str, clients: int, requests: int, words: int, seed: int) ->
             body = {"messages": [{"role": "user", "content": text}], "max_tokens": 24, "stream": source.random() < 0.5}
             try:
                 answer = await http.post(f"{url}/v1/chat/completions", json=body, timeout=120)
-                status = str(answer.status_code)
+                status = "too long" if "context_length_exceeded" in answer.text else str(answer.status_code)
             except httpx.HTTPError as error:
                 status = type(error).__name__
             seen[status] = seen.get(status, 0) + 1
@@ -266,7 +267,7 @@ def _well(row: dict[str, Any]) -> bool:
     if row["killed"] or row["restarts"]:
         return False
     if row["started"]:
-        return bool(row["answers"]) and set(row["answers"]) <= {"200", "429"}
+        return bool(row["answers"]) and set(row["answers"]) <= {"200", "429", "too long"}
     return "does not fit" in row["said"]
 
 
