@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge.engine.client import EngineLimits
+from edge.engine.supervised import EngineLimits
 from edge.errors import DoesNotFit, EdgeError, ModelUnusable
 from edge.fitting import Fitter, Planned, further_wishes, wishes_of
 from edge.machine import usable_cores
