@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Literal, assert_never, cast
 
 from edge.engine.supervised import Supervised
@@ -26,6 +27,8 @@ from edge.onnx.messages import (
     Text,
     from_tensor_child,
 )
+
+log = logging.getLogger(__name__)
 
 
 class TensorClient(Supervised[LoadTensors, TensorFacts, FromTensorChild]):
@@ -98,6 +101,8 @@ class TensorClient(Supervised[LoadTensors, TensorFacts, FromTensorChild]):
             case TensorsLoaded():
                 self._stats = None
                 facts = message.facts
+                fields = {"event": "onnx_provider", "provider": facts.provider, "threads": facts.threads}
+                log.info("tensors run", extra={**fields, "why_not_faster": facts.note} if facts.note else fields)
                 self._became_ready(facts, message.seconds, facts.longest_s * facts.most_rows)
             case LoadFailed():
                 self._refused(message)
