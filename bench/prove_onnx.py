@@ -110,8 +110,8 @@ def latency(a: argparse.Namespace, encoder: Path, held: Held) -> dict[str, Any]:
 
 
 class Plain:
-    """The loop that anybody would write: so many texts at a time, filled up to the longest of them. `spins`: threads wait for each
-    other awake, as is the library's default; beside others' work it is the worse choice."""
+    """The loop that anybody would write: so many texts at a time, filled up to the longest of them. `spins`: threads wait for
+    each other awake, as is the library's default; beside others' work it is the worse choice."""
 
     def __init__(self, encoder: Path, *, spins: bool) -> None:
         options = onnxruntime.SessionOptions()
@@ -229,7 +229,7 @@ def beside(a: argparse.Namespace, encoder: Path, held: Held) -> dict[str, Any]:
                 asyncio.run(turn(server, together))
             asked_s += neighbour.took_s
         gap_ms = largest_gap_s(1.0) * 1000
-    found = {}
+    found: dict[str, Any] = {}
     for how, tally in (("alone", alone), ("beside", together)):
         gaps_ms = [gap * 1000 for gap in tally.gaps_s[BUILTIN.stem]]
         first_ms = [first * 1000 for first in tally.first_s[BUILTIN.stem]]

@@ -101,6 +101,11 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def waiting(self) -> tuple[Row, ...]:
+        """Those that wait, the most urgent first."""
+        return tuple(self._rows)
+
     def add(self, request_id: int, lengths: Iterable[int], now_s: float) -> None:
         """Texts of a new request, by the lengths that they are filled up to; 0 for tensors."""
         ahead_s = 0.0

@@ -115,7 +115,7 @@ class Session:
         except Exception as error:
             if _is_memory(error):
                 raise MemoryError(_said(error)) from None
-            if type(error).__name__ == "InvalidArgument":
+            if _is_about_input(error):
                 raise InvalidRequest(f"the model does not take this: {_said(error)}", param="inputs") from None
             raise EngineFault(f"onnxruntime failed: {_said(error)}") from None
         finally:
@@ -156,6 +156,13 @@ def _spec(found: Any) -> TensorSpec:
 
 def _is_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _NO_MEMORY)
+
+
+def _is_about_input(error: Exception) -> bool:
+    """A node of the graph refused what it was given, such as an index beyond a table: no fault of the machine's."""
+    words = str(error)
+    refused = type(error).__name__ == "InvalidArgument" or "Non-zero status code returned while running" in words
+    return refused and not any(device in words for device in ("CUDA", "CUDNN", "CUBLAS", "TensorRT"))
 
 
 def _said(error: Exception) -> str:
