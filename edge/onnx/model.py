@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.errors import DoesNotFit, EngineFault, ModelUnusable
+from edge.errors import DoesNotFit, EngineFault, InvalidRequest, ModelUnusable
 from edge.machine import resident_bytes
 from edge.onnx.batcher import ROW_BUCKETS, Costs, length_bucket
 from edge.onnx.messages import Infer, LoadTensors, Tensor, TensorFacts
@@ -157,8 +157,8 @@ class Model:
             begun_s = time.monotonic()
             try:
                 values = self.texts([text] * rows, rows, length)
-            except EngineFault as error:
-                raise ModelUnusable(f"a first text cannot be read: {error.message}") from None
+            except (EngineFault, InvalidRequest) as error:
+                raise ModelUnusable(f"a text of {length:,} tokens cannot be read: {error.message}") from None
             best_s = min(best_s, time.monotonic() - begun_s)
             if check:
                 self._check_output(values)

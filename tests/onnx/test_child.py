@@ -159,7 +159,7 @@ def test_memory_beyond_the_plan_is_refused_and_the_child_lives_on(encoder: Path)
 
 
 def test_less_memory_than_one_text_needs_is_said_at_the_load(encoder: Path) -> None:
-    with pytest.raises(DoesNotFit, match="raise memory.budget_mib"):
+    with pytest.raises(DoesNotFit, match=r"raise memory\.budget_mib"):
         run_with_child(load_of(encoder, reading_of(encoder), limit_bytes=40 * MIB), _nothing)
 
 
