@@ -71,6 +71,7 @@ def check_inputs(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> None
                         f"the axis {axis!r} has length {before} in {whose!r} and {length} in {tensor.name!r}; they must be equal",
                         param="inputs",
                     )
+    for tensor in tensors:
         _check_size(tensor)
 
 

@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
+
+try:
+    import onnxruntime as ort
+except ModuleNotFoundError:
+    ort = None
 
 from edge.errors import DoesNotFit, EngineFault, InvalidRequest, ModelUnusable
 from edge.onnx.datatypes import BYTES, strings, with_lengths
@@ -80,6 +84,10 @@ class Session:
 
     def __init__(self, path: Path, provider: Provider, threads: int) -> None:
         """Raises ModelUnusable, DoesNotFit."""
+        if ort is None:
+            raise ModelUnusable(
+                "onnxruntime is not installed: pip install 'edge-node[onnx]', or 'edge-node[onnx-gpu]' on a machine with CUDA"
+            )
         choice = choose(provider, ort.get_available_providers())
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
