@@ -1,11 +1,13 @@
-# `make` alone lists what there is. Variables: PYTHON (3.11 or newer), ARGS (handed to the command).
+# `make` alone lists what there is. Variables: PYTHON (3.11 or newer), ARGS (handed to the command), RUNTIME (onnx, or onnx-gpu on a
+# machine with CUDA).
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
-SETUP := $(PYTHON) provisioning/install.py
+RUNTIME ?= onnx
+SETUP := $(PYTHON) provisioning/install.py --extra $(RUNTIME)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +58,9 @@ prove-models: dev ## Several models in little memory: none fails while they are 
 
 prove-quantize: dev ## What each number format costs the built-in model: the accuracy table; ten minutes
 	@$(BIN)/python -m bench.prove_quantize $(ARGS)
+
+prove-onnx: dev ## An encoder behind the node: how soon, how many, and what the language model feels; ten minutes
+	@$(BIN)/python -m bench.prove_onnx $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

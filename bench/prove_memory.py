@@ -106,7 +106,7 @@ class Models:
 
 async def _empty_bytes() -> int:
     """The engine's process before it knows a model."""
-    child = await ChildProcess.spawn({})
+    child = await ChildProcess.spawn("edge.engine.worker", {})
     await asyncio.sleep(2.0)
     found = proportional_bytes(child.pid)
     child.kill()

@@ -20,7 +20,8 @@ from bench.make_gguf import SHAPES, write_model
 from bench.schema_cases import HELD, REFUSED, Schema
 from bench.schema_check import fault
 from edge.dialects.tools import response_grammar
-from edge.engine.client import EngineClient, EngineLimits
+from edge.engine.client import EngineClient
+from edge.engine.supervised import EngineLimits
 from edge.errors import UnsupportedSchema
 from edge.messages import ChatPrompt, Load, Sampling, Submit, TextPrompt, Token
 

@@ -30,6 +30,8 @@ from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
 from edge.logs import start_logging
 from edge.machine import resident_bytes
 from edge.messages import ModelFacts, Stats
+from edge.onnx.client import TensorClient
+from edge.onnx.messages import LoadTensors
 from edge.quiet import settle_collector
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.residency import Fitted, Pool, PoolLimits
@@ -128,7 +130,9 @@ class Node:
         settings, limits = self._settings, engine_limits(self._settings.engine)
         pinned_prompts(settings, self._home)  # what is wrong with the settings is said before anything starts
 
-        def start(fitted: Fitted, restarts: bool) -> EngineClient:
+        def start(fitted: Fitted, restarts: bool) -> EngineClient | TensorClient:
+            if isinstance(fitted.load, LoadTensors):
+                return TensorClient(fitted.load, limits, restarts=restarts)
             return EngineClient(fitted.load, limits, smaller=fitted.smaller, restarts=restarts)
 
         own = fitter.fit(self._model.header, wishes_of(settings))  # and that it does not fit, in its own words
@@ -235,7 +239,7 @@ class Node:
                 told = word
 
     def _stats(self) -> Stats | None:
-        engine = self._pool.roster.engine(self._pool.roster.main)
+        engine = self._pool.roster.main_engine
         return engine.stats if engine is not None else None
 
     async def _finish_requests(self) -> None:
@@ -250,7 +254,7 @@ class Node:
             log.warning("requests given up", extra={"event": "drain_incomplete", "requests": self._server.busy})
 
     def _started(self) -> Started:
-        engine = self._pool.roster.engine(self._pool.roster.main)
+        engine = self._pool.roster.main_engine
         assert engine is not None and engine.facts is not None
         facts, pid = engine.facts, engine.status.pid
         return Started(

@@ -94,6 +94,13 @@ class ModelNotFound(EdgeError):
     code = "model_not_found"
 
 
+class WrongModel(ModelNotFound):
+    """The model is here, and is for something else."""
+
+    status = 400
+    code = "wrong_model"
+
+
 class MethodNotAllowed(EdgeError):
     """The path exists, the method does not."""
 

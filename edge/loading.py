@@ -5,20 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
-from edge.engine.client import EngineLimits
+from edge.engine.supervised import EngineLimits
 from edge.errors import DoesNotFit, EdgeError, ModelUnusable
 from edge.fitting import Fitter, Planned, further_wishes, wishes_of
 from edge.machine import usable_cores
 from edge.memory.planner import Layout, Wishes
+from edge.memory.sizes import tensor_bytes
 from edge.messages import Load, Prompt
+from edge.onnx.messages import LoadTensors, Reading, Task
 from edge.pinned import read_pinned
-from edge.registry.resolve import Registry, ResolvedModel
+from edge.registry.manifest import TOKENIZER, Encoder, Manifest
+from edge.registry.resolve import Found, Registry, ResolvedModel, ResolvedTensors
 from edge.residency import Fitted, Spec, Version, stamp_of
 from edge.settings import Engine, Settings
 
@@ -95,6 +99,39 @@ def specs(settings: Settings, main_name: str) -> list[Spec]:
     ]
 
 
+def tensor_load(model: ResolvedTensors, settings: Settings, limit_bytes: int) -> LoadTensors:
+    """What a tensor child is told to load."""
+    onnx, manifest = settings.onnx, model.manifest
+    return LoadTensors(
+        path=str(model.path),
+        task="tensors" if manifest is None else cast(Task, manifest.task),
+        reading=None if manifest is None else _reading(manifest, model.files),
+        provider=onnx.provider,
+        threads=onnx.threads or usable_cores(),
+        most_rows=onnx.most_rows,
+        slo_s=onnx.slo_ms / 1000 * (1 - _MARGIN) - _FRONT_S,
+        limit_bytes=limit_bytes,
+        heartbeat_s=settings.engine.heartbeat_s,
+        background=settings.admission.mode != "off",
+    )
+
+
+def _reading(manifest: Manifest, files: Mapping[str, Path]) -> Reading:
+    encoder = manifest.encoder or Encoder()
+    return Reading(
+        tokenizer=str(files.get(TOKENIZER, "")),
+        max_tokens=manifest.context_tokens,
+        pooling=encoder.pooling or "none",
+        normalise=encoder.normalise,
+        output=encoder.output,
+        query_prompt=encoder.query_prompt,
+        document_prompt=encoder.document_prompt,
+        dimensions=encoder.dimensions,
+        labels=encoder.labels,
+        multi_label=encoder.multi_label,
+    )
+
+
 class SettingsPlanner:
     """Finds models through the registry and fits them into memory as the settings say. Implements `edge.residency.Planner`."""
 
@@ -108,7 +145,8 @@ class SettingsPlanner:
     async def find(self, spec: Spec) -> Version:
         """The file as it is now; a checksum that is not known yet is computed in a thread. Raises ModelUnusable."""
         try:
-            model = await asyncio.to_thread(self._registry.resolve, spec.source)
+            find = self._registry.resolve if spec.main else self._registry.find
+            model: Found = await asyncio.to_thread(find, spec.source)
             model = replace(
                 model, path=model.path.resolve()
             )  # behind a link that is set anew the old version is still there
@@ -118,6 +156,12 @@ class SettingsPlanner:
 
     async def fit(self, version: Version, room_bytes: int) -> Fitted:
         """The best layout within a room. Raises DoesNotFit, ModelUnusable, ConfigurationError."""
+        if isinstance(version.model, ResolvedTensors):
+            planned_bytes = tensor_bytes(version.spec.name, version.model.file_bytes, room_bytes)
+            return Fitted(tensor_load(version.model, self._settings, planned_bytes), planned_bytes)
+        return await self._fit_language(version, room_bytes)
+
+    async def _fit_language(self, version: Version, room_bytes: int) -> Fitted:
         kept = await self._kept_for_others() if version.spec.main else 0
         try:
             try:
@@ -132,7 +176,7 @@ class SettingsPlanner:
         return Fitted(self._load(version, planned), planned.bytes, self._smaller(version, planned))
 
     def _planned(self, version: Version, room_bytes: int) -> Planned:
-        return self._fitter.fit(version.model.header, self._wishes(version.spec), at_most_bytes=max(0, room_bytes))
+        return self._fitter.fit(_language(version).header, self._wishes(version.spec), at_most_bytes=max(0, room_bytes))
 
     def _smaller(self, version: Version, planned: Planned) -> Callable[[], Awaitable[Load | None]]:
         """Gives a smaller load each time it is called, None when there is none."""
@@ -141,7 +185,7 @@ class SettingsPlanner:
             nonlocal planned
             wishes = self._wishes(version.spec)
             try:
-                planned = await asyncio.to_thread(self._fitter.less, version.model.header, wishes, planned)
+                planned = await asyncio.to_thread(self._fitter.less, _language(version).header, wishes, planned)
             except (EdgeError, OSError) as error:
                 log.error("no smaller layout", extra={"event": "no_smaller_layout", "reason": str(error)})
                 return None
@@ -154,7 +198,7 @@ class SettingsPlanner:
         stay, largest = 0, 0
         for spec in self._others:
             try:
-                needs = (await self.find(spec)).model.header.file_bytes + _MODEST_BYTES
+                needs = _file_bytes((await self.find(spec)).model) + _MODEST_BYTES
             except EdgeError:
                 continue
             if spec.fixed:
@@ -169,8 +213,17 @@ class SettingsPlanner:
         )
 
     def _load(self, version: Version, planned: Planned) -> Load:
-        load = load_message(version.model, planned.plan.layout, self._settings, self._home)
+        load = load_message(_language(version), planned.plan.layout, self._settings, self._home)
         return load if version.spec.main else _further(load)
+
+
+def _language(version: Version) -> ResolvedModel:
+    assert isinstance(version.model, ResolvedModel)
+    return version.model
+
+
+def _file_bytes(model: Found) -> int:
+    return model.header.file_bytes if isinstance(model, ResolvedModel) else model.file_bytes
 
 
 def _further(load: Load) -> Load:

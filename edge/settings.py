@@ -100,7 +100,7 @@ class FurtherModel(Section):
     """A model beside the node's own: loaded when somebody asks for it, unloaded for others when the memory is needed. NAME is
     what clients call it. In the file only."""
 
-    source: str = Field("", description="Name of a known model, or path of a GGUF file; empty: NAME.")
+    source: str = Field("", description="Name of a known model, or path of a GGUF or ONNX file; empty: NAME.")
     aliases: Names = Field((), description="Further names that clients may use for it.")
     pinned: bool = Field(False, description="Once loaded it is never unloaded for another model.")
     preload: bool = Field(
@@ -172,6 +172,23 @@ class Engine(Section):
                 f"engine.kv_type {self.kv_type} needs flash attention: set engine.flash_attention to auto or on"
             )
         return self
+
+
+class Onnx(Section):
+    """How ONNX models run, and how texts are gathered into passes."""
+
+    provider: Literal["auto", "tensorrt", "cuda", "cpu"] = Field(
+        "auto", description="What runs them; `auto`: the first of TensorRT, CUDA and CPU that is there."
+    )
+    threads: Annotated[int, Ge(0), Le(1024)] = Field(0, description="CPU threads of each model; 0: all cores.")
+    slo_ms: Annotated[float, Gt(0), Le(600_000)] = Field(
+        50.0,
+        description="Request read to whole answer, in milliseconds: texts are gathered into passes within it. It is promised "
+        "to nobody while a language model has something to keep.",
+    )
+    most_rows: Annotated[int, Ge(1), Le(32)] = Field(
+        32, description="Texts in one pass; less where the target or the memory asks for it."
+    )
 
 
 class Slo(Section):
@@ -284,6 +301,7 @@ class Settings(Section):
     model: Model = Model()
     memory: Memory = Memory()
     engine: Engine = Engine()
+    onnx: Onnx = Onnx()
     slo: Slo = Slo()
     admission: Admission = Admission()
     fleet: Fleet = Fleet()

@@ -29,6 +29,8 @@ NATIVE = "llama-cpp-python"
 MINIMUM_PYTHON = (3, 11)
 _NINJA_STEP = re.compile(r"\[(\d+)/(\d+)\]")
 _LAST_WORDS = 15
+RUNTIMES = {"onnx": "onnxruntime", "onnx-gpu": "onnxruntime-gpu"}
+"""Extras of which there is one at a time: their packages provide the same module."""
 
 
 class SetupFailed(Exception):
@@ -59,8 +61,9 @@ def install(extras: list[str]) -> None:
     if checksum == wanted and set(extras) <= set(present.split()):
         return
     check_machine()
+    others = {runtime for runtime in RUNTIMES if runtime not in extras} if RUNTIMES.keys() & set(extras) else set()
     if checksum == wanted:
-        extras = sorted({*extras, *present.split()})
+        extras = sorted({*extras, *present.split()} - others)
     native = native_requirement()
     wheel = kept_wheel(native)
     if wheel is None:
@@ -69,6 +72,15 @@ def install(extras: list[str]) -> None:
         print(f"making a virtual environment in {VENV.name}", flush=True)
         venv.create(VENV, clear=True, with_pip=True, prompt="edge")
     wheel = wheel or build_wheel(native)
+    for runtime in sorted(
+        others & set(present.split())
+    ):  # pip would leave both, and each lays its files over the other's
+        run_logged(
+            [str(VENV / "bin" / "pip"), "uninstall", "--disable-pip-version-check", "--yes", RUNTIMES[runtime]],
+            WHEELS / "install.log",
+            environment=os.environ,
+            cure="remove .venv, then run the same command again",
+        )
     target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
     print("installing Python packages", flush=True)
     run_logged(

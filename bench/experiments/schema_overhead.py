@@ -17,7 +17,8 @@ from typing import Any
 
 from edge.bench.machine import describe, largest_gap_s
 from edge.dialects.tools import GrammarSpec, response_grammar
-from edge.engine.client import EngineClient, EngineLimits
+from edge.engine.client import EngineClient
+from edge.engine.supervised import EngineLimits
 from edge.messages import Finished, Load, Sampling, Submit, TextPrompt
 
 READINGS: dict[str, Any] = {

@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from edge.api import health, inference, load, models
+from edge.api import embeddings, health, inference, load, models, v2
 from edge.api.front import Front
 from edge.api.gate import Gate
 from edge.api.job import ClientGone
@@ -26,6 +26,8 @@ def build_application(front: Front, version: str) -> FastAPI:
     )
     app.state.front = front
     app.include_router(inference.router, tags=["inference"])
+    app.include_router(embeddings.router, tags=["inference"])
+    app.include_router(v2.router, tags=["open inference protocol"])
     app.include_router(models.router, tags=["models"])
     app.include_router(health.router, tags=["health"])
     app.include_router(load.router, tags=["node"])
@@ -37,9 +39,9 @@ def build_application(front: Front, version: str) -> FastAPI:
     return app
 
 
-async def _edge_error(_: Request, error: Exception) -> Response:
+async def _edge_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EdgeError)
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
 async def _client_gone(_: Request, error: Exception) -> Response:
@@ -47,18 +49,17 @@ async def _client_gone(_: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 
-async def _validation_error(_: Request, error: Exception) -> Response:
+async def _validation_error(request: Request, error: Exception) -> Response:
     """FastAPI's 422 becomes OpenAI's 400 with the field's name."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+    first, path = error.errors()[0], request.url.path
     if first["type"] == "json_invalid":
-        return error_response(
-            InvalidRequest(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
-        )
+        why = first.get("ctx", {}).get("error", first["msg"])
+        return error_response(InvalidRequest(f"the body is not JSON: {why}"), path)
     where = [str(part) for part in first["loc"] if part != "body" and not _is_branch(part)]
     param = ".".join(where) or None
     subject = f"`{param}`" if param else "the body"
-    return error_response(InvalidRequest(f"{subject}: {first['msg']}", param=param))
+    return error_response(InvalidRequest(f"{subject}: {first['msg']}", param=param), path)
 
 
 def _is_branch(part: object) -> bool:
@@ -68,13 +69,14 @@ def _is_branch(part: object) -> bool:
     )
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    path = request.url.path
     match error.status_code:
         case 404:
-            return error_response(RouteNotFound("no such path; the API is described at /openapi.json"))
+            return error_response(RouteNotFound("no such path; the API is described at /openapi.json"), path)
         case 405:
-            return error_response(MethodNotAllowed("this path has no such method"), dict(error.headers or {}))
+            return error_response(MethodNotAllowed("this path has no such method"), path, dict(error.headers or {}))
         case status if status < 500:
-            return error_response(InvalidRequest(f"the body cannot be read: {error.detail}"))
-    return error_response(EngineFault(str(error.detail)))
+            return error_response(InvalidRequest(f"the body cannot be read: {error.detail}"), path)
+    return error_response(EngineFault(str(error.detail)), path)

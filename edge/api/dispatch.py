@@ -156,7 +156,7 @@ class Dispatch:
         """Why its engine would decline it without a look."""
         name = self._front.pool.roster.find(self._body.model)
         engine = self._front.pool.roster.engine(name) if name is not None else None
-        return engine.full if engine is not None else None
+        return engine.full if engine is not None and engine.kind == "language" else None
 
     async def _tried(self, decision: Decision, view: Fleet | None, *, declines: bool) -> Response | Declined:
         """The engine's answer, or why it declines; the fleet's if the engine fails before it has said anything."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge.admission.decisions import DecisionLog
 from edge.admission.policy import DoorReason, Fleet, Mode
 from edge.api.auth import KeyStore, RateLimiter
 from edge.api.metrics import NodeMetrics
-from edge.api.served import Served
+from edge.api.served import Served, ServedTensors
 from edge.api.turnstile import Turnstile
 from edge.engine.port import Engine, EngineStatus
 from edge.errors import (
@@ -20,9 +21,11 @@ from edge.errors import (
     ModelUnusable,
     NodeDraining,
     Overloaded,
+    WrongModel,
 )
 from edge.fleet.central import Central
 from edge.messages import ModelFacts, Stats
+from edge.onnx.messages import Task
 from edge.residency import Lease, Pool
 
 
@@ -56,6 +59,15 @@ _REASONS: dict[type[EdgeError], DoorReason] = {
     Overloaded: "queue_full",
     ModelUnusable: "model_unusable",
     DoesNotFit: "no_memory",
+}
+
+
+_ROUTES = {
+    "chat and completion": "/v1/chat/completions or /v1/completions",
+    "embedding": "/v1/embeddings",
+    "rerank": "/v1/rerank",
+    "classification": "/v1/classify",
+    "tensors": "/v2",
 }
 
 
@@ -97,7 +109,7 @@ class Front:
     @property
     def engine(self) -> Engine | None:
         """The main model's; None while there is none, in the middle of a swap."""
-        return self.pool.roster.engine(self.pool.roster.main)
+        return self.pool.roster.main_engine
 
     @property
     def status(self) -> EngineStatus:
@@ -132,14 +144,35 @@ class Front:
         ModelNotFound, ModelLoading, EngineDown, or why it cannot be used."""
         name = self.pool.roster.require(model)
         lease = lease or self.pool.lease(name)
-        facts = lease.engine.facts
-        if facts is None:
-            lease.release()
-            status = lease.engine.status
-            if status.phase == "loading":
-                raise ModelLoading(f"the model is being loaded ({status.progress:.0%}); try again shortly")
-            raise EngineDown(f"the engine is {status.phase}: {status.reason}")
-        return Served(name, name == self.pool.roster.main, lease, facts)
+        engine = lease.engine
+        if engine.kind == "language":
+            facts = engine.facts
+            if facts is not None:
+                return Served(name, name == self.pool.roster.main, lease, engine, facts)
+        raise self._useless(name, lease)
+
+    def served_tensors(self, model: str | None, tasks: Sequence[Task], lease: Lease | None = None) -> ServedTensors:
+        """The same of a model for one of these tasks, or for whatever it is if there are none. Raises WrongModel too."""
+        name = self.pool.roster.require(model)
+        lease = lease or self.pool.lease(name)
+        engine = lease.engine
+        if engine.kind == "tensors":
+            facts = engine.facts
+            if facts is not None and (not tasks or facts.task in tasks):
+                return ServedTensors(name, lease, engine, facts)
+        raise self._useless(name, lease)
+
+    @staticmethod
+    def _useless(name: str, lease: Lease) -> EdgeError:
+        """Why this engine does not answer this request. Gives the lease back."""
+        lease.release()
+        engine, status = lease.engine, lease.engine.status
+        if engine.facts is not None:
+            task = "chat and completion" if engine.kind == "language" else engine.facts.task
+            return WrongModel(f"the model {name!r} is for {task}: ask it by {_ROUTES[task]}", param="model")
+        if status.phase == "loading":
+            return ModelLoading(f"the model is being loaded ({status.progress:.0%}); try again shortly")
+        return EngineDown(f"the engine is {status.phase}: {status.reason}")
 
     def obstacle(self, model: str | None = None) -> Obstacle | None:
         """Why a model's engine cannot be asked now (None: the main one's)."""

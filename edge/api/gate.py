@@ -26,8 +26,9 @@ from edge.errors import BodyTooLarge, EdgeError, EngineFault, PermissionDenied, 
 log = logging.getLogger(__name__)
 
 GENERATION = frozenset({"/v1/chat/completions", "/v1/completions"})
-INFERENCE = GENERATION | {"/tokenize", "/detokenize"}
-PUBLIC = frozenset({"/health", "/healthz", "/health/live", "/health/ready"})
+INFERENCE = GENERATION | {"/tokenize", "/detokenize", "/v1/embeddings", "/v1/rerank", "/v1/classify"}
+PUBLIC = frozenset({"/health", "/healthz", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+_V2_MODELS = "/v2/models/"
 READ_AT = "edge.read_s"
 """Key of the ASGI scope: monotonic time at which the request's last byte was read."""
 
@@ -62,7 +63,7 @@ class Gate:
             scope[REQUEST_ID] = request_id
             body = await self._body(headers, receive) if scope["method"] in ("POST", "PUT", "PATCH", "DELETE") else b""
         except EdgeError as error:
-            await error_response(error, {"connection": "close"})(scope, receive, tagged)
+            await error_response(error, scope["path"], {"connection": "close"})(scope, receive, tagged)
             return
         except _Vanished:
             return
@@ -84,7 +85,7 @@ class Gate:
             log.error("unexpected error", extra={"event": "bug", "path": scope["path"]}, exc_info=error)
             if begun:  # half an answer must not look like a whole one: the server cuts the connection
                 raise
-            answer = error_response(EngineFault("the node met an error of its own; its log says more"))
+            answer = error_response(EngineFault("the node met an error of its own; its log says more"), scope["path"])
             await answer(scope, receive, send)
 
     def _admit(self, method: str, path: str, headers: Headers) -> str:
@@ -100,9 +101,9 @@ class Gate:
         if front.config.keys_required:
             key = authorize(front.keys, _secret(headers), wanted)
             name = key.name
-            if path in INFERENCE:
+            if wanted == "inference":
                 front.rates.take(key)
-        if path in INFERENCE and (obstacle := front.shut()) is not None and not self._may_leave(path, headers):
+        if wanted == "inference" and (obstacle := front.shut()) is not None and not self._may_leave(path, headers):
             raise obstacle.error
         return name
 
@@ -139,13 +140,16 @@ class Gate:
 
     def _tagged(self, send: Send, request_id: str, path: str) -> Send:
         """Add the headers that every answer has, and count it."""
+        inference = _is_inference(path)
         route = path if path in INFERENCE or path in PUBLIC or path in ("/metrics", "/v1/models") else "other"
+        if inference and path not in INFERENCE:
+            route = "/v2/models"
 
         async def tagged(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(raw=message.setdefault("headers", []))
                 headers["x-request-id"] = request_id
-                if path in INFERENCE:
+                if inference:
                     headers.setdefault("x-edge-route", "local")
                 self._front.metrics.requests.labels(route, message["status"]).inc()
             await send(message)
@@ -157,7 +161,12 @@ def _scope(method: str, path: str) -> KeyScope | None:
     """What a key must be good for."""
     if path == "/metrics" or path.startswith("/edge/v1/"):
         return "metrics" if method in ("GET", "HEAD") else "admin"
-    return "inference" if path in INFERENCE else None
+    return "inference" if _is_inference(path) else None
+
+
+def _is_inference(path: str) -> bool:
+    """Asks a model, or has one loaded."""
+    return path in INFERENCE or path.startswith(_V2_MODELS)
 
 
 class _Vanished(Exception):

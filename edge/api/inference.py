@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,13 +10,12 @@ from starlette.responses import Response
 from edge.api.answers import ChatChoices, Choices, TextChoices
 from edge.api.dispatch import Dispatch
 from edge.api.front import Front
-from edge.api.job import unless_gone
 from edge.api.render import json_response
 from edge.api.schema import ChatRequest, CompletionRequest, DetokenizeRequest, ErrorAnswer, TokenizeRequest
-from edge.api.served import Served
 from edge.api.translate import Dialect, chat_messages, chat_work, completion_work
 from edge.api.unsupported import refuse_unsupported
-from edge.errors import InvalidRequest, ModelLoading
+from edge.api.waiting import waited_for
+from edge.errors import InvalidRequest
 from edge.messages import ChatPrompt, Prompt, Submit, TextPrompt
 
 router = APIRouter()
@@ -77,23 +75,12 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     special = body.add_special_tokens if body.add_special_tokens is not None else body.add_special
     prompt = _tokenize_prompt(body)
     adds = special if special is not None else isinstance(prompt, ChatPrompt)
-    with await _waited_for(request, front, body.model) as served:
+    with await waited_for(request, front, body.model, front.served) as served:
         found = await served.engine.tokenize(prompt, add_special=adds)
     tokens: list[Any] = found.tokens
     if body.with_pieces:
         tokens = [{"id": t, "piece": _piece(p)} for t, p in zip(found.tokens, found.pieces, strict=True)]
     return json_response({"tokens": tokens, "count": len(tokens), "max_model_len": served.facts.context_tokens})
-
-
-async def _waited_for(request: Request, front: Front, model: str | None) -> Served:
-    """The model, loaded if need be. Raises EdgeError, ClientGone."""
-    try:
-        return front.served(model)
-    except ModelLoading:
-        if not front.may_wait(model):
-            raise
-    waiting = asyncio.create_task(front.pool.acquire(front.pool.roster.require(model), front.config.load_wait_s))
-    return front.served(model, await unless_gone(request, waiting))
 
 
 def _tokenize_prompt(body: TokenizeRequest) -> Prompt:
@@ -124,6 +111,6 @@ def _piece(piece: bytes) -> str | list[int]:
 async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     """Text of tokens."""
     front: Front = request.app.state.front
-    with await _waited_for(request, front, body.model) as served:
+    with await waited_for(request, front, body.model, front.served) as served:
         text = await served.engine.detokenize(body.tokens)
     return json_response({"content": text, "prompt": text})

@@ -43,6 +43,7 @@ class NodeMetrics:
         self._main = pool.roster.main
         self._registry.register(_EngineGauges(pool))
         self._registry.register(_ModelGauges(pool))
+        self._registry.register(_TensorGauges(pool))
         self._registry.register(_Decisions(decisions))
         if fleet is not None:
             self._registry.register(_FleetGauges(fleet))
@@ -66,6 +67,9 @@ class NodeMetrics:
         )
         self.queue = self._histogram("edge_queue_seconds", "Request read by the engine to its first step.")
         self.prefill = self._histogram("edge_prefill_seconds", "First step of the prompt to the first token.")
+        self.tensors = self._histogram(
+            "edge_tensor_answer_seconds", "Request read to whole answer, of models that answer with numbers.", ["model"]
+        )
         self.prompt_tokens = Counter(
             "edge_prompt_tokens", "Prompt tokens of finished requests.", registry=self._registry
         )
@@ -92,10 +96,7 @@ class _EngineGauges(Collector):
         self._pool = pool
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        status, engine = (
-            self._pool.roster.status(self._pool.roster.main),
-            self._pool.roster.engine(self._pool.roster.main),
-        )
+        status, engine = self._pool.roster.status(self._pool.roster.main), self._pool.roster.main_engine
         stats, in_flight = (engine.stats, engine.in_flight) if engine is not None else (None, 0)
         yield GaugeMetricFamily("edge_engine_ready", "1 while the engine answers.", float(status.phase == "ready"))
         yield CounterMetricFamily("edge_engine_restarts", "Times the engine was started anew.", float(status.restarts))
@@ -152,6 +153,31 @@ class _ModelGauges(Collector):
             unloads.add_metric([model, reason], count)
         yield from (ready, planned, resident, running, waiting, loads, failures, unloads)
         yield GaugeMetricFamily("edge_models_room_bytes", "Memory for all models.", self._pool.limits.room_bytes)
+
+
+class _TensorGauges(Collector):
+    """Of models that answer with numbers, while they are loaded."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        texts = CounterMetricFamily("edge_tensor_texts", "Texts read by this engine.", labels=["model"])
+        passes = CounterMetricFamily("edge_tensor_passes", "Passes of this engine.", labels=["model"])
+        median = GaugeMetricFamily("edge_tensor_pass_p50_seconds", "Median of the last 512 passes.", labels=["model"])
+        slow = GaugeMetricFamily(
+            "edge_tensor_pass_p99_seconds", "99th percentile of the last 512 passes.", labels=["model"]
+        )
+        for model in self._pool.roster:
+            engine = self._pool.roster.engine(model.spec.name)
+            if engine is None or engine.kind != "tensors" or (stats := engine.stats) is None:
+                continue
+            label = [model.spec.name]
+            texts.add_metric(label, stats.rows)
+            passes.add_metric(label, stats.passes)
+            median.add_metric(label, stats.pass_p50_s)
+            slow.add_metric(label, stats.pass_p99_s)
+        yield from (texts, passes, median, slow)
 
 
 class _Decisions(Collector):

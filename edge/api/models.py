@@ -13,6 +13,8 @@ from edge.api.render import json_response
 from edge.api.schema import ErrorAnswer
 from edge.errors import NodeDraining
 from edge.messages import ModelFacts
+from edge.onnx.messages import TensorFacts
+from edge.registry.resolve import ResolvedModel
 from edge.residency import ModelState
 
 router = APIRouter()
@@ -124,9 +126,11 @@ def _card(state: ModelState, mode: Mode) -> dict[str, Any]:
         "owned_by": "edge",
         "edge": _brief(state, mode),
     }
-    if state.facts is not None:
+    if isinstance(state.facts, TensorFacts):
+        card |= _tensor_measures(state.facts)
+    elif state.facts is not None:
         card |= _measures(state.facts)
-    elif version is not None:
+    elif version is not None and isinstance(version.model, ResolvedModel):
         header = version.model.header
         card["meta"] = {
             "n_ctx_train": header.context_tokens,
@@ -134,6 +138,14 @@ def _card(state: ModelState, mode: Mode) -> dict[str, Any]:
             "n_vocab": header.vocabulary,
             "size": sum(header.tensor_bytes.values()),
         }
+    return card
+
+
+def _tensor_measures(facts: TensorFacts) -> dict[str, Any]:
+    card: dict[str, Any] = {"meta": {"size": facts.weights_bytes, "task": facts.task, "provider": facts.provider}}
+    if facts.max_tokens:
+        card["max_model_len"] = facts.max_tokens
+        card["meta"] |= {"width": facts.width, "most_rows": facts.most_rows, "one_ms": round(facts.one_s * 1000, 2)}
     return card
 
 

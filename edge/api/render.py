@@ -16,8 +16,14 @@ _LEAST_LOGPROB = -9999.0
 """JSON has no minus infinity; this is OpenAI's stand-in for it."""
 
 
-def error_object(error: EdgeError) -> dict[str, Any]:
-    """OpenAI's error object."""
+V2 = "/v2"
+"""Below it errors look as the Open Inference Protocol has them."""
+
+
+def error_object(error: EdgeError, path: str = "") -> dict[str, Any]:
+    """OpenAI's error object, or the plain one of the Open Inference Protocol."""
+    if path == V2 or path.startswith(V2 + "/"):
+        return {"error": error.message}
     return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
 
 
@@ -35,9 +41,11 @@ def error_headers(error: EdgeError) -> dict[str, str]:
     return headers
 
 
-def error_response(error: EdgeError, extra: Mapping[str, str] | None = None) -> Response:
-    """A whole error answer."""
-    return json_response(error_object(error), status=error.status, headers={**error_headers(error), **(extra or {})})
+def error_response(error: EdgeError, path: str, extra: Mapping[str, str] | None = None) -> Response:
+    """A whole error answer to a request for `path`."""
+    return json_response(
+        error_object(error, path), status=error.status, headers={**error_headers(error), **(extra or {})}
+    )
 
 
 def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_ANSWERS = 32
 MAX_STOPS = 16
+MAX_TEXTS = 2048
 
 Bias = Annotated[float, Ge(-100), Le(100)]
 Probability = Annotated[float, Ge(0), Le(1)]
@@ -187,6 +188,75 @@ class DetokenizeRequest(RequestBody):
 
     model: str | None = None
     tokens: list[TokenId]
+
+
+TextInput = (
+    str
+    | Annotated[list[str], MinLen(1), MaxLen(MAX_TEXTS)]
+    | Annotated[list[TokenId], MinLen(1)]
+    | Annotated[list[Annotated[list[TokenId], MinLen(1)]], MinLen(1), MaxLen(MAX_TEXTS)]
+)
+"""A text, texts, the tokens of one, or of several."""
+
+
+class EmbeddingRequest(RequestBody):
+    """Body of POST /v1/embeddings. `input_type` chooses the prompt that the model was trained with."""
+
+    model: str
+    input: TextInput
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Ge(1)] | None = None
+    input_type: Literal["query", "document", "passage"] | None = None
+    user: str | None = None
+
+
+class RerankText(RequestBody):
+    """A document as an object."""
+
+    text: str
+
+
+class RerankRequest(RequestBody):
+    """Body of POST /v1/rerank."""
+
+    model: str
+    query: str
+    documents: Annotated[list[str | RerankText], MinLen(1), MaxLen(MAX_TEXTS)]
+    top_n: Annotated[int, Ge(1)] | None = None
+    return_documents: bool | None = None
+
+
+class ClassifyRequest(RequestBody):
+    """Body of POST /v1/classify."""
+
+    model: str
+    input: TextInput
+
+
+class InferInput(RequestBody):
+    """One input tensor. Without `data` its bytes follow the JSON part."""
+
+    name: str
+    shape: Annotated[list[Annotated[int, Ge(0), Le(2**31 - 1)]], MaxLen(16)]
+    datatype: str
+    parameters: dict[str, Any] | None = None
+    data: Any = None
+
+
+class InferOutput(RequestBody):
+    """One output that is wanted."""
+
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class InferRequest(RequestBody):
+    """Body of POST /v2/models/MODEL/infer, or its JSON part."""
+
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    inputs: Annotated[list[InferInput], MinLen(1), MaxLen(256)]
+    outputs: Annotated[list[InferOutput], MaxLen(256)] | None = None
 
 
 class ErrorBody(BaseModel):

@@ -10,6 +10,8 @@ from typing import Self
 from edge.api.translate import Dialect
 from edge.engine.port import Engine
 from edge.messages import ModelFacts
+from edge.onnx.client import TensorClient
+from edge.onnx.messages import TensorFacts
 from edge.residency import Lease
 
 _DIALECTS = 32
@@ -23,12 +25,9 @@ class Served:
     main: bool
     """The node's own model, the one whose times are promised."""
     lease: Lease
+    engine: Engine
+    """Who answers."""
     facts: ModelFacts
-
-    @property
-    def engine(self) -> Engine:
-        """Who answers."""
-        return self.lease.engine
 
     @property
     def dialect(self) -> Dialect:
@@ -39,6 +38,24 @@ class Served:
     def fingerprint(self) -> str:
         """What OpenAI calls `system_fingerprint`."""
         return f"fp_{self.facts.digest}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.lease.release()
+
+
+@dataclass(frozen=True, slots=True)
+class ServedTensors:
+    """The same of a model that answers with numbers. Left once it has answered."""
+
+    name: str
+    lease: Lease
+    engine: TensorClient
+    facts: TensorFacts
 
     def __enter__(self) -> Self:
         return self

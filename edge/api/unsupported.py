@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge.api.schema import ChatRequest, CompletionRequest, RequestBody, TokenizeRequest
+from edge.api.schema import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    RequestBody,
+    RerankRequest,
+    TokenizeRequest,
+)
 from edge.errors import UnsupportedParameter
 
 _OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
@@ -22,6 +29,7 @@ _BIAS = "use `logit_bias`"
 _LENGTH = "use `max_tokens`"
 _SAMPLER = "this sampler is not supported; leave it out"
 _TEMPLATE = "put it into `chat_template_kwargs`"
+_CUT = "nothing is ever cut off a text here; shorten it"
 _MARKED = "control tokens never reach an answer's text; leave it out"
 
 
@@ -122,6 +130,24 @@ _OTHER_ROUTES: dict[type[RequestBody], _Refusals] = {
     },
     CompletionRequest: {
         name: _unless_off("it belongs to /v1/chat/completions", "none", "auto", {"type": "text"}) for name in _CHAT_ONLY
+    },
+    EmbeddingRequest: {
+        "task": _unless_off("use `input_type`"),
+        "prompt_name": _unless_off("use `input_type`"),
+        "truncate": _unless_off(_CUT, "NONE"),
+        "truncation": _unless_off(_CUT),
+        "late_chunking": _unless_off(_LEAVE),
+        "embedding_types": _unless_off("use `encoding_format`", ["float"]),
+        "embedding_type": _unless_off("use `encoding_format`", "float"),
+        "output_dtype": _unless_off("vectors are float32", "float"),
+        "normalized": _always("the model's manifest says it"),
+        "normalize": _always("the model's manifest says it"),
+    },
+    RerankRequest: {
+        "truncation": _unless_off(_CUT),
+        "max_chunks_per_doc": _unless_off(_CUT, 1),
+        "max_tokens_per_doc": _unless_off(_CUT),
+        "rank_fields": _unless_off("send the documents as texts"),
     },
     TokenizeRequest: {"parse_special": _unless_off("a text's markers are text here; leave it out")},
 }

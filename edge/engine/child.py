@@ -87,8 +87,8 @@ class ChildProcess:
         self._listener = asyncio.create_task(self._listen(), name="engine-stderr")
 
     @classmethod
-    async def spawn(cls, environment: dict[str, str]) -> Self:
-        """Start `edge.engine.worker`; it waits for a Load."""
+    async def spawn(cls, module: str, environment: dict[str, str]) -> Self:
+        """Start a child's module, such as `edge.engine.worker`; it waits for a load."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
@@ -96,7 +96,7 @@ class ChildProcess:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "edge.engine.worker",
+                module,
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,

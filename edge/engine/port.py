@@ -42,7 +42,9 @@ class EngineStream(Protocol):
 
 
 class Engine(Protocol):
-    """An engine child as its owner in the front sees it."""
+    """A language model's engine child as its owner in the front sees it."""
+
+    kind: Literal["language"]
 
     @property
     def status(self) -> EngineStatus:

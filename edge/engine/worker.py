@@ -8,12 +8,8 @@ when memory was exhausted.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import hashlib
 import os
 import queue
-import signal
-import socket
 import sys
 import threading
 import time
@@ -33,6 +29,7 @@ from edge.engine.llama.context import Context, ContextShape, ForwardFailed
 from edge.engine.llama.library import Library
 from edge.engine.llama.model import Model
 from edge.engine.loop import EngineLoop, InboxItem
+from edge.engine.pipe import EXIT_ENGINE_BROKEN, EXIT_LOAD_FAILED, Pipe, end_with_parent, step_back
 from edge.engine.prefix import PrefixCache
 from edge.engine.scheduler import Scheduler
 from edge.engine.sequence import Request
@@ -48,7 +45,6 @@ from edge.messages import (
     Detokenize,
     Detokenized,
     Failed,
-    FrameReader,
     FrameTooLarge,
     Load,
     Loaded,
@@ -63,47 +59,21 @@ from edge.messages import (
     ToChild,
     Tokenize,
     Tokenized,
-    frame,
     to_child,
 )
 from edge.quiet import settle_collector
+from edge.registry.digest import fingerprint
 
-EXIT_LOAD_FAILED = 3
-EXIT_ENGINE_BROKEN = 70
-_PR_SET_PDEATHSIG = 1
-_READ_BYTES = 1 << 18
 _SWITCH_INTERVAL_S = 0.0005
 """A busy reader thread may hold the interpreter this long while the loop wants it; Python's default is 5 ms."""
-
-
-class Pipe:
-    """The child's end of the socket pair. Any thread may send; one reads."""
-
-    def __init__(self, fd: int) -> None:
-        self._socket = socket.socket(fileno=fd)
-        self._lock = threading.Lock()
-        self._frames = FrameReader()
-
-    def send(self, messages: Iterable[Message]) -> None:
-        """Send messages as one frame. A front that is gone ends the process: nobody is left to answer."""
-        data = frame(*messages)
-        with self._lock:
-            try:
-                self._socket.sendall(data)
-            except OSError:
-                os._exit(0)
-
-    def receive(self) -> Iterable[ToChild]:
-        """Yield what the front says until it closes the pipe."""
-        while data := self._socket.recv(_READ_BYTES):
-            for payload in self._frames.feed(data):
-                yield from to_child(payload)
 
 
 class Reader(threading.Thread):
     """Turns messages into work for the loop, and answers what needs no forward pass."""
 
-    def __init__(self, pipe: Pipe, intake: Intake, loop: EngineLoop, inbox: queue.SimpleQueue[InboxItem]) -> None:
+    def __init__(
+        self, pipe: Pipe[ToChild], intake: Intake, loop: EngineLoop, inbox: queue.SimpleQueue[InboxItem]
+    ) -> None:
         super().__init__(name="reader", daemon=True)
         self._pipe = pipe
         self._intake = intake
@@ -169,7 +139,7 @@ class Reader(threading.Thread):
 class Engine:
     """Everything that one loaded model consists of, in the order in which it is built and torn down."""
 
-    def __init__(self, pipe: Pipe, load: Load) -> None:
+    def __init__(self, pipe: Pipe[ToChild], load: Load) -> None:
         begun = time.monotonic()
         self._reported = -1.0
         self._pipe = pipe
@@ -181,7 +151,7 @@ class Engine:
         template = ChatTemplate(source, bos=_text(self.model, vocabulary.bos), eos=_text(self.model, vocabulary.eos))
         self.context = Context(self.library, self.model, self._shape(load))
         self.intake = Intake(vocabulary, template, source, context_tokens=self.context.shape.context_tokens)
-        self._digest = _fingerprint(path)
+        self._digest = fingerprint(path)
         self._files = StateFiles(Path(load.state_directory) if load.state_directory else None, self._depends_on(load))
         threads, self._steps = self._measured(load)
         candidates = thread_candidates(load.cores) if load.threads == 0 else [load.threads]
@@ -323,36 +293,7 @@ def _text(model: Model, token: int) -> str:
     return model.vocabulary.marked_piece(token).decode("utf-8", "replace") if token >= 0 else ""
 
 
-def _fingerprint(path: Path) -> str:
-    """Tells model files apart without reading gigabytes: SHA-256 over size, first and last MiB."""
-    part = 1 << 20
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(part))
-        file.seek(max(0, size - part))
-        digest.update(file.read(part))
-    return digest.hexdigest()[:16]
-
-
-def _end_with_parent() -> None:
-    """The kernel kills this process when the front dies, even by SIGKILL; Ctrl-C and SIGTERM are the front's to
-    handle."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _step_back() -> None:
-    """Run only when nobody else wants the processor: threads that libraries have started already, and all that come."""
-    try:
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
-    except OSError:  # a sandbox forbids it
-        os.nice(19)
-
-
-def serve(pipe: Pipe, load: Load) -> int:
+def serve(pipe: Pipe[ToChild], load: Load) -> int:
     """Load and run until Quit. Returns the exit status."""
     try:
         engine = Engine(pipe, load)
@@ -378,14 +319,14 @@ def serve(pipe: Pipe, load: Load) -> int:
 
 def main(arguments: list[str]) -> int:
     """Entry point of the child."""
-    _end_with_parent()
+    end_with_parent()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    pipe = Pipe(int(arguments[0]))
+    pipe = Pipe(int(arguments[0]), to_child)
     first = next(iter(pipe.receive()), None)
     if not isinstance(first, Load):
         return 0
     if first.background:
-        _step_back()
+        step_back()
     return serve(pipe, first)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge.errors import DoesNotFit
 from edge.memory.planner import Layout, Part
 from edge.messages import LaidOut, Measured
 
@@ -12,6 +13,23 @@ _LOOP_BYTES = 6 << 20
 over seven models, bench/prove_memory.py)."""
 _DEVICE_CONTEXT_BYTES = 400 << 20
 """What CUDA takes on a device for one process: 250 to 450 MiB by driver and card, as others report; not measured here."""
+
+
+_TENSOR_PROCESS_BYTES = 72 << 20
+"""A tensor child that has no model yet: Python, numpy, onnxruntime, and a tokenizer of 30,000 pieces."""
+_REPACKED = 1.15
+"""Weights in memory beside those in the file: onnxruntime keeps copies of some in the order that its kernels like."""
+_LEAST_PASS_BYTES, _GOOD_PASS_BYTES = 32 << 20, 128 << 20
+
+
+def tensor_bytes(name: str, file_bytes: int, room_bytes: int) -> int:
+    """What a model of tensors may take: its weights, its process, and working memory of as many texts at a time as there is room
+    for. The child measures what a text takes, and keeps within this. Raises DoesNotFit."""
+    fixed = _TENSOR_PROCESS_BYTES + int(file_bytes * _REPACKED)
+    least = fixed + _LEAST_PASS_BYTES + file_bytes // 8
+    if least > room_bytes:
+        raise DoesNotFit.of(name, least, room_bytes)
+    return min(room_bytes, fixed + max(_GOOD_PASS_BYTES, file_bytes // 2))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from edge.errors import ConfigurationError
 from edge.registry.source import Builtin, Hub, Source, file_name, parse_source
 
-Task = Literal["chat", "completion", "embedding", "rerank", "detection"]
-SERVED: frozenset[str] = frozenset({"chat", "completion"})
+Task = Literal["chat", "completion", "embedding", "rerank", "classification", "detection"]
+LANGUAGE: frozenset[str] = frozenset({"chat", "completion"})
+"""Tasks of models that write text: the node's own model is one of them."""
+READING: frozenset[str] = frozenset({"embedding", "rerank", "classification"})
+"""Tasks of models that read text, and answer with numbers."""
+SERVED = LANGUAGE | READING
 """Tasks that this version answers. Models for others can be known, fetched and checked."""
 
+TOKENIZER = "tokenizer.json"
+"""The file that an ONNX model for text is read by."""
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 WRITTEN_MARK = "# Written by `edge models`"
 """First words of manifests that `edge models` made itself, and may remove."""
@@ -52,6 +58,27 @@ class Part(_Strict):
         return parse_source(self.source)
 
 
+class Encoder(_Strict):
+    """How a model for embedding, rerank or classification is used."""
+
+    pooling: Literal["mean", "cls", "last", "none"] | None = None
+    """From a vector for each token to one for the text: their mean, the first, the last; `none`: the model does it itself."""
+    normalise: bool = True
+    """Vectors are brought to length 1."""
+    output: Annotated[str, Field(max_length=200)] = ""
+    """Name of the output that counts; empty: the first."""
+    query_prompt: Annotated[str, Field(max_length=2000)] = ""
+    """Put before a text whose `input_type` is query."""
+    document_prompt: Annotated[str, Field(max_length=2000)] = ""
+    """Put before a text whose `input_type` is document."""
+    dimensions: Annotated[list[Count], Field(max_length=64)] = []
+    """Lengths to which vectors may be cut, where the model was trained so (Matryoshka); empty: they may not."""
+    labels: Annotated[list[Text], Field(max_length=10_000)] = []
+    """Names of what a classifier tells apart, in the order of its outputs."""
+    multi_label: bool = False
+    """Each label counts for itself; else a text is one of them."""
+
+
 class Manifest(_Strict):
     """What is known of a model before its file is opened. Unknown keys are refused."""
 
@@ -73,6 +100,7 @@ class Manifest(_Strict):
     tools_format: Literal["hermes", "llama3", "mistral", "mistral-args", "none"] = "none"
     """How the model writes tool calls."""
     description: Text
+    encoder: Encoder | None = None
     evaluation: Text | None = None
     """JSON file with cases of the model's task, relative to the manifest; `edge quantize` counts the right answers."""
 
@@ -84,10 +112,28 @@ class Manifest(_Strict):
             raise ValueError("a builtin model needs `file` and `sha256`")
         if self.task in SERVED and not self.context_tokens:
             raise ValueError(f"a model for {self.task} needs `context_tokens`")
+        self._require_encoder()
         names = [self.main_file, *(part.file for part in self.files)]
         if len(set(names)) != len(names):
             raise ValueError("two files have the same name")
         return self
+
+    def _require_encoder(self) -> None:
+        """A model that reads text says how."""
+        encoder = self.encoder
+        if self.task not in READING:
+            if encoder is not None:
+                raise ValueError(f"[encoder] is for embedding, rerank and classification, not for {self.task}")
+            return
+        if self.task == "embedding" and (encoder is None or encoder.pooling is None):
+            raise ValueError("a model for embedding needs [encoder] with `pooling`: mean, cls, last or none")
+        labels = encoder.labels if encoder is not None else []
+        if self.task == "classification" and not labels:
+            raise ValueError("a model for classification needs [encoder] with `labels`")
+        if len(set(labels)) != len(labels):
+            raise ValueError("two labels are the same")
+        if not self.holds_gguf and TOKENIZER not in [part.file for part in self.files]:
+            raise ValueError(f"an ONNX model for {self.task} needs {TOKENIZER} among its [[files]]")
 
     @property
     def where(self) -> Source:
@@ -108,7 +154,7 @@ class Manifest(_Strict):
     def holds_gguf(self) -> bool:
         """Whether the main file must be a GGUF file."""
         by_quant = isinstance(self.where, Hub) and not self.where.names_file
-        return self.served or by_quant or self.main_file.lower().endswith(".gguf")
+        return self.task in LANGUAGE or by_quant or self.main_file.lower().endswith(".gguf")
 
     def total_bytes(self) -> int | None:
         """Size of all files, None unless every one is known."""
@@ -135,11 +181,13 @@ def read_manifest(path: Path) -> Manifest:
 def manifest_text(manifest: Manifest, command: str) -> str:
     """A manifest as TOML, with the mark that `edge models` made it."""
     fields = manifest.model_dump(exclude_none=True, exclude_defaults=True)
-    parts = fields.pop("files", [])
+    parts, encoder = fields.pop("files", []), fields.pop("encoder", None)
     lines = [
         f"{WRITTEN_MARK}: {command}. Edit what you know better; `edge models remove {manifest.name}` takes it away."
     ]
     lines += [f"{key} = {_toml(value)}" for key, value in fields.items()]
+    if encoder:
+        lines += ["", "[encoder]", *(f"{key} = {_toml(value)}" for key, value in encoder.items())]
     for part in parts:
         lines += ["", "[[files]]", *(f"{key} = {_toml(value)}" for key, value in part.items())]
     return "\n".join(lines) + "\n"

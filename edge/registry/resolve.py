@@ -10,7 +10,7 @@ from pathlib import Path
 from edge.errors import ModelUnusable
 from edge.registry.digest import Checksums, sha256_of
 from edge.registry.gguf import GgufHeader, read_header
-from edge.registry.manifest import Manifest, read_manifest
+from edge.registry.manifest import LANGUAGE, Manifest, read_manifest
 from edge.registry.source import Builtin, Hub, Web, is_source, parse_source
 from edge.registry.store import Record, Store
 
@@ -24,6 +24,21 @@ class ResolvedModel:
     header: GgufHeader
     manifest: Manifest | None
     files: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedTensors:
+    """A model that answers with numbers. `manifest` None: an ONNX file of which nothing is known but itself."""
+
+    name: str
+    path: Path
+    manifest: Manifest | None
+    files: Mapping[str, Path]
+    file_bytes: int
+    """Of the main file."""
+
+
+Found = ResolvedModel | ResolvedTensors
 
 
 def model_directories(home: Path) -> list[Path]:
@@ -62,20 +77,33 @@ class Registry:
         return found
 
     def resolve(self, wish: str, on_checksum: Callable[[Path], None] | None = None) -> ResolvedModel:
-        """Find a model by name or path and check its file; `on_checksum` is told before a long read.
+        """Find a language model by name or path and check its file; `on_checksum` is told before a long read.
 
         Raises ModelUnusable that says what is wrong with it, ConfigurationError for a broken manifest.
         """
+        found = self.find(wish, on_checksum)
+        if isinstance(found, ResolvedTensors):
+            task = found.manifest.task if found.manifest is not None else "tensors"
+            raise ModelUnusable(
+                f"model {found.name} is for {task}, and the node's own model must write text: serve it beside one, with "
+                f"`[models.{found.name}]` in edge.toml"
+            )
+        return found
+
+    def find(self, wish: str, on_checksum: Callable[[Path], None] | None = None) -> Found:
+        """The same for any model that can be served."""
         known = self.manifests()
         if wish in known:
             return self._resolve_known(*known[wish], on_checksum)
         if is_source(wish):
             raise ModelUnusable(f"{wish} is not on this machine: `edge models pull {wish}` brings it here and names it")
         path = Path(wish).expanduser()
+        if path.suffix == ".onnx":
+            return _tensors(path.stem, path.absolute(), None, {path.name: path.absolute()})
         if os.path.exists(path) or path.suffix == ".gguf" or "/" in wish:
             return ResolvedModel(path.stem, path.absolute(), read_header(path), None)
         names = ", ".join(sorted(known)) or "none"
-        raise ModelUnusable(f"unknown model {wish!r}: known are {names}; or give the path of a .gguf file")
+        raise ModelUnusable(f"unknown model {wish!r}: known are {names}; or give the path of a .gguf or .onnx file")
 
     def elsewhere(self, wish: str) -> str | None:
         """Where a model lies that could be fetched and is not on this machine; None for all others."""
@@ -83,7 +111,7 @@ class Registry:
         if wish in known:
             manifest, where = known[wish]
             here = self.beside(manifest, where) is not None or self.store.record(wish) is not None
-            return manifest.source if manifest.served and not here and isinstance(manifest.where, Hub | Web) else None
+            return manifest.source if manifest.holds_gguf and not here and isinstance(manifest.where, Hub | Web) else None
         return wish if is_source(wish) and isinstance(parse_source(wish), Hub | Web) else None
 
     def beside(self, manifest: Manifest, where: Path) -> Path | None:
@@ -91,27 +119,29 @@ class Registry:
         path = where.parent / manifest.file if manifest.file else None
         return path if path is not None and path.exists() else None
 
-    def _resolve_known(
-        self, manifest: Manifest, where: Path, on_checksum: Callable[[Path], None] | None
-    ) -> ResolvedModel:
+    def _resolve_known(self, manifest: Manifest, where: Path, on_checksum: Callable[[Path], None] | None) -> Found:
         name = manifest.name
         if not manifest.served:
             raise ModelUnusable(
-                f"model {name} is for {manifest.task}, which this version does not serve yet; `edge models list` shows which "
-                "models are for chat"
+                f"model {name} is for {manifest.task}, which this version does not serve yet; `edge models list` shows "
+                "which models it serves"
             )
         path = self.beside(manifest, where)
         if path is not None:
-            header = read_header(path)
+            if manifest.holds_gguf:
+                read_header(path)  # what is no model at all is said before a long read
             if manifest.sha256 is not None:
                 self._verify(path, manifest.sha256, "that its manifest names", "get it again", on_checksum)
-            return ResolvedModel(name, path, header, manifest, {manifest.main_file: path})
+            parts = {part.file: path.parent / part.file for part in manifest.files}
+            if absent := next((part for part in parts.values() if not part.exists()), None):
+                raise ModelUnusable(f"{absent.name} of model {name} is not beside it: put it at {absent}")
+            return _checked(name, path, manifest, {manifest.main_file: path, **parts})
         record = self.store.record(name)
         if record is None:
             raise ModelUnusable(_absent(manifest, where))
         files = self._stored(manifest, record, on_checksum)
         main = files[record.files[0].file]
-        return ResolvedModel(name, main, read_header(main), manifest, files)
+        return _checked(name, main, manifest, files)
 
     def _stored(
         self, manifest: Manifest, record: Record, on_checksum: Callable[[Path], None] | None
@@ -148,6 +178,21 @@ class Registry:
             self.checksums.remember(path, sha256)
         except OSError as error:
             raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _checked(name: str, path: Path, manifest: Manifest, files: Mapping[str, Path]) -> Found:
+    header = read_header(path) if manifest.holds_gguf else None
+    if header is not None and manifest.task in LANGUAGE:
+        return ResolvedModel(name, path, header, manifest, files)
+    return _tensors(name, path, manifest, files)
+
+
+def _tensors(name: str, path: Path, manifest: Manifest | None, files: Mapping[str, Path]) -> ResolvedTensors:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
+    return ResolvedTensors(name, path, manifest, files, size)
 
 
 def _absent(manifest: Manifest, where: Path) -> str:

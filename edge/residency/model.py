@@ -8,7 +8,9 @@ from typing import Literal, Protocol
 
 from edge.engine.port import Engine
 from edge.messages import Load, ModelFacts
-from edge.registry.resolve import ResolvedModel
+from edge.onnx.client import TensorClient
+from edge.onnx.messages import LoadTensors, TensorFacts
+from edge.registry.resolve import Found
 
 Standing = Literal["ready", "restarting", "loading", "waiting", "draining", "unloaded", "failed"]
 """Of a model: it answers; its engine died and starts anew; it is being loaded; it waits for room; its last answers run; it is not
@@ -49,7 +51,7 @@ class Version:
     """The file behind a model's name at one time. `stamp` is another when the file is another."""
 
     spec: Spec
-    model: ResolvedModel
+    model: Found
     stamp: str
     modified: int
     """Unix time of the file."""
@@ -63,7 +65,7 @@ class Version:
             return False
 
 
-def stamp_of(model: ResolvedModel) -> str:
+def stamp_of(model: Found) -> str:
     """Tells a file from what lay there before, without reading it. Raises OSError."""
     found = model.path.stat()
     known = model.manifest.sha256 if model.manifest is not None else ""
@@ -74,7 +76,7 @@ def stamp_of(model: ResolvedModel) -> str:
 class Fitted:
     """How a version is to be loaded, and the most memory that it will take then."""
 
-    load: Load
+    load: Load | LoadTensors
     bytes: int
     smaller: Callable[[], Awaitable[Load | None]] | None = None
     """Gives a load that takes less, each time that it is called; None when there is none."""
@@ -92,8 +94,8 @@ class Planner(Protocol):
         ...
 
 
-class LoadedEngine(Engine, Protocol):
-    """An engine as its owner handles it."""
+class LanguageEngine(Engine, Protocol):
+    """A language model's engine as its owner handles it."""
 
     async def start(self) -> None:
         """Begin to load; returns at once."""
@@ -112,6 +114,8 @@ class LoadedEngine(Engine, Protocol):
         ...
 
 
+LoadedEngine = LanguageEngine | TensorClient
+
 StartEngine = Callable[[Fitted, bool], LoadedEngine]
 """(what to load, whether it restarts itself) -> an engine that is not started yet."""
 
@@ -124,7 +128,7 @@ class ModelState:
     standing: Standing
     reason: str
     progress: float
-    facts: ModelFacts | None
+    facts: ModelFacts | TensorFacts | None
     version: Version | None
     """The one that is loaded, else the one that was last looked at."""
     bytes_planned: int | None

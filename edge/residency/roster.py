@@ -10,7 +10,7 @@ from edge.errors import ModelNotFound
 from edge.machine import resident_bytes
 from edge.residency.book import Model
 from edge.residency.engines import Engines
-from edge.residency.model import LoadedEngine, ModelState, Spec
+from edge.residency.model import LanguageEngine, LoadedEngine, ModelState, Spec
 
 
 class Roster:
@@ -51,6 +51,12 @@ class Roster:
         """The engine that answers for a model, or else the one that is being started; None if there is neither."""
         shown = self._models[name].shown
         return shown.engine if shown is not None else None
+
+    @property
+    def main_engine(self) -> LanguageEngine | None:
+        """The node's own model's, which is always one that writes text."""
+        engine = self.engine(self.main)
+        return engine if engine is not None and engine.kind == "language" else None
 
     def status(self, name: str) -> EngineStatus:
         """Where a model stands: as its engine says it, or in its place."""

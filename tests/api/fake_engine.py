@@ -126,6 +126,7 @@ class FakeEngine:
     tokenized: list[tuple[Prompt, bool]] = field(default_factory=list)
     loads: threading.Event | None = None
     """It is not ready before the test says so."""
+    kind: str = "language"
     unloadable: EdgeError | None = None
     """What its loading ends with."""
     dead: threading.Event = field(default_factory=threading.Event)

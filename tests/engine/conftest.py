@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from edge.engine.client import EngineClient, EngineLimits
+from edge.engine.client import EngineClient
+from edge.engine.supervised import EngineLimits
 from edge.messages import Finished, Load, Submit, Token
 from models.recipe.dialogues import Speaker, dialogue
 from models.recipe.render import Renderer

@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from edge.dialects.tools import GrammarSpec, response_grammar
-from edge.engine.client import EngineClient, EngineLimits
+from edge.engine.client import EngineClient
 from edge.engine.port import StreamEvent
+from edge.engine.supervised import EngineLimits
 from edge.errors import (
     ContextLengthExceeded,
     EngineDown,

@@ -1,0 +1,62 @@
+"""A child's own end of things: the socket pair, its life and its place behind others."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from edge.messages import FrameReader, Message, frame
+
+EXIT_LOAD_FAILED = 3
+EXIT_ENGINE_BROKEN = 70
+_PR_SET_PDEATHSIG = 1
+_READ_BYTES = 1 << 18
+
+HeardT = TypeVar("HeardT")
+
+
+class Pipe(Generic[HeardT]):
+    """The child's end of the socket pair. Any thread may send; one reads."""
+
+    def __init__(self, fd: int, decode: Callable[[bytes], list[HeardT]]) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._decode = decode
+        self._lock = threading.Lock()
+        self._frames = FrameReader()
+
+    def send(self, messages: Iterable[Message]) -> None:
+        """Send messages as one frame. A front that is gone ends the process: nobody is left to answer. Raises FrameTooLarge."""
+        data = frame(*messages)
+        with self._lock:
+            try:
+                self._socket.sendall(data)
+            except OSError:
+                os._exit(0)
+
+    def receive(self) -> Iterable[HeardT]:
+        """Yield what the front says until it closes the pipe. Raises msgspec.DecodeError, FrameTooLarge."""
+        while data := self._socket.recv(_READ_BYTES):
+            for payload in self._frames.feed(data):
+                yield from self._decode(payload)
+
+
+def end_with_parent() -> None:
+    """The kernel kills this process when the front dies, even by SIGKILL; Ctrl-C and SIGTERM are the front's to
+    handle."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def step_back() -> None:
+    """Run only when nobody else wants the processor: threads that libraries have started already, and all that come."""
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+    except OSError:  # a sandbox forbids it
+        os.nice(19)

@@ -1,0 +1,1 @@
+"""Models in ONNX form beside the language models: embeddings, reranking, classification, and tensors as they are."""

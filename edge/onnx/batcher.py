@@ -1,0 +1,178 @@
+"""What goes into the next pass: texts of several requests, by deadline and length. Pure.
+
+A text's deadline is its request's arrival plus the SLO, and for the later texts of a long list so much more as the ones before
+them take: so a single sentence goes before the rest of somebody's thousand, and the thousand still moves on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32)
+"""Texts in a pass: few shapes, so that the library's memory does not grow with every new one."""
+_WORTH_FILLING = 0.75
+"""A pass is filled up with empty texts if so much of it is full; else the next smaller one is taken."""
+_LIKE = 0.75
+"""Texts of one pass are at least this part as long as the longest: the rest would be computed for nothing."""
+_SHARE = 0.5
+"""Part of the SLO that one pass may take: who comes while it runs waits for its end."""
+_GATHER = 0.25
+"""Part of a pass's own time that it is delayed at most to gather more."""
+_STEPS = ((64, 8), (128, 16), (256, 32), (1 << 30, 64))
+
+
+def length_bucket(tokens: int, most: int) -> int:
+    """The length to which texts of `tokens` are filled up; at most `most`."""
+    step = next(step for limit, step in _STEPS if tokens <= limit)
+    return min(most, -(-tokens // step) * step)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text of a request. `length` in tokens, filled up; 0: no text, but tensors, which are a pass by themselves."""
+
+    request_id: int
+    index: int
+    length: int
+    arrived_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is computed next: these texts, filled up to `rows` texts of `length` tokens."""
+
+    members: tuple[Row, ...]
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing before this time, unless something comes. None: nothing is there."""
+
+    until_s: float | None
+
+
+@dataclass(slots=True)
+class Costs:
+    """What a pass takes: base + rows * (token * length + square * length^2), times what lately was seen beside it."""
+
+    base_s: float
+    token_s: float
+    square_s: float
+    strain: float = 1.0
+
+    @classmethod
+    def measured(cls, short: int, long: int, rows: int, one_s: float, several_s: float, long_s: float) -> Costs:
+        """From three passes: one short text, `rows` short ones, a long one."""
+        row_s = max(1e-6, (several_s - one_s) / max(1, rows - 1))
+        base_s = max(0.0, one_s - row_s)
+        if long <= short:
+            return cls(base_s, row_s / short, 0.0)
+        long_row_s = max(long_s - base_s, row_s)
+        square_s = max(0.0, (long_row_s / long - row_s / short) / (long - short))
+        return cls(base_s, max(0.0, row_s / short - square_s * short), square_s)
+
+    def pass_s(self, rows: int, length: int) -> float:
+        """Seconds of a pass, as things are."""
+        return self.strain * (self.base_s + rows * length * (self.token_s + self.square_s * length))
+
+    def took(self, rows: int, length: int, seconds: float) -> None:
+        """Learn from a pass."""
+        foreseen_s = self.pass_s(rows, length) / self.strain
+        if foreseen_s > 0:
+            seen = min(100.0, max(0.25, seconds / foreseen_s))
+            self.strain += 0.1 * (seen - self.strain)
+
+
+class Batcher:
+    """Owner of the texts that wait. Time comes in with every question."""
+
+    def __init__(self, costs: Costs, *, slo_s: float, most_rows: int, most_cells: int) -> None:
+        """`most_rows`: texts in a pass; `most_cells`: texts times length, for which there is memory."""
+        self.costs = costs
+        self._slo_s, self._most_rows, self._most_cells = slo_s, most_rows, most_cells
+        self._rows: list[Row] = []
+        self._company = 1
+        """Requests that took part in one of the last passes: so many are likely to come again together."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def waiting(self) -> tuple[Row, ...]:
+        """Those that wait, the most urgent first."""
+        return tuple(self._rows)
+
+    def add(self, request_id: int, lengths: Iterable[int], now_s: float) -> None:
+        """Texts of a new request, by the lengths that they are filled up to; 0 for tensors."""
+        ahead_s = 0.0
+        for index, length in enumerate(lengths):
+            self._rows.append(Row(request_id, index, length, now_s, now_s + self._slo_s + ahead_s))
+            ahead_s += self.costs.pass_s(1, length)
+        self._rows.sort(key=lambda row: (row.deadline_s, row.request_id, row.index))
+
+    def drop(self, request_id: int) -> None:
+        """Nobody waits for a request any more."""
+        self._rows = [row for row in self._rows if row.request_id != request_id]
+
+    def wait_s(self) -> float:
+        """Until a text that came now would be answered."""
+        return sum(self.costs.pass_s(1, row.length) for row in self._rows) + self.costs.pass_s(1, 16)
+
+    def most_rows(self, length: int) -> int:
+        """Texts of a length that one pass may have."""
+        fits = 1
+        for rows in ROW_BUCKETS:
+            in_time = self.costs.pass_s(rows, length) <= self._slo_s * _SHARE
+            if rows <= self._most_rows and rows * length <= self._most_cells and in_time:
+                fits = rows
+        return fits
+
+    def next(self, now_s: float) -> Batch | Wait:
+        """What to compute now, or until when to wait for more."""
+        if not self._rows:
+            return Wait(None)
+        first = self._rows[0]
+        if first.length == 0:
+            return self._taken([first])
+        likeness = [row for row in self._rows if row.length and _alike(row.length, first.length)]
+        likeness.sort(key=lambda row: (row is not first, abs(row.length - first.length), row.deadline_s))
+        chosen = [first]
+        for row in likeness[1:]:
+            longest = max(row.length, *(c.length for c in chosen))
+            shortest = min(row.length, *(c.length for c in chosen))
+            if len(chosen) < self.most_rows(longest) and _alike(shortest, longest):
+                chosen.append(row)
+        longest = max(row.length for row in chosen)
+        most = self.most_rows(longest)
+        if len(chosen) < most and (until_s := self._gathering(first, most)) > now_s:
+            return Wait(until_s)
+        return self._taken(chosen)
+
+    def _gathering(self, first: Row, most: int) -> float:
+        """Until when more requests are waited for: only while as many as lately are on their way, and only within the slack."""
+        requests = len({row.request_id for row in self._rows})
+        if requests >= self._company or requests >= most:
+            return 0.0
+        pass_s = self.costs.pass_s(min(most, self._company), first.length)
+        return min(first.arrived_s + _GATHER * pass_s, first.deadline_s - pass_s)
+
+    def _taken(self, chosen: list[Row]) -> Batch:
+        longest = max(row.length for row in chosen)
+        most = self.most_rows(longest) if longest else 1
+        rows = next((b for b in ROW_BUCKETS if b >= len(chosen)), ROW_BUCKETS[-1])
+        if rows > most or len(chosen) < rows * _WORTH_FILLING:
+            rows = max(b for b in ROW_BUCKETS if b <= len(chosen))
+        members = tuple(chosen[:rows])
+        gone = {(row.request_id, row.index) for row in members}
+        self._rows = [row for row in self._rows if (row.request_id, row.index) not in gone]
+        requests = len({row.request_id for row in members} | {row.request_id for row in self._rows})
+        self._company = max(requests, self._company - 1)
+        return Batch(members, rows, max(row.length for row in members))
+
+
+def _alike(one: int, other: int) -> bool:
+    return min(one, other) >= _LIKE * max(one, other)

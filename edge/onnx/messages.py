@@ -1,0 +1,204 @@
+"""What the front and a tensor child say to each other. Framed as `edge.messages` has it; every request gets exactly one reply,
+its answer or `Failed`. Tensors are bytes, little-endian and row by row."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from edge.messages import Abort, Failed, LoadFailed, Message, Progress, Quit
+
+Task = Literal["embedding", "rerank", "classification", "tensors"]
+"""`tensors`: any model; it is asked by the Open Inference Protocol only, as all others may be too."""
+Pooling = Literal["mean", "cls", "last", "none"]
+Kind = Literal["", "query", "document"]
+"""What a text is, for models that were trained with a prompt for each."""
+Provider = Literal["auto", "tensorrt", "cuda", "cpu"]
+Text = str | list[int]
+"""A text, or its tokens, taken as they are."""
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """How texts become what a model takes, and what becomes of its output. `max_tokens` with special tokens."""
+
+    tokenizer: str
+    max_tokens: int
+    pooling: Pooling = "mean"
+    normalise: bool = True
+    output: str = ""
+    """Name of the output that counts; empty: the first."""
+    query_prompt: str = ""
+    document_prompt: str = ""
+    dimensions: list[int] = []
+    """Lengths to which a vector may be cut, for models that were trained so."""
+    labels: list[str] = []
+    multi_label: bool = False
+    """Each label for itself; else one of them."""
+
+
+# --- front to child ---------------------------------------------------------------------------------------------------
+
+
+class LoadTensors(Message, frozen=True):
+    """The first message: which model to load, and how."""
+
+    path: str
+    task: Task
+    reading: Reading | None
+    """None where no text is read."""
+    provider: Provider
+    threads: int
+    most_rows: int
+    """Texts in one pass, at most."""
+    slo_s: float
+    limit_bytes: int
+    """Memory that the process may take."""
+    heartbeat_s: float
+    background: bool
+
+
+class Embed(Message, frozen=True):
+    """Vectors of texts. `dimensions` None: as long as the model makes them."""
+
+    request_id: int
+    texts: list[Text]
+    kind: Kind = ""
+    dimensions: int | None = None
+
+
+class Rerank(Message, frozen=True):
+    """How well each document answers a query."""
+
+    request_id: int
+    query: str
+    documents: list[str]
+
+
+class Classify(Message, frozen=True):
+    """What each text is."""
+
+    request_id: int
+    texts: list[Text]
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """One tensor by name; `datatype` as the Open Inference Protocol calls it."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: bytes
+
+
+class Infer(Message, frozen=True):
+    """One pass with these inputs, checked by the front. `outputs` empty: all."""
+
+    request_id: int
+    inputs: list[Tensor]
+    outputs: list[str]
+
+
+# --- child to front ---------------------------------------------------------------------------------------------------
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """One input or output. Axes of any length are -1 in `shape`; `axes` has their names, so that equal ones are known."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    axes: list[str]
+
+
+class TensorFacts(msgspec.Struct, frozen=True):
+    """What was loaded. Sizes in bytes."""
+
+    task: Task
+    digest: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    provider: str
+    """What runs it."""
+    note: str
+    """Why nothing faster does; empty if it was asked for."""
+    library: str
+    threads: int
+    weights_bytes: int
+    max_tokens: int
+    width: int
+    """Numbers of a vector, or labels; 0 for tensors."""
+    dimensions: list[int]
+    labels: list[str]
+    most_rows: int
+    one_s: float
+    """Measured: a pass with one text of `one_tokens`."""
+    one_tokens: int
+    longest_s: float
+    """The same with the longest text."""
+
+
+class TensorsLoaded(Message, frozen=True):
+    """The model answers: a real pass has succeeded."""
+
+    facts: TensorFacts
+    seconds: float
+
+
+class Embedded(Message, frozen=True):
+    """float32 of `width` for each text."""
+
+    request_id: int
+    vectors: bytes
+    width: int
+    tokens: int
+
+
+class Scored(Message, frozen=True):
+    """A number from 0 to 1 for each document, or for each label of each text."""
+
+    request_id: int
+    scores: list[list[float]]
+    tokens: int
+
+
+class Inferred(Message, frozen=True):
+    """What a pass gave."""
+
+    request_id: int
+    outputs: list[Tensor]
+
+
+class TensorStats(Message, frozen=True):
+    """Sent by the loop itself about once a second."""
+
+    waiting: int
+    """Texts and tensor requests that wait for a pass."""
+    passes: int
+    rows: int
+    """Texts that were read, of all passes."""
+    pass_p50_s: float
+    pass_p99_s: float
+    wait_s: float
+    """Until a text that came now would be answered, as foreseen."""
+    forward_age_s: float
+    resident_bytes: int
+
+
+Asked = Embed | Rerank | Classify | Infer
+Answer = Embedded | Scored | Inferred
+ToTensorChild = LoadTensors | Asked | Abort | Quit
+FromTensorChild = Progress | TensorsLoaded | LoadFailed | Answer | Failed | TensorStats
+
+_to_child = msgspec.msgpack.Decoder(list[ToTensorChild])
+_from_child = msgspec.msgpack.Decoder(list[FromTensorChild])
+
+
+def to_tensor_child(payload: bytes) -> list[ToTensorChild]:
+    """Decode a frame sent by the front. Raises msgspec.DecodeError."""
+    return _to_child.decode(payload)
+
+
+def from_tensor_child(payload: bytes) -> list[FromTensorChild]:
+    """Decode a frame sent by a tensor child. Raises msgspec.DecodeError."""
+    return _from_child.decode(payload)

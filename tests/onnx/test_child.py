@@ -1,0 +1,200 @@
+"""The tensor child as its owner sees it: one reply per request whatever happens, and back on its feet afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import psutil
+import pytest
+from onnx import numpy_helper
+from tokenizers import Tokenizer
+
+from edge.engine.supervised import EngineLimits
+from edge.errors import DoesNotFit, EdgeError, EngineDown, EngineFault, InvalidRequest, ModelUnusable, Overloaded
+from edge.onnx.client import TensorClient
+from edge.onnx.messages import Embedded, Tensor
+from tests.onnx.conftest import LIMITS, MIB, load_of, reading_of, run_with_child
+
+SENTENCES = ["pump three is on", "a valve", "the alarm in hall two rang at night, and nobody knew why it did", "x"] * 6
+
+
+def vectors(found: Embedded) -> np.ndarray:
+    return np.frombuffer(found.vectors, np.float32).reshape(-1, found.width)
+
+
+def by_hand(encoder: Path, texts: list[str]) -> np.ndarray:
+    """One text at a time, in the plainest way."""
+    session = onnxruntime.InferenceSession(str(encoder / "model.onnx"), providers=["CPUExecutionProvider"])
+    tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
+    found = []
+    for text in texts:
+        ids = np.array([tokenizer.encode(text).ids])
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        mean = session.run(["last_hidden_state"], feeds)[0][0].mean(axis=0)
+        found.append(mean / np.linalg.norm(mean))
+    return np.array(found)
+
+
+async def until_ready(client: TensorClient) -> None:
+    while client.status.phase != "ready":
+        await client.changed()
+
+
+async def ending(work: Any) -> Any:
+    try:
+        return await work
+    except EdgeError as error:
+        return error
+
+
+def test_vectors_are_those_of_each_text_by_itself(encoder: Path) -> None:
+    async def use(client: TensorClient) -> None:
+        exact = by_hand(encoder, SENTENCES)
+        whole = await client.embed(list(SENTENCES), "", None)
+        assert vectors(whole) == pytest.approx(exact, abs=2e-5)
+        apart = await asyncio.gather(*(client.embed([text], "", None) for text in SENTENCES))
+        assert np.concatenate([vectors(one) for one in apart]) == pytest.approx(exact, abs=2e-5)
+        assert whole.tokens == sum(one.tokens for one in apart)
+        assert client.in_flight == 0
+
+    run_with_child(load_of(encoder, reading_of(encoder)), use)
+
+
+def test_a_text_that_fails_fails_alone(encoder: Path, tmp_path: Path) -> None:
+    """Its first word has a vector that is no number: no other text of its pass may notice."""
+    model = onnx.load(encoder / "model.onnx")
+    bad = Tokenizer.from_file(str(encoder / "tokenizer.json")).encode("zz").ids[1]
+    words = next(w for w in model.graph.initializer if "word_embeddings" in w.name)
+    table = numpy_helper.to_array(words).copy()
+    table[bad] = np.nan
+    words.CopyFrom(numpy_helper.from_array(table, words.name))
+    onnx.save(model, tmp_path / "model.onnx")
+
+    async def use(client: TensorClient) -> None:
+        texts = ["a valve", "zz", "a pump", "zz zz", "a fan"]
+        found = await asyncio.gather(*(ending(client.embed([text], "", None)) for text in texts))
+        assert [isinstance(one, EngineFault) for one in found] == ["zz" in text for text in texts]
+        assert client.status.restarts == 0
+
+    run_with_child(load_of(encoder, reading_of(encoder), path=str(tmp_path / "model.onnx")), use)
+
+
+def test_kills_in_the_middle_of_requests_leave_none_without_an_answer(encoder: Path) -> None:
+    async def use(client: TensorClient) -> None:
+        for _ in range(3):
+            await until_ready(client)
+            tasks = [asyncio.create_task(ending(client.embed(SENTENCES * 20, "", None))) for _ in range(8)]
+            await asyncio.sleep(0.05)
+            assert client.status.pid is not None
+            os.kill(client.status.pid, signal.SIGKILL)
+            endings = await asyncio.wait_for(asyncio.gather(*tasks), 10)
+            assert all(isinstance(e, EngineDown | Embedded) for e in endings)
+            assert any(isinstance(e, EngineDown) for e in endings)
+            assert client.in_flight == 0
+        await until_ready(client)
+        assert isinstance(await client.embed(["a"], "", None), Embedded)
+        assert client.status.restarts == 3
+        assert not [p for p in psutil.Process().children() if p.status() == psutil.STATUS_ZOMBIE]
+
+    run_with_child(load_of(encoder, reading_of(encoder)), use)
+
+
+def test_a_wedged_child_is_noticed_and_replaced(encoder: Path) -> None:
+    async def use(client: TensorClient) -> None:
+        first = client.status.pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        error = await asyncio.wait_for(ending(client.embed(["a"], "", None)), 30)
+        assert isinstance(error, EngineDown) and "no sign of life" in error.message
+        await until_ready(client)
+        assert client.status.pid != first
+        assert isinstance(await client.embed(["a"], "", None), Embedded)
+
+    run_with_child(load_of(encoder, reading_of(encoder)), use, EngineLimits(8, 2.0, 60.0, 2.0))
+
+
+def test_a_full_queue_refuses_and_a_client_that_leaves_frees_its_place(encoder: Path) -> None:
+    async def use(client: TensorClient) -> None:
+        tasks = [asyncio.create_task(client.embed(SENTENCES * 40, "", None)) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await client.embed(["a"], "", None)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert client.in_flight == 0
+        assert isinstance(await client.embed(["a"], "", None), Embedded)
+        while client.stats is None or client.stats.waiting:
+            await asyncio.sleep(0.05)
+        assert client.stats.rows < 3 * 40 * len(SENTENCES), "what nobody waits for was computed"
+
+    run_with_child(load_of(encoder, reading_of(encoder)), use, EngineLimits(2, 20.0, 60.0, 2.0))
+
+
+def test_memory_beyond_the_plan_is_refused_and_the_child_lives_on(encoder: Path) -> None:
+    async def use(client: TensorClient) -> None:
+        assert client.status.pid is not None
+        process = psutil.Process(client.status.pid)
+        huge = np.ones((2000, 128), np.int64)
+        tensors = [
+            Tensor(name, "INT64", [2000, 128], huge.tobytes())
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+        ]
+        with pytest.raises(InvalidRequest, match="needs more memory for this than the 200 MiB"):
+            await client.infer(tensors, [])
+        assert process.memory_info().rss < 260 * MIB
+        small = [Tensor(t.name, t.datatype, [1, 4], t.data[:32]) for t in tensors]
+        found = await client.infer(small, ["pooler_output"])
+        assert [(t.name, t.datatype, t.shape, len(t.data)) for t in found] == [("pooler_output", "FP32", [1, 64], 256)]
+        assert client.status.restarts == 0
+
+    run_with_child(load_of(encoder, limit_bytes=200 * MIB), use)
+
+
+def test_less_memory_than_one_text_needs_is_said_at_the_load(encoder: Path) -> None:
+    with pytest.raises(DoesNotFit, match=r"raise memory\.budget_mib"):
+        run_with_child(load_of(encoder, reading_of(encoder), limit_bytes=40 * MIB), _nothing)
+
+
+async def _nothing(_: TensorClient) -> None:
+    raise AssertionError("it is loaded")
+
+
+@pytest.mark.parametrize(
+    ("reading", "changes", "said"),
+    [
+        ({"output": "nope"}, {}, "no output 'nope': it has last_hidden_state, pooler_output"),
+        ({"pooling": "none"}, {}, "`pooling` in the manifest does not fit"),
+        ({"dimensions": [128]}, {}, "vectors have 64 numbers"),
+        ({"labels": ["a", "b"], "output": "pooler_output"}, {"task": "classification"}, "tells 64 labels apart"),
+        ({}, {"provider": "cuda"}, "onnx.provider is cuda"),
+        ({"max_tokens": 4096}, {}, "cannot be read"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_the_model_is_said(
+    encoder: Path, reading: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ModelUnusable, match=said):
+        run_with_child(load_of(encoder, reading_of(encoder, **reading), **changes), _nothing)
+
+
+def test_a_file_cut_short_is_said_and_no_tokenizer_is_needed_for_tensors(encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes((encoder / "model.onnx").read_bytes()[:200_000])
+    with pytest.raises(ModelUnusable, match="onnxruntime cannot load"):
+        run_with_child(load_of(tmp_path), _nothing)
+
+
+def test_a_child_in_the_background_takes_only_what_others_leave(encoder: Path) -> None:
+    async def use(client: TensorClient) -> None:
+        assert client.status.pid is not None
+        threads = psutil.Process(client.status.pid).threads()
+        assert {os.sched_getscheduler(thread.id) for thread in threads} == {os.SCHED_IDLE}
+
+    run_with_child(load_of(encoder, reading_of(encoder), background=True, threads=2), use, LIMITS)
