@@ -29,9 +29,14 @@ def _gguf(report: Report) -> list[tuple[str, str]]:
 def _onnx(report: Report) -> list[tuple[str, str]]:
     lines = []
     if (a := report.agreement) is not None:
+        read = (
+            f"{a.sentences} queries with {a.candidates} candidates each"
+            if a.candidates
+            else words.count(a.sentences, "sentence")
+        )
         reader = f"tokens by {a.tokenizer}" if a.tokenizer else "as RANDOM TOKENS: no tokenizer.json was found or named"
         lines += [
-            ("text", f"{words.count(a.sentences, 'sentence')} of {a.text}, {reader}"),
+            ("text", f"{read} of {a.text}, {reader}"),
             ("output", a.output),
             *_agreement(a),
         ]
@@ -121,7 +126,8 @@ def _comparison(report: Report) -> list[tuple[str, str]]:
 
 def _times(report: Report) -> str:
     seconds = report.seconds
-    first = "calibration" if report.kind in ONNX_KINDS else "importance"
-    return (
-        f"{first} {getattr(seconds, first):.1f} s, writing {seconds.quantize:.1f} s, comparing {seconds.report:.1f} s"
-    )
+    onnx = ONNX_KINDS.get(report.kind)
+    first = f"importance {seconds.importance:.1f} s, "
+    if onnx is not None:
+        first = f"calibration {seconds.calibration:.1f} s, " if onnx.calibrated else ""
+    return f"{first}writing {seconds.quantize:.1f} s, comparing {seconds.report:.1f} s"

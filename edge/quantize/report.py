@@ -76,6 +76,8 @@ class Agreement(msgspec.Struct, frozen=True):
     output: str
     sentences: int
     """How many were read; of rerankers, how many queries."""
+    candidates: int = 0
+    """Of rerankers, how many other sentences were scored for each query."""
     cosine_mean: float | None = None
     cosine_p1: float | None = None
     cosine_min: float | None = None

@@ -53,6 +53,7 @@ class Comparison:
             tokenizer=Path(self._job.tokenizer).name,
             output=f"{self._output}, mean over tokens" if self._meaning == "states" else self._output,
             sentences=read,
+            candidates=min(_CANDIDATES, self._texts.count - 1) if self._single else 0,
             **{name: value if value is None else float(f"{value:.6g}") for name, value in meter.figures().items()},
         )
 

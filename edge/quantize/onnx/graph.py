@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, helper
 
-from edge.errors import ModelUnusable
+from edge.errors import ConfigurationError, ModelUnusable
 from edge.quantize.report import File
 
 MOST_BYTES = (2 << 30) - (16 << 20)
@@ -55,10 +55,11 @@ class Weights:
     tables: frozenset[str]
 
 
-def load(path: Path) -> tuple[onnx.ModelProto, int]:
-    """A model with all its weights, and the bytes of its files. Raises ModelUnusable."""
+def load(path: Path, target: Path | None = None) -> tuple[onnx.ModelProto, int]:
+    """A model with all its weights, and the bytes of its files. Raises ModelUnusable, or ConfigurationError if one of these files
+    is what will be written."""
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except OSError as error:
         raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
     except DecodeError:
@@ -70,6 +71,8 @@ def load(path: Path) -> tuple[onnx.ModelProto, int]:
         other = path.parent / name
         if not other.is_file():
             raise ModelUnusable(f"{path} keeps weights in {name}, which is not beside it; get both")
+        if target is not None and target.exists() and other.samefile(target):
+            raise ConfigurationError(f"{target} holds the weights of {path}; write to another name")
         size += other.stat().st_size
     if size > MOST_BYTES:
         raise ModelUnusable(
@@ -147,7 +150,7 @@ def _stored_bytes(tensor: TensorProto) -> int:
         return len(tensor.raw_data)
     if tensor.data_type == TensorProto.STRING:
         return sum(map(len, tensor.string_data))
-    return math.prod(tensor.dims) * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return int(math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _formats(model: onnx.ModelProto) -> list[str]:

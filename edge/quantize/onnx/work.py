@@ -49,7 +49,7 @@ class OnnxWork:
         """All of it. Raises EdgeError; the target is there, whole, once `on_written` was called."""
         job = self._job
         self._on_step("looking at the source", 0.0)
-        model, size = load(Path(job.source))
+        model, size = load(Path(job.source), Path(job.target))
         weights = examine(model, job.source)
         if job.report or self._kind.calibrated:
             require_tokens(model, job.source)
