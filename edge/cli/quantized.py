@@ -30,16 +30,10 @@ def _onnx(report: Report) -> list[tuple[str, str]]:
     lines = []
     if (a := report.agreement) is not None:
         read = (
-            f"{a.sentences} queries with {a.candidates} candidates each"
-            if a.candidates
-            else words.count(a.sentences, "sentence")
+            f"{a.sentences} queries with {a.candidates} candidates each" if a.candidates else f"{a.sentences} sentences"
         )
-        reader = f"tokens by {a.tokenizer}" if a.tokenizer else "as RANDOM TOKENS: no tokenizer.json was found or named"
-        lines += [
-            ("text", f"{read} of {a.text}, {reader}"),
-            ("output", a.output),
-            *_agreement(a),
-        ]
+        reader = f"tokens by {a.tokenizer}" if a.tokenizer else "for want of a tokenizer.json beside the model"
+        lines += [("text", f"{read} of {a.text}, {reader}"), ("output", a.output), *_agreement(a)]
     if (t := report.latency) is not None:
         lines.append(
             (

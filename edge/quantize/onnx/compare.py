@@ -49,7 +49,7 @@ class Comparison:
             for ours, theirs in pairs:
                 meter.add(ours, theirs)
         return Agreement(
-            text=self._job.evaluation_name,
+            text=self._job.evaluation_name if self._job.tokenizer else "random tokens",
             tokenizer=Path(self._job.tokenizer).name,
             output=f"{self._output}, mean over tokens" if self._meaning == "states" else self._output,
             sentences=read,

@@ -132,7 +132,9 @@ class Session:
 
 def mask_of(row: Row, feeds: dict[str, Array]) -> Array:
     """[1, tokens]: 1 where there is a token."""
-    return feeds["attention_mask"] if "attention_mask" in feeds else np.ones((1, len(row.ids)), np.int64)
+    mask = np.zeros(feeds["input_ids"].shape, np.int64)
+    mask[:, : len(row.ids)] = 1
+    return mask
 
 
 def timed_in_turns(sessions: Sequence[Session], row: Row, output: str, runs: int) -> list[float]:
