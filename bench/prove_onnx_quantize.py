@@ -2,7 +2,8 @@
 
 `edge quantize` writes all-MiniLM-L6-v2 (`bench.export_minilm`; where its package is not installed, an encoder of the same shape
 with random weights, and says so) in every ONNX format. Beside them stand the formats that were rejected, as onnxruntime's
-quantizer makes them: INT8 with fixed ranges, and FP8 with scales from the spread. Exit status 1 if what is promised does not hold.
+quantizer makes them: INT8 with fixed ranges, and FP8 with scales from the spread. Exit status 1 if what is promised does not
+hold.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -70,6 +72,7 @@ def rejected(source: Path) -> Iterator[Figures]:
         with tempfile.TemporaryDirectory() as directory:
             target = Path(directory) / "model.onnx"
             begun = time.monotonic()
+            logging.disable(logging.WARNING)
             with contextlib.redirect_stdout(None):  # the library prints what it is about
                 q.quantize_static(
                     source,

