@@ -7,7 +7,7 @@ RUNTIME ?= onnx
 SETUP := $(PYTHON) provisioning/install.py --extra $(RUNTIME)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ prove-quantize: dev ## What each number format costs the built-in model: the acc
 
 prove-onnx: dev ## An encoder behind the node: how soon, how many, and what the language model feels; ten minutes
 	@$(BIN)/python -m bench.prove_onnx $(ARGS)
+
+prove-onnx-quantize: dev ## What each number format costs a sentence-embedding model in ONNX; two minutes
+	@$(BIN)/python -m bench.prove_onnx_quantize $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

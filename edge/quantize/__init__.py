@@ -1,5 +1,6 @@
-"""`edge quantize`: a GGUF file in fewer bits, and what that cost.
+"""`edge quantize`: a GGUF file or an ONNX model in fewer bits, and what that cost.
 
-`kinds`, `text`, `task`, `report` are pure; `divergence` is arithmetic over numpy. `run` is the parent's half: it checks, starts
-a child, and never loads libllama, which ends its process when it does not like something. `worker` and `work` are the child.
+`kinds`, `text`, `task`, `report`, `wish` are pure. `run` is the parent's half, with `gguf_job` and `onnx.job` for what can be
+refused without a native library. It starts a child (`supervise`), and never loads libllama, which ends its process when it does
+not like something, nor onnxruntime. `worker` is the child: `work`, `compare` and `divergence` for GGUF, and the rest of `onnx`.
 """

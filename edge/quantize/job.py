@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from edge.quantize.report import Report
 
 
-class Job(msgspec.Struct, frozen=True):
-    """What the child is to do. Paths are absolute; empty texts mean the package's own."""
+class Job(msgspec.Struct, frozen=True, tag="gguf"):
+    """What the child is to do with a GGUF file. Paths are absolute; empty texts mean the package's own."""
 
     source: str
     source_bytes: int
@@ -30,6 +32,32 @@ class Job(msgspec.Struct, frozen=True):
     report: bool
     cases: str
     """File of the task's cases; empty if there is none."""
+
+
+class OnnxJob(msgspec.Struct, frozen=True, tag="onnx"):
+    """What the child is to do with an ONNX model. Paths are absolute."""
+
+    source: str
+    draft: str
+    scratch: str
+    """A directory for working copies, to be made; the parent removes it."""
+    target: str
+    kind: str
+    block: int
+    """Weights that share a scale; 0 where the format has no blocks."""
+    tokenizer: str
+    """Its file; empty: random tokens."""
+    calibration: str
+    """Text, where the format is calibrated."""
+    calibration_name: str
+    evaluation: str
+    evaluation_name: str
+    most_tokens: int
+    threads: int
+    report: bool
+
+
+AnyJob = Job | OnnxJob
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
@@ -60,4 +88,4 @@ Event = Step | Written | Done | Fault
 
 encode = msgspec.json.Encoder().encode
 decode_event = msgspec.json.Decoder(Event).decode
-decode_job = msgspec.json.Decoder(Job).decode
+decode_job: Callable[[bytes], AnyJob] = msgspec.json.Decoder(AnyJob).decode

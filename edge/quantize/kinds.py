@@ -36,6 +36,38 @@ KINDS = {
     )
 }
 
+
+@dataclass(frozen=True, slots=True)
+class OnnxKind:
+    """One target for ONNX models. `packages`: what writing it imports beside onnx and onnxruntime."""
+
+    name: str
+    about: str
+    bits: int
+    packages: tuple[str, ...]
+    blocks: tuple[int, ...] = ()
+    """How many weights may share a scale, the default first; empty: the format has no blocks."""
+    calibrated: bool = False
+    """Whether a text is read before it is written: the ranges of what is multiplied are fixed then."""
+
+
+ONNX_KINDS = {
+    kind.name: kind
+    for kind in (
+        OnnxKind(
+            "int8-onnx", "8 bits a weight, and what it meets is rounded as it comes: the first to try", 8, ("sympy",)
+        ),
+        OnnxKind("int4-onnx", "4.5 to 5 bits a weight: the smallest", 4, ("ml_dtypes", "onnx_ir"), blocks=(32, 128)),
+        OnnxKind(
+            "fp8-onnx",
+            "E4M3 on both sides, for GPUs that compute in it; slow on CPUs",
+            8,
+            ("ml_dtypes",),
+            calibrated=True,
+        ),
+    )
+}
+
 _UNQUANTIZED = frozenset({"f32", "f16", "bf16", "f64", "i8", "i16", "i32", "i64"})
 
 

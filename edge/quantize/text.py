@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ LEAST_TOKENS = 256
 """Fewer positions than this say nothing."""
 
 _BLOCK_CHARACTERS = 2_000
+_SENTENCE_CHARACTERS = 16
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _TELLING_CHARACTERS = 40
 _TEXTS = Path(__file__).parent / "texts"
 
@@ -69,3 +72,9 @@ def chunks(tokens: Sequence[int], *, size: int, most_tokens: int, start: Sequenc
         piece = [*start, *tokens[first : first + min(step, most_tokens - first)]]
         if len(piece) > LEAD_TOKENS + 1:
             yield piece
+
+
+def sentences(text: str) -> list[str]:
+    """A text's sentences, in order: no line end within one, none twice, and none so short that it says nothing."""
+    parts = (part.strip() for line in text.splitlines() for part in _SENTENCE_END.split(line))
+    return list(dict.fromkeys(part for part in parts if len(part) >= _SENTENCE_CHARACTERS))

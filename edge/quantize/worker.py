@@ -8,8 +8,8 @@ import signal
 import sys
 
 from edge.errors import EdgeError
-from edge.quantize.job import Done, Event, Fault, Step, Written, decode_job, encode
-from edge.quantize.work import Work
+from edge.quantize.job import AnyJob, Done, Event, Fault, Job, Step, Written, decode_job, encode
+from edge.quantize.report import Report
 
 _PR_SET_PDEATHSIG = 1
 _TELLING_SHARE = 0.01
@@ -33,6 +33,17 @@ class _Teller:
             self.say(self._last)
 
 
+def _work(job: AnyJob, teller: _Teller) -> Report:
+    """By the one native library that the job is for: the other may not be installed."""
+    if isinstance(job, Job):
+        from edge.quantize.work import Work
+
+        return Work(job, teller.step, lambda: teller.say(Written())).run()
+    from edge.quantize.onnx.work import OnnxWork
+
+    return OnnxWork(job, teller.step, lambda: teller.say(Written())).run()
+
+
 def main(arguments: list[str]) -> int:
     """Entry point. Ctrl-C is the parent's to handle; the kernel ends this process with it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -40,7 +51,7 @@ def main(arguments: list[str]) -> int:
     teller = _Teller(int(arguments[0]))
     job = decode_job(sys.stdin.buffer.read())
     try:
-        teller.say(Done(Work(job, teller.step, lambda: teller.say(Written())).run()))
+        teller.say(Done(_work(job, teller)))
     except EdgeError as error:
         teller.say(Fault(error.code or "", error.message))
     return 0
