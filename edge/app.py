@@ -29,7 +29,11 @@ from edge.listener import bind, http_server, is_loopback, require_tls_files, url
 from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
 from edge.logs import start_logging
 from edge.machine import resident_bytes
+from edge.memory.gpu import is_jetson
 from edge.messages import ModelFacts, Stats
+from edge.probes.host import Roots
+from edge.probes.sample import Probes
+from edge.probes.throttle import Change
 from edge.quiet import settle_collector
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.residency import Fitted, Pool, PoolLimits
@@ -121,6 +125,9 @@ class Node:
         self._pool = self._pool_of_models(registry, Fitter(settings))
         self._fleet = build_fleet(settings, effective.home)
         self._drain = DrainState()
+        every_s = settings.metrics.interval_s
+        self._probes = Probes(Roots(home=self._home), every_s, self._on_throttle) if every_s else None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._server = http_server(build_application(self._front(), __version__), settings.server)
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
 
@@ -150,8 +157,26 @@ class Node:
             offline=self._settings.admission.offline,
             max_wait_s=self._settings.admission.max_wait_s,
             load_wait_s=self._settings.admission.load_wait_s,
+            dcgm_names=self._settings.metrics.dcgm_names == "on"
+            or (self._settings.metrics.dcgm_names == "auto" and is_jetson()),
         )
-        return Front(self._pool, config, self._keys, self._drain, self._fleet)
+        return Front(self._pool, config, self._keys, self._drain, self._fleet, probes=self._probes)
+
+    def _on_throttle(self, change: Change) -> None:
+        """On the probes' thread: the machine is slowed down, or runs freely again."""
+        if change.begins:
+            log.warning("machine is slowed down", extra={"event": "throttle", "signs": ", ".join(change.signs)})
+        else:
+            log.info("machine runs freely again", extra={"event": "throttle_over"})
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._clocks_changed)
+
+    def _clocks_changed(self) -> None:
+        for model in self._pool.roster:
+            engine = self._pool.roster.engine(model.spec.name)
+            if isinstance(engine, EngineClient):
+                engine.clocks_changed()
 
     def _mode(self) -> Mode:
         mode = self._settings.admission.mode
@@ -164,6 +189,9 @@ class Node:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain. Raises ModelUnusable or DoesNotFit if the main model cannot be loaded."""
         self._catch_signals()
+        self._loop = asyncio.get_running_loop()
+        if self._probes is not None:
+            self._probes.start()
         await self._pool.start()
         if self._fleet is not None:
             await self._fleet.start()
@@ -184,6 +212,8 @@ class Node:
             await serving
             if self._fleet is not None:
                 await self._fleet.stop()
+            if self._probes is not None:
+                self._probes.stop()
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()

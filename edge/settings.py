@@ -276,11 +276,8 @@ class Metrics(Section):
     )
     dcgm_names: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="GPU figures also under the names of NVIDIA's DCGM exporter, on /metrics only. `auto`: on Jetson boards, where "
-        "that exporter cannot run.",
-    )
-    vllm_names: bool = Field(
-        True, description="Requests and times also under the names that vLLM has for them, on /metrics only."
+        description="GPU figures also under the names of NVIDIA's DCGM exporter, on /metrics only. `auto`: on Jetson "
+        "boards, where that exporter cannot run.",
     )
 
 

@@ -206,10 +206,13 @@ class Dispatch:
                     go_on=Continuation(front, self._ask, self._entry, body, choices, job, writer, with_usage=with_usage),
                 )  # fmt: skip
                 return EventStream(
-                    _counted(chunks, front, job), lambda: self._over(job), headers, front.config.write_timeout_s
+                    _counted(chunks, front, served, job, request.scope[READ_AT]),
+                    lambda: self._over(job),
+                    headers,
+                    front.config.write_timeout_s,
                 )
             await unless_gone(request, asyncio.create_task(_rest(first, events, choices)))
-            _count(front, job)
+            _count(front, served, job, request.scope[READ_AT])
             self._entry.outcome = "ok"
             return json_response(_whole(served, job, choices), headers=headers)
         finally:
@@ -251,6 +254,9 @@ class Dispatch:
         entry.prompt_tokens, entry.cached_tokens = job.prompt_tokens, job.cached_tokens
         entry.predicted_ttft_s = job.predicted_s
         entry.ttft_s = time.monotonic() - self._request.scope[READ_AT]
+        front.metrics.vllm.began(served.name, entry.ttft_s)
+        if served.main and entry.route == "local" and job.predicted_s > 0:
+            front.metrics.prediction.observe(entry.ttft_s / job.predicted_s)
         if served.main:
             front.metrics.queue.observe(job.timing.queue_s)
             front.metrics.prefill.observe(job.timing.prefill_s)
@@ -322,15 +328,21 @@ async def _rest(
             choices.offer(prompt, event)
 
 
-async def _counted(chunks: AsyncIterator[bytes], front: Front, job: Job) -> AsyncIterator[bytes]:
+async def _counted(
+    chunks: AsyncIterator[bytes], front: Front, served: Served, job: Job, read_s: float
+) -> AsyncIterator[bytes]:
     async for chunk in chunks:
         yield chunk
-    _count(front, job)
+    _count(front, served, job, read_s)
 
 
-def _count(front: Front, job: Job) -> None:
-    front.metrics.prompt_tokens.inc(sum(f.prompt_tokens for f in job.finished))
-    front.metrics.answer_tokens.inc(sum(f.completion_tokens for f in job.finished))
+def _count(front: Front, served: Served, job: Job, read_s: float) -> None:
+    prompt_tokens = sum(f.prompt_tokens for f in job.finished)
+    answer_tokens = sum(f.completion_tokens for f in job.finished)
+    front.metrics.prompt_tokens.inc(prompt_tokens)
+    front.metrics.answer_tokens.inc(answer_tokens)
+    if len(job.finished) == job.prompts:  # else it broke off
+        front.metrics.vllm.ended(served.name, time.monotonic() - read_s, prompt_tokens, answer_tokens)
 
 
 def _whole(served: Served, job: Job, choices: Choices) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from edge.errors import (
 )
 from edge.fleet.central import Central
 from edge.messages import ModelFacts, Stats
+from edge.probes.sample import Probes
 from edge.residency import Lease, Pool
 
 
@@ -40,6 +41,7 @@ class FrontConfig:
     offline: Mode = "best-effort"
     max_wait_s: float = 20.0
     load_wait_s: float = 120.0
+    dcgm_names: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,14 @@ class Front:
     """One node's front as its routes see it."""
 
     def __init__(
-        self, pool: Pool, config: FrontConfig, keys: KeyStore, drain: DrainState, fleet: Central | None = None
+        self,
+        pool: Pool,
+        config: FrontConfig,
+        keys: KeyStore,
+        drain: DrainState,
+        fleet: Central | None = None,
+        *,
+        probes: Probes | None = None,
     ) -> None:
         self.pool = pool
         self.fleet = fleet
@@ -90,7 +99,8 @@ class Front:
         self.turnstile = Turnstile()
         """For what is passed on from the fleet."""
         self.decisions = DecisionLog()
-        self.metrics = NodeMetrics(pool, self.decisions, fleet)
+        self.probes = probes
+        self.metrics = NodeMetrics(pool, self.decisions, fleet, probes, dcgm_names=config.dcgm_names)
 
     # --- the main model -----------------------------------------------------------------------------------------------
 
