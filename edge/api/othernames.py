@@ -119,6 +119,8 @@ def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
+_COUNTED = "unknown"
+"""A counter, but its name has no `_total`, and this text form cannot say the one without the other."""
 _DCGM: dict[str, tuple[str, str, Callable[[GpuReading], float | None]]] = {
     "DCGM_FI_DEV_GPU_UTIL": ("GPU utilization (in %).", "gauge", lambda g: _scaled(g.utilization_ratio, 100)),
     "DCGM_FI_DEV_FB_USED": ("Memory used (in MiB).", "gauge", lambda g: _scaled(g.memory_used_bytes, 1 / _MIB)),
@@ -126,7 +128,7 @@ _DCGM: dict[str, tuple[str, str, Callable[[GpuReading], float | None]]] = {
     "DCGM_FI_DEV_GPU_TEMP": ("GPU temperature (in C).", "gauge", lambda g: g.temperature_celsius),
     "DCGM_FI_DEV_POWER_USAGE": ("Power draw (in W).", "gauge", lambda g: g.power_watts),
     "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION": (
-        "Energy since the driver was loaded (in mJ).", "counter", lambda g: _scaled(g.energy_joules, 1000),
+        "Energy since the driver was loaded (in mJ).", _COUNTED, lambda g: _scaled(g.energy_joules, 1000),
     ),
     "DCGM_FI_DEV_SM_CLOCK": ("SM clock (in MHz).", "gauge", lambda g: _scaled(g.sm_clock_hertz, 1e-6)),
     "DCGM_FI_DEV_XID_ERRORS": (
