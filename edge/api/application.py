@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from edge.api import health, inference, load, models
+from edge.api import health, inference, load, models, page
 from edge.api.front import Front
 from edge.api.gate import Gate
 from edge.api.job import ClientGone
@@ -29,6 +29,7 @@ def build_application(front: Front, version: str) -> FastAPI:
     app.include_router(models.router, tags=["models"])
     app.include_router(health.router, tags=["health"])
     app.include_router(load.router, tags=["node"])
+    app.include_router(page.router)
     app.add_exception_handler(EdgeError, _edge_error)
     app.add_exception_handler(ClientGone, _client_gone)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from edge.admission.decisions import DecisionLog
@@ -91,6 +92,7 @@ class Front:
         probes: Probes | None = None,
     ) -> None:
         self.pool = pool
+        self.begun_s = time.monotonic()
         self.fleet = fleet
         self.config = config
         self.keys = keys

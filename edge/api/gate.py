@@ -20,6 +20,7 @@ from edge.api.ask import asked
 from edge.api.auth import Scope as KeyScope
 from edge.api.auth import authorize
 from edge.api.front import Front
+from edge.api.page import PATH as PAGE
 from edge.api.render import error_response
 from edge.errors import BodyTooLarge, EdgeError, EngineFault, PermissionDenied, RouteNotFound, SlowClient
 
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 GENERATION = frozenset({"/v1/chat/completions", "/v1/completions"})
 INFERENCE = GENERATION | {"/tokenize", "/detokenize"}
-PUBLIC = frozenset({"/health", "/healthz", "/health/live", "/health/ready"})
+PUBLIC = frozenset({PAGE, "/health", "/healthz", "/health/live", "/health/ready"})
 READ_AT = "edge.read_s"
 """Key of the ASGI scope: monotonic time at which the request's last byte was read."""
 

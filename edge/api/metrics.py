@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from edge.admission.decisions import DecisionLog
 from edge.api.hardware import HardwareFamilies
 from edge.api.othernames import DcgmNames, VllmNames
-from edge.api.recent import Recent
+from edge.api.recent import WINDOW_S, Recent
 from edge.fleet.central import Central
 from edge.probes.sample import Probes
 from edge.residency import Pool
@@ -74,7 +74,7 @@ class NodeMetrics:
         self._itl = self._histogram("edge_further_itl_seconds", "The same of further models.", ["model"])
         self.vllm = VllmNames(self._others, pool, {self._main: self._of_main.itl, "": self._itl})
         self.recent_ttft, self.recent_itl = Recent(), Recent()
-        """Of the main model's streams."""
+        """Of the main model's streams that were promised something."""
         self.prediction = Histogram(
             "edge_prediction_error_ratio",
             "Time to the first token over what was predicted, of admitted requests: above 1 is later.",
@@ -107,6 +107,11 @@ class NodeMetrics:
     def times(self, model: str) -> Times:
         """Where a model's times are counted."""
         return self._of_main if model == self._main else Times(self._ttft.labels(model), self._itl.labels(model))
+
+    def recent(self) -> dict[str, Any]:
+        """What was measured lately of that for which something is promised."""
+        found = {"ttft": self.recent_ttft.summary(), "itl": self.recent_itl.summary()}
+        return {"window_s": WINDOW_S, **{name: times for name, times in found.items() if times is not None}}
 
     def text(self) -> bytes:
         """The whole page."""

@@ -127,7 +127,7 @@ class StreamWatch:
     def __init__(self, front: Front, served: Served, entry: Entry, read_s: float, *, admitted: bool) -> None:
         self._metrics = front.metrics
         self._times = front.metrics.times(served.name)
-        self._main = served.main
+        self._shown = served.main and (admitted or front.config.mode == "off")
         self._entry = entry
         self._config = front.config
         self._admitted = admitted
@@ -144,12 +144,12 @@ class StreamWatch:
         now = time.monotonic()
         if not self._last_s:
             self._entry.ttft_s = now - self._read_s
-            if self._main:
+            if self._shown:
                 self._metrics.recent_ttft.add(now - self._read_s)
             self._seen("ttft", self._times.ttft, now - self._read_s, self._config.ttft_slo_s)
         if answer in self._last_s:
             gap_s = now - self._last_s[answer]
-            if self._main:
+            if self._shown:
                 self._metrics.recent_itl.add(gap_s)
             self._seen("itl", self._times.itl, gap_s, self._config.itl_slo_s)
             self._entry.itl_max_s = max(self._entry.itl_max_s or 0.0, gap_s)
