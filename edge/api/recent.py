@@ -22,7 +22,8 @@ class Recent:
 
     def summary(self) -> dict[str, Any] | None:
         """Quantiles in milliseconds over the last WINDOW_S, or the last _MOST times if that is less; None if there are none."""
-        since_s = time.monotonic() - WINDOW_S
+        now_s = time.monotonic()
+        since_s = now_s - WINDOW_S
         while self._seen and self._seen[0][0] < since_s:
             self._seen.popleft()
         if not self._seen:
@@ -30,6 +31,7 @@ class Recent:
         times = sorted(seconds for _, seconds in self._seen)
         return {
             "count": len(times),
+            "over_s": round(WINDOW_S if len(times) < _MOST else now_s - self._seen[0][0], 1),
             "p50_ms": round(_quantile(times, 0.5) * 1000, 2),
             "p99_ms": round(_quantile(times, 0.99) * 1000, 2),
             "max_ms": round(times[-1] * 1000, 2),

@@ -85,8 +85,8 @@ def test_the_hardware_is_shown_as_far_as_it_is_told(browser: Browser, serve: Ser
     browser.open(node.url)
     browser.wait_for(SEEN + " && document.body.innerText.includes('°C')")
     shown = card(browser, "machine")
-    assert "49 °C" in shown and "tj-thermal" in shown and "41 % busy" in shown and "46 °C" in shown
-    assert " W" not in shown, "no rail is the GPU's alone"
+    assert "49\u00a0°C" in shown and "tj-thermal" in shown and "41 % busy" in shown and "46\u00a0°C" in shown
+    assert "\u00a0W" not in shown, "no rail is the GPU's alone"
     assert "NVIDIA Jetson AGX Orin Developer Kit" in shown
     probes.stop()
 
