@@ -10,6 +10,7 @@ from edge.admission.policy import DoorReason, Fleet, Mode
 from edge.api.auth import KeyStore, RateLimiter
 from edge.api.metrics import NodeMetrics
 from edge.api.served import Served
+from edge.api.tracing import Tracing, Untraced
 from edge.api.turnstile import Turnstile
 from edge.engine.port import Engine, EngineStatus
 from edge.errors import (
@@ -102,6 +103,8 @@ class Front:
         """For what is passed on from the fleet."""
         self.decisions = DecisionLog()
         self.probes = probes
+        self.tracing: Tracing = Untraced()
+        """Set by the composition root where traces are sent."""
         self.metrics = NodeMetrics(pool, self.decisions, fleet, probes, dcgm_names=config.dcgm_names)
 
     # --- the main model -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ from edge.fleet.central import Central
 from edge.probes.sample import Probes
 from edge.residency import Pool
 
+Listener = Callable[[str, str, str, float], None]
+"""(kind, operation, model, seconds)."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _RATIOS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5)
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -73,6 +75,8 @@ class NodeMetrics:
         self._ttft = self._histogram("edge_further_ttft_seconds", "The same of further models.", ["model"])
         self._itl = self._histogram("edge_further_itl_seconds", "The same of further models.", ["model"])
         self.vllm = VllmNames(self._others, pool, {self._main: self._of_main.itl, "": self._itl})
+        self.listener: Listener | None = None
+        """Who else wants each latency. Set by the composition root."""
         self.recent_ttft, self.recent_itl = Recent(), Recent()
         """Of the main model's streams that were promised something."""
         self.prediction = Histogram(
@@ -107,6 +111,11 @@ class NodeMetrics:
     def times(self, model: str) -> Times:
         """Where a model's times are counted."""
         return self._of_main if model == self._main else Times(self._ttft.labels(model), self._itl.labels(model))
+
+    def tell(self, kind: str, operation: str, model: str, seconds: float) -> None:
+        """A latency was counted: `ttft`, `itl` or `whole`."""
+        if self.listener is not None:
+            self.listener(kind, operation, model, seconds)
 
     def recent(self) -> dict[str, Any]:
         """What was measured lately of that for which something is promised."""

@@ -124,10 +124,13 @@ def _has_content(choice: dict[str, Any]) -> bool:
 class StreamWatch:
     """Times of one answer's content events, for the promise's two figures."""
 
-    def __init__(self, front: Front, served: Served, entry: Entry, read_s: float, *, admitted: bool) -> None:
+    def __init__(
+        self, front: Front, served: Served, entry: Entry, read_s: float, *, operation: str, admitted: bool
+    ) -> None:
         self._metrics = front.metrics
         self._times = front.metrics.times(served.name)
         self._shown = served.main and (admitted or front.config.mode == "off")
+        self._of = (operation, served.name)
         self._entry = entry
         self._config = front.config
         self._admitted = admitted
@@ -161,6 +164,7 @@ class StreamWatch:
 
     def _seen(self, kind: str, histogram: Histogram, took_s: float, promised_s: float) -> None:
         histogram.observe(took_s)
+        self._metrics.tell(kind, *self._of, took_s)
         if self._admitted and took_s > promised_s:
             self._metrics.violations.labels(kind).inc()
 
