@@ -5,7 +5,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) provisioning/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-observability clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ prove-models: dev ## Several models in little memory: none fails while they are 
 
 prove-quantize: dev ## What each number format costs the built-in model: the accuracy table; ten minutes
 	@$(BIN)/python -m bench.prove_quantize $(ARGS)
+
+prove-observability: dev ## What metrics, probes, traces and the status page cost: idle and under load; six minutes
+	@$(BIN)/python -m bench.prove_observability $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
