@@ -7,7 +7,7 @@ RUNTIME ?= onnx
 SETUP := $(PYTHON) provisioning/install.py --extra $(RUNTIME)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ prove-onnx: dev ## An encoder behind the node: how soon, how many, and what the 
 
 prove-onnx-quantize: dev ## What each number format costs a sentence-embedding model in ONNX; two minutes
 	@$(BIN)/python -m bench.prove_onnx_quantize $(ARGS)
+
+prove-observability: dev ## What metrics, probes, traces and the status page cost: idle and under load; six minutes
+	@$(BIN)/python -m bench.prove_observability $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -164,6 +164,10 @@ class Detokenize(Message, frozen=True):
     tokens: list[int]
 
 
+class ClocksChanged(Message, frozen=True):
+    """The machine began to slow down for heat or power, or runs freely again: what passes took before says little of the next."""
+
+
 class Quit(Message, frozen=True):
     """End the child's process in good order."""
 
@@ -416,7 +420,7 @@ class Stats(Message, frozen=True):
     resident_bytes: int
 
 
-ToChild = Load | Submit | Abort | Tokenize | Detokenize | Quit
+ToChild = Load | Submit | Abort | Tokenize | Detokenize | ClocksChanged | Quit
 ToFront = (
     Progress
     | Loaded

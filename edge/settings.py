@@ -6,6 +6,7 @@ The settings reference and the example file are generated from here (`edge.refer
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,6 +285,41 @@ class Cache(Section):
     )
 
 
+class Metrics(Section):
+    """What is measured beside the requests, and how it is named on /metrics."""
+
+    interval_s: Annotated[float, Ge(0), Le(3600)] = Field(
+        5.0, description="How often the hardware is looked at: GPU, temperatures, disk, pressure; 0: never."
+    )
+    dcgm_names: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="GPU figures also under the names of NVIDIA's DCGM exporter, on /metrics only. `auto`: on Jetson "
+        "boards, where that exporter cannot run.",
+    )
+
+
+class Otlp(Section):
+    """Metrics and traces for an OpenTelemetry collector, over HTTP. Needs the extra `otlp`. What was said is never sent."""
+
+    endpoint: str = Field(
+        "", description="Address of the collector, without /v1/metrics: http://host:4318; empty: nothing is sent."
+    )
+    headers_file: Path | None = Field(
+        None, description="File with headers for the collector, one `Name: value` a line. Relative to EDGE_HOME."
+    )
+    interval_s: Annotated[float, Ge(1), Le(3600)] = Field(60.0, description="How often metrics are sent.")
+    traces: Literal["off", "on"] = Field("off", description="Whether a trace of requests is sent.")
+    sample: Annotated[float, Ge(0), Le(1)] = Field(
+        0.1, description="Share of requests that are traced; who sends `traceparent` decides for his own."
+    )
+
+    @model_validator(mode="after")
+    def _is_an_address(self) -> Self:
+        if self.endpoint and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", self.endpoint):
+            raise ValueError("otlp.endpoint must be http://host:port or https://host:port, perhaps with a path")
+        return self
+
+
 class Log(Section):
     """What the node says about itself, on standard error."""
 
@@ -306,6 +342,8 @@ class Settings(Section):
     admission: Admission = Admission()
     fleet: Fleet = Fleet()
     cache: Cache = Cache()
+    metrics: Metrics = Metrics()
+    otlp: Otlp = Otlp()
     log: Log = Log()
     models: dict[Name, FurtherModel] = {}
     """Tables `[models.NAME]`: in the file only."""

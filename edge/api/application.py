@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from edge.api import embeddings, health, inference, load, models, v2
+from edge.api import embeddings, health, inference, load, models, page, v2
 from edge.api.front import Front
 from edge.api.gate import Gate
 from edge.api.job import ClientGone
@@ -31,6 +31,7 @@ def build_application(front: Front, version: str) -> FastAPI:
     app.include_router(models.router, tags=["models"])
     app.include_router(health.router, tags=["health"])
     app.include_router(load.router, tags=["node"])
+    app.include_router(page.router)
     app.add_exception_handler(EdgeError, _edge_error)
     app.add_exception_handler(ClientGone, _client_gone)
     app.add_exception_handler(RequestValidationError, _validation_error)

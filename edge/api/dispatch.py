@@ -21,13 +21,14 @@ from edge.api.answers import Choices, new_id
 from edge.api.ask import asked
 from edge.api.failover import Continuation
 from edge.api.front import Front, reason_of
-from edge.api.gate import KEY_NAME, READ_AT, REQUEST_ID
+from edge.api.gate import KEY_NAME, READ_AT, REQUEST_ID, TRACE
 from edge.api.handed_on import handed_on
 from edge.api.job import ClientGone, Job, unless_gone
 from edge.api.render import json_response, usage
 from edge.api.schema import Generation
 from edge.api.served import Served
 from edge.api.stream import ChunkWriter, EventStream, StreamWatch, frames
+from edge.api.tracing import RequestTrace
 from edge.api.translate import Dialect
 from edge.errors import (
     Declined,
@@ -59,6 +60,8 @@ class Dispatch:
         self._entry = front.decisions.begin(
             Entry(request.scope[REQUEST_ID], time.time(), self._ask.tier, self._ask.policy, model)
         )
+        self._trace: RequestTrace = request.scope[TRACE]
+        self._trace.entry = self._entry
         self._lease: Lease | None = None
         """On an engine that was waited for; the next try takes it."""
         self._waited: Decision | None = None
@@ -186,6 +189,7 @@ class Dispatch:
         lease, self._lease = self._lease, None
         with front.served(body.model, lease) as served:
             job, choices = self._submitted(served, declines=declines)
+        self._trace.job = job
         events = aiter(job)
         streaming = False
         try:
@@ -199,17 +203,24 @@ class Dispatch:
                 with_usage = bool(body.stream_options and body.stream_options.include_usage)
                 writer = ChunkWriter(choices, served.name, served.fingerprint, with_usage=with_usage)
                 watch = StreamWatch(
-                    front, served, self._entry, request.scope[READ_AT], admitted=self._entry.route == "local"
-                )
+                    front, served, self._entry, request.scope[READ_AT], operation=_operation(choices),
+                    admitted=self._entry.route == "local",
+                )  # fmt: skip
                 chunks = frames(
                     first, events, job=job, choices=choices, writer=writer, watch=watch, with_usage=with_usage,
-                    go_on=Continuation(front, self._ask, self._entry, body, choices, job, writer, with_usage=with_usage),
+                    go_on=Continuation(
+                        front, self._ask, self._entry, body, choices, job, writer, with_usage=with_usage,
+                        trace=self._trace,
+                    ),
                 )  # fmt: skip
                 return EventStream(
-                    _counted(chunks, front, job), lambda: self._over(job), headers, front.config.write_timeout_s
+                    _counted(chunks, lambda: self._count(served, job, choices)),
+                    lambda: self._over(job),
+                    headers,
+                    front.config.write_timeout_s,
                 )
             await unless_gone(request, asyncio.create_task(_rest(first, events, choices)))
-            _count(front, job)
+            self._count(served, job, choices)
             self._entry.outcome = "ok"
             return json_response(_whole(served, job, choices), headers=headers)
         finally:
@@ -251,9 +262,24 @@ class Dispatch:
         entry.prompt_tokens, entry.cached_tokens = job.prompt_tokens, job.cached_tokens
         entry.predicted_ttft_s = job.predicted_s
         entry.ttft_s = time.monotonic() - self._request.scope[READ_AT]
+        front.metrics.vllm.began(served.name, entry.ttft_s)
+        if served.main and entry.route == "local" and job.predicted_s > 0:
+            front.metrics.prediction.observe(entry.ttft_s / job.predicted_s)
         if served.main:
             front.metrics.queue.observe(job.timing.queue_s)
             front.metrics.prefill.observe(job.timing.prefill_s)
+
+    def _count(self, served: Served, job: Job, choices: Choices) -> None:
+        """The engine's answer is over."""
+        metrics = self._front.metrics
+        prompt_tokens = sum(f.prompt_tokens for f in job.finished)
+        answer_tokens = sum(f.completion_tokens for f in job.finished)
+        metrics.prompt_tokens.inc(prompt_tokens)
+        metrics.answer_tokens.inc(answer_tokens)
+        if len(job.finished) == job.prompts:  # else it broke off
+            took_s = time.monotonic() - self._request.scope[READ_AT]
+            metrics.vllm.ended(served.name, took_s, prompt_tokens, answer_tokens)
+            metrics.tell("whole", _operation(choices), served.name, took_s)
 
     def _headers(self, job: Job) -> dict[str, str]:
         """`Server-Timing` (W3C): the engine's own time from Submit to the first token, in milliseconds."""
@@ -322,15 +348,15 @@ async def _rest(
             choices.offer(prompt, event)
 
 
-async def _counted(chunks: AsyncIterator[bytes], front: Front, job: Job) -> AsyncIterator[bytes]:
+async def _counted(chunks: AsyncIterator[bytes], count: Callable[[], None]) -> AsyncIterator[bytes]:
     async for chunk in chunks:
         yield chunk
-    _count(front, job)
+    count()
 
 
-def _count(front: Front, job: Job) -> None:
-    front.metrics.prompt_tokens.inc(sum(f.prompt_tokens for f in job.finished))
-    front.metrics.answer_tokens.inc(sum(f.completion_tokens for f in job.finished))
+def _operation(choices: Choices) -> str:
+    """What OpenTelemetry calls it."""
+    return "chat" if choices.object_name.startswith("chat") else "text_completion"
 
 
 def _whole(served: Served, job: Job, choices: Choices) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from edge.api.render import token_counts
 from edge.api.schema import ChatRequest, CompletionRequest, Generation
 from edge.api.seam import LEAST_SENT, Seam
 from edge.api.stream import ChunkWriter
+from edge.api.tracing import RequestTrace
 from edge.errors import EdgeError, EngineDown, FleetUnavailable
 from edge.fleet.answer import FleetAnswer
 from edge.fleet.events import Event
@@ -41,6 +42,7 @@ class Continuation:
     job: Job
     writer: ChunkWriter
     with_usage: bool
+    trace: RequestTrace
 
     async def __call__(self, failure: EdgeError) -> AsyncIterator[bytes]:
         """Raises the failure itself, or why the fleet could not go on."""
@@ -67,6 +69,7 @@ class Continuation:
                 asked,
                 model=model,
                 request_id=self.entry.request_id,
+                trace=self.trace.forwarded(),
                 only=upstream.name if upstream is not None else "",
             )
         except FleetRefused as refused:

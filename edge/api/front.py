@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from edge.admission.policy import DoorReason, Fleet, Mode
 from edge.api.auth import KeyStore, RateLimiter
 from edge.api.metrics import NodeMetrics
 from edge.api.served import Served, ServedTensors
+from edge.api.tracing import Tracing, Untraced
 from edge.api.turnstile import Turnstile
 from edge.engine.port import Engine, EngineStatus
 from edge.errors import (
@@ -26,6 +28,7 @@ from edge.errors import (
 from edge.fleet.central import Central
 from edge.messages import ModelFacts, Stats
 from edge.onnx.messages import Task
+from edge.probes.sample import Probes
 from edge.residency import Lease, Pool
 
 
@@ -43,6 +46,7 @@ class FrontConfig:
     offline: Mode = "best-effort"
     max_wait_s: float = 20.0
     load_wait_s: float = 120.0
+    dcgm_names: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +95,17 @@ class Front:
     """One node's front as its routes see it."""
 
     def __init__(
-        self, pool: Pool, config: FrontConfig, keys: KeyStore, drain: DrainState, fleet: Central | None = None
+        self,
+        pool: Pool,
+        config: FrontConfig,
+        keys: KeyStore,
+        drain: DrainState,
+        fleet: Central | None = None,
+        *,
+        probes: Probes | None = None,
     ) -> None:
         self.pool = pool
+        self.begun_s = time.monotonic()
         self.fleet = fleet
         self.config = config
         self.keys = keys
@@ -102,7 +114,10 @@ class Front:
         self.turnstile = Turnstile()
         """For what is passed on from the fleet."""
         self.decisions = DecisionLog()
-        self.metrics = NodeMetrics(pool, self.decisions, fleet)
+        self.probes = probes
+        self.tracing: Tracing = Untraced()
+        """Set by the composition root where traces are sent."""
+        self.metrics = NodeMetrics(pool, self.decisions, fleet, probes, dcgm_names=config.dcgm_names)
 
     # --- the main model -----------------------------------------------------------------------------------------------
 

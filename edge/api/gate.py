@@ -20,6 +20,7 @@ from edge.api.ask import asked
 from edge.api.auth import Scope as KeyScope
 from edge.api.auth import authorize
 from edge.api.front import Front
+from edge.api.page import PATH as PAGE
 from edge.api.render import error_response
 from edge.errors import BodyTooLarge, EdgeError, EngineFault, PermissionDenied, RouteNotFound, SlowClient
 
@@ -27,13 +28,18 @@ log = logging.getLogger(__name__)
 
 GENERATION = frozenset({"/v1/chat/completions", "/v1/completions"})
 INFERENCE = GENERATION | {"/tokenize", "/detokenize", "/v1/embeddings", "/v1/rerank", "/v1/classify"}
-PUBLIC = frozenset({"/health", "/healthz", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+PUBLIC = frozenset(
+    {PAGE, "/health", "/healthz", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
+)
 _V2_MODELS = "/v2/models/"
 READ_AT = "edge.read_s"
 """Key of the ASGI scope: monotonic time at which the request's last byte was read."""
 
 KEY_NAME = "edge.key"
 """Key of the ASGI scope: name of the API key, empty when none is asked for."""
+
+TRACE = "edge.trace"
+"""Key of the ASGI scope: the request's trace; generations only."""
 
 REQUEST_ID = "edge.request_id"
 """Key of the ASGI scope: the id that the answer carries."""
@@ -55,7 +61,27 @@ class Gate:
             return
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
-        tagged = self._tagged(send, request_id, scope["path"])
+        if scope["path"] not in GENERATION or scope["method"] != "POST":
+            await self._checked(scope, receive, self._tagged(send, request_id, scope["path"]), request_id)
+            return
+        trace = scope[TRACE] = self._front.tracing.begin(scope["path"], headers, time.monotonic())
+        status: int | None = None
+
+        async def traced(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(raw=message.setdefault("headers", [])).update(trace.answered())
+            await send(message)
+
+        try:
+            await self._checked(scope, receive, self._tagged(traced, request_id, scope["path"]), request_id)
+        finally:
+            trace.ended(status)
+
+    async def _checked(self, scope: Scope, receive: Receive, tagged: Send, request_id: str) -> None:
+        """Read the body and hand over, or answer with the error."""
+        headers = Headers(scope=scope)
         try:
             if not scope["path"].isprintable():  # a router may read "/metrics\n" as "/metrics"; a check here would not
                 raise RouteNotFound("the path holds characters that no path here has")

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from edge.admission.decisions import Entry
 from edge.api.front import Front
-from edge.api.gate import READ_AT
+from edge.api.gate import READ_AT, TRACE
 from edge.api.job import unless_gone
 from edge.api.render import error_object, json_response
 from edge.api.stream import EventStream
@@ -33,7 +33,8 @@ async def handed_on(request: Request, front: Front, fleet: Central, entry: Entry
     asked = {**body, "model": model or front.pool.roster.main}
     if body.get("stream"):
         asked["stream_options"] = {**options, "include_usage": True}
-    call = fleet.ask(request.url.path.removeprefix("/v1/"), asked, model=model, request_id=entry.request_id)
+    path, trace = request.url.path.removeprefix("/v1/"), request.scope[TRACE].forwarded()
+    call = fleet.ask(path, asked, model=model, request_id=entry.request_id, trace=trace)
     headers = {"x-edge-route": "fleet", "x-edge-reason": entry.reason}
     entry.predicted_ttft_s = fleet.view(model).ttft_s
     try:

@@ -26,6 +26,7 @@ class Job:
     """Streams of one request. A context manager: leaving it aborts what still runs."""
 
     def __init__(self, engine: Engine, work: list[Submit]) -> None:
+        self.begun_s = time.monotonic()
         self._streams: list[EngineStream] = []
         try:
             for submit in work:
@@ -49,7 +50,6 @@ class Job:
         """Generated tokens up to the last text that came."""
         self._unsent_tokens = 0
         self.finished: list[Finished] = []
-        self.begun_s = time.monotonic()
         self._events = self._merged()
 
     def __enter__(self) -> Self:

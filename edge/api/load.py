@@ -9,10 +9,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from edge import __version__
 from edge.admission.decisions import REMEMBERED
 from edge.api.front import Front
 from edge.api.models import model_state
 from edge.api.render import json_response
+from edge.api.summary import hardware
 
 router = APIRouter()
 _KEYED: dict[int | str, dict[str, Any]] = {
@@ -33,6 +35,8 @@ def node_load(front: Front) -> dict[str, Any]:
     why, stats, facts = front.unready(), front.stats, front.facts
     answer: dict[str, Any] = {
         "model": front.pool.roster.main,
+        "version": __version__,
+        "uptime_s": round(time.monotonic() - front.begun_s, 1),
         "mode": front.config.mode,
         "ready": why is None,
         "reason": "" if why is None else f"{why[0]}: {why[1]}",
@@ -67,6 +71,9 @@ def node_load(front: Front) -> dict[str, Any]:
             "cost_last_hour": round(front.fleet.cost_cap.spent(time.monotonic()), 6),
             "upstreams": [asdict(state) for state in front.fleet.states()],
         }
+    answer["times"] = front.metrics.recent()
+    if front.probes is not None and (found := hardware(front.probes)) is not None:
+        answer["hardware"] = found
     answer["memory"] = {"room_bytes": front.pool.limits.room_bytes, "planned_bytes": front.pool.planned_bytes}
     answer["models"] = [model_state(state, front.config.mode) for state in front.pool.roster.states()]
     answer["decisions"] = [

@@ -1,21 +1,28 @@
-"""First metrics, in Prometheus's text form. Counters live here; gauges are read from the engine at scrape time."""
+"""The node's metrics, in Prometheus's text form. Counters live here; gauges are read from the engine at scrape time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from edge.admission.decisions import DecisionLog
+from edge.api.hardware import HardwareFamilies
+from edge.api.othernames import DcgmNames, VllmNames
+from edge.api.recent import WINDOW_S, Recent
 from edge.fleet.central import Central
+from edge.probes.sample import Probes
 from edge.residency import Pool
 
+Listener = Callable[[str, str, str, float], None]
+"""(kind, operation, model, seconds)."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_RATIOS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5)
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
@@ -38,8 +45,22 @@ class Times:
 class NodeMetrics:
     """Owner of the node's metric registry."""
 
-    def __init__(self, pool: Pool, decisions: DecisionLog, fleet: Central | None) -> None:
-        self._registry = CollectorRegistry()
+    def __init__(
+        self,
+        pool: Pool,
+        decisions: DecisionLog,
+        fleet: Central | None,
+        probes: Probes | None = None,
+        *,
+        dcgm_names: bool = False,
+    ) -> None:
+        self._registry = self.registry = CollectorRegistry()
+        """What the node says in names of its own. Others' names stand apart, so that nothing is sent on twice."""
+        self._others = CollectorRegistry()
+        if probes is not None:
+            self._registry.register(HardwareFamilies(probes))
+            if dcgm_names:
+                self._others.register(DcgmNames(probes))
         self._main = pool.roster.main
         self._registry.register(_EngineGauges(pool))
         self._registry.register(_ModelGauges(pool))
@@ -54,6 +75,17 @@ class NodeMetrics:
         )
         self._ttft = self._histogram("edge_further_ttft_seconds", "The same of further models.", ["model"])
         self._itl = self._histogram("edge_further_itl_seconds", "The same of further models.", ["model"])
+        self.vllm = VllmNames(self._others, pool, {self._main: self._of_main.itl, "": self._itl})
+        self.listener: Listener | None = None
+        """Who else wants each latency. Set by the composition root."""
+        self.recent_ttft, self.recent_itl = Recent(), Recent()
+        """Of the main model's streams that were promised something."""
+        self.prediction = Histogram(
+            "edge_prediction_error_ratio",
+            "Time to the first token over what was predicted, of admitted requests: above 1 is later.",
+            buckets=_RATIOS,
+            registry=self._registry,
+        )
         self.violations = Counter(
             "edge_slo_violations",
             "Admitted answers' first tokens (ttft) and gaps (itl) that took longer than promised.",
@@ -84,9 +116,19 @@ class NodeMetrics:
         """Where a model's times are counted."""
         return self._of_main if model == self._main else Times(self._ttft.labels(model), self._itl.labels(model))
 
+    def tell(self, kind: str, operation: str, model: str, seconds: float) -> None:
+        """A latency was counted: `ttft`, `itl` or `whole`."""
+        if self.listener is not None:
+            self.listener(kind, operation, model, seconds)
+
+    def recent(self) -> dict[str, Any]:
+        """What was measured lately of that for which something is promised."""
+        found = {"ttft": self.recent_ttft.summary(), "itl": self.recent_itl.summary()}
+        return {"window_s": WINDOW_S, **{name: times for name, times in found.items() if times is not None}}
+
     def text(self) -> bytes:
         """The whole page."""
-        return generate_latest(self._registry)
+        return generate_latest(self._registry) + generate_latest(self._others)
 
 
 class _EngineGauges(Collector):

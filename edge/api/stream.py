@@ -124,9 +124,13 @@ def _has_content(choice: dict[str, Any]) -> bool:
 class StreamWatch:
     """Times of one answer's content events, for the promise's two figures."""
 
-    def __init__(self, front: Front, served: Served, entry: Entry, read_s: float, *, admitted: bool) -> None:
+    def __init__(
+        self, front: Front, served: Served, entry: Entry, read_s: float, *, operation: str, admitted: bool
+    ) -> None:
         self._metrics = front.metrics
         self._times = front.metrics.times(served.name)
+        self._shown = served.main and (admitted or front.config.mode == "off")
+        self._of = (operation, served.name)
         self._entry = entry
         self._config = front.config
         self._admitted = admitted
@@ -143,9 +147,13 @@ class StreamWatch:
         now = time.monotonic()
         if not self._last_s:
             self._entry.ttft_s = now - self._read_s
+            if self._shown:
+                self._metrics.recent_ttft.add(now - self._read_s)
             self._seen("ttft", self._times.ttft, now - self._read_s, self._config.ttft_slo_s)
         if answer in self._last_s:
             gap_s = now - self._last_s[answer]
+            if self._shown:
+                self._metrics.recent_itl.add(gap_s)
             self._seen("itl", self._times.itl, gap_s, self._config.itl_slo_s)
             self._entry.itl_max_s = max(self._entry.itl_max_s or 0.0, gap_s)
         self._last_s[answer] = now
@@ -156,6 +164,7 @@ class StreamWatch:
 
     def _seen(self, kind: str, histogram: Histogram, took_s: float, promised_s: float) -> None:
         histogram.observe(took_s)
+        self._metrics.tell(kind, *self._of, took_s)
         if self._admitted and took_s > promised_s:
             self._metrics.violations.labels(kind).inc()
 

@@ -19,6 +19,7 @@ from edge.errors import (
 )
 from edge.messages import (
     Abort,
+    ClocksChanged,
     Declined,
     Detokenize,
     Detokenized,
@@ -138,6 +139,11 @@ class EngineClient(Supervised[Load, ModelFacts, ToFront]):
         """Tell the child that nobody waits for a request any more; it stays in flight until the child confirms."""
         if request_id in self._streams and self._child is not None:
             self._child.say(Abort(request_id))
+
+    def clocks_changed(self) -> None:
+        """Tell the child that passes take longer, or less long, from now on: it forgets sooner what they took before."""
+        if self._phase == "ready" and self._child is not None:
+            self._child.say(ClocksChanged())
 
     async def tokenize(self, prompt: Prompt, *, add_special: bool = True) -> Tokenized:
         """Tokens of a prompt. Raises EdgeError."""

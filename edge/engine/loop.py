@@ -23,10 +23,10 @@ from edge.engine.sequence import Phase, Request, Sequence
 from edge.engine.steps import Kind, StepModel
 from edge.engine.threads import ThreadChoice
 from edge.errors import EngineFault
-from edge.messages import Abort, Failed, Finished, FirstToken, Message, Quit, Stats, Timing, Token
+from edge.messages import Abort, ClocksChanged, Failed, Finished, FirstToken, Message, Quit, Stats, Timing, Token
 
 Send = Callable[[Iterable[Message]], None]
-InboxItem = Request | Abort | Quit
+InboxItem = Request | Abort | ClocksChanged | Quit
 
 _STATS_EVERY_S = 0.5
 _STEPS_REMEMBERED = 512
@@ -186,6 +186,8 @@ class EngineLoop:
                 if request := self._requests.get(request_id):
                     self._fail(request, "cancelled", "the client went away")
                     self._flush()
+            case ClocksChanged():
+                self._model.clocks_changed()
             case Quit():
                 self._quit = True
 

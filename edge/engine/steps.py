@@ -103,6 +103,12 @@ class StepModel:
         ratio = took_s / self.raw_s(kind, rows, cells)
         self._ratios.setdefault((kind, rows.bit_length()), _Ratios()).add(ratio)
 
+    def clocks_changed(self) -> None:
+        """The machine runs at another speed from now on: what passes took before counts until as many new ones are known, and no
+        longer than _FEW passes. Sizes of pass that are rare would else be judged by the old speed for hours."""
+        for ratios in self._ratios.values():
+            ratios.age()
+
     def strained(self, kind: Kind, rows: int) -> bool:
         """Whether passes of this size take much longer than the table says."""
         ratios = self._ratios.get((kind, rows.bit_length()))
@@ -149,11 +155,24 @@ class _Ratios:
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
         self.safe = self.typical = 1.0
+        self._aged = 0
+        """How many of the oldest are replaced one by one, since they are of another time."""
+
+    def age(self) -> None:
+        while len(self._recent) > _FEW:
+            self._drop_oldest()
+        self._aged = len(self._recent)
+
+    def _drop_oldest(self) -> None:
+        del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
 
     def add(self, ratio: float) -> None:
         ratio = min(max(ratio, _LEAST_RATIO), _LARGEST_RATIO)
-        if len(self._recent) == _REMEMBERED:
-            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+        if self._aged:
+            self._drop_oldest()
+            self._aged -= 1
+        elif len(self._recent) == _REMEMBERED:
+            self._drop_oldest()
         self._recent.append(ratio)
         insort(self._sorted, ratio)
         if len(self._recent) >= _FEW:  # before that the table is the better witness

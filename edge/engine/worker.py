@@ -41,6 +41,7 @@ from edge.machine import processor
 from edge.messages import (
     EXIT_NO_MEMORY,
     Abort,
+    ClocksChanged,
     Declined,
     Detokenize,
     Detokenized,
@@ -92,7 +93,7 @@ class Reader(threading.Thread):
         match message:
             case Submit():
                 self._answer(message.request_id, lambda: self._submit(message))
-            case Abort() | Quit():
+            case Abort() | ClocksChanged() | Quit():
                 self._inbox.put(message)
             case Tokenize():
                 self._answer(message.request_id, lambda: self._tokenized(message))

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,13 +131,14 @@ class Central:
         *,
         model: str | None,
         request_id: str,
+        trace: Mapping[str, str] | None = None,
         only: str = "",
         budget_s: float | None = None,
     ) -> FleetAnswer:
         """Have a request answered: by one upstream after the other while time and the retry budget last.
 
-        `path` is below an upstream's `url`; `model` None means the one served here. Returns when the first token, or the whole
-        answer, is there. Raises FleetUnavailable, FleetRefused, InvalidRequest.
+        `trace`: headers of the request's trace. `path` is below an upstream's `url`; `model` None means the one served
+        here. Returns when the first token, or the whole answer, is there. Raises FleetUnavailable, FleetRefused, InvalidRequest.
         """
         streamed = bool(body.get("stream"))
         longest_s = self._limits.budget_s if streamed else self._limits.whole_budget_s
@@ -158,7 +159,7 @@ class Central:
             others = 0 if only else sum(m.may_be_asked(time.monotonic()) for m in self._serving(model)) - 1
             left_s /= 1 + min(max(0, others), 1)  # a second one must have time too
             try:
-                return await self._try(member, path, body, model, request_id, left_s)
+                return await self._try(member, path, body, model, {"x-request-id": request_id, **(trace or {})}, left_s)
             except TryFailed as failure:
                 said = f"{member.upstream.name}: {failure.reason}"
                 self._failed(member, failure)
@@ -202,7 +203,13 @@ class Central:
         return random.choices(able, weights)[0]
 
     async def _try(
-        self, member: Member, path: str, body: dict[str, Any], model: str | None, request_id: str, left_s: float
+        self,
+        member: Member,
+        path: str,
+        body: dict[str, Any],
+        model: str | None,
+        given: Mapping[str, str],
+        left_s: float,
     ) -> FleetAnswer:
         """One upstream. Raises TryFailed, FleetRefused, InvalidRequest."""
         upstream, begun_s = member.upstream, time.monotonic()
@@ -217,7 +224,7 @@ class Central:
         answer: FleetAnswer | None = None
         begun = False
         try:
-            headers = {"content-type": "application/json", HOP_HEADER: "1", "x-request-id": request_id}
+            headers = {"content-type": "application/json", HOP_HEADER: "1", **given}
             request = client.build_request("POST", path.lstrip("/"), content=data, headers=headers)
             patience_s = min(left_s, upstream.first_token_timeout_s) if body.get("stream") else left_s
             async with asyncio.timeout(patience_s):

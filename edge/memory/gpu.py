@@ -1,4 +1,4 @@
-"""What NVIDIA's management library says of the device that the engine will use. The only importer of pynvml.
+"""Memory of the device that the engine will use, as NVIDIA's management library tells it (`edge.nvml`).
 
 One engine uses one device: the first that CUDA_VISIBLE_DEVICES names (by number, `GPU-...` or `MIG-...`), else the first of all.
 On Jetson boards the library either is absent or knows no memory: those are told by the device tree, and their memory is the
@@ -7,13 +7,11 @@ machine's.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pynvml
+from edge import nvml
 
 _DEVICE_TREE = Path("/proc/device-tree/compatible")
 
@@ -41,58 +39,12 @@ def gpu_memory(environment: Mapping[str, str]) -> GpuMemory | None:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and not visible.strip():
         return None
-    with _library() as ready:
-        if not ready:
+    with nvml.opened() as there:
+        if not there:
             return None
         try:
-            handle = _handle((visible or "0").split(",")[0].strip())
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            return GpuMemory(
-                _text(pynvml.nvmlDeviceGetName(handle)),
-                _text(pynvml.nvmlDeviceGetUUID(handle)),
-                int(memory.total),
-                int(memory.free),
-            )
-        except pynvml.NVMLError:
+            device = nvml.device_for_cuda((visible or "0").split(",")[0].strip())
+            memory = device.memory()
+        except (nvml.Unsupported, nvml.Unreadable, nvml.DeviceLost):
             return None
-
-
-@contextlib.contextmanager
-def _library() -> Iterator[bool]:
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
-
-
-def _handle(name: str) -> Any:
-    """Raises NVMLError if there is no such device."""
-    if not name.isdigit():
-        return pynvml.nvmlDeviceGetHandleByUUID(name)
-    handle = pynvml.nvmlDeviceGetHandleByIndex(int(name))
-    return _first_slice(handle) or handle
-
-
-def _first_slice(handle: Any) -> Any | None:
-    """The first MIG slice of a card that is cut up: CUDA sees slices only, and takes the first."""
-    try:
-        current, _ = pynvml.nvmlDeviceGetMigMode(handle)
-        if current != pynvml.NVML_DEVICE_MIG_ENABLE:
-            return None
-        count = pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)
-    except pynvml.NVMLError:  # a card that cannot be cut up
-        return None
-    for number in range(count):
-        with contextlib.suppress(pynvml.NVMLError):
-            return pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
-    return None
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        return GpuMemory(device.name, device.uuid, memory.total, memory.free)

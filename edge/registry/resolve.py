@@ -111,7 +111,9 @@ class Registry:
         if wish in known:
             manifest, where = known[wish]
             here = self.beside(manifest, where) is not None or self.store.record(wish) is not None
-            return manifest.source if manifest.holds_gguf and not here and isinstance(manifest.where, Hub | Web) else None
+            return (
+                manifest.source if manifest.holds_gguf and not here and isinstance(manifest.where, Hub | Web) else None
+            )
         return wish if is_source(wish) and isinstance(parse_source(wish), Hub | Web) else None
 
     def beside(self, manifest: Manifest, where: Path) -> Path | None:

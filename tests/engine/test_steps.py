@@ -157,3 +157,38 @@ def test_a_few_known_tokens_are_computed_again_where_that_fills_a_tile_and_is_fa
     assert StepModel(TABLE).best_start(2000, 1970) == 2000 - TILE_ROWS
     assert StepModel(TABLE).best_start(2000, 1999) == 1999, "one row alone is faster still"
     assert StepModel(TABLE).best_start(2000, 500) == 500
+
+
+def test_when_the_clocks_change_old_passes_are_forgotten_as_new_ones_come() -> None:
+    steps = StepModel(TABLE)
+    for _ in range(128):
+        steps.observe("decode", 1, 0, 0.008)
+    assert steps.decode_s(1, 0) == near(0.008)
+    steps.clocks_changed()
+    assert steps.decode_s(1, 0) == near(0.008), "until something is known of the new speed the old one holds"
+    for _ in range(8):
+        steps.observe("decode", 1, 0, 0.002)
+    assert steps.decode_s(1, 0) == near(0.002), "eight passes, and not 128"
+
+
+def test_a_slowdown_is_seen_sooner_once_the_clocks_are_known_to_have_changed() -> None:
+    slow, told = StepModel(TABLE), StepModel(TABLE)
+    for steps in (slow, told):
+        for _ in range(128):
+            steps.observe("decode", 1, 0, 0.002)
+    told.clocks_changed()
+    for steps in (slow, told):
+        for _ in range(5):
+            steps.observe("decode", 1, 0, 0.006)
+    assert slow.decode_s(1, 0, safe=False) == near(0.002)
+    assert told.decode_s(1, 0, safe=False) == near(0.006)
+
+
+def test_clocks_that_change_again_at_once_keep_what_little_is_known() -> None:
+    steps = StepModel(TABLE)
+    for _ in range(8):
+        steps.observe("decode", 1, 0, 0.008)
+    for _ in range(3):
+        steps.clocks_changed()
+        steps.observe("decode", 1, 0, 0.008)
+    assert steps.decode_s(1, 0) == near(0.008)

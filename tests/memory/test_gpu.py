@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from edge.memory.gpu import is_jetson
+from tests.nvml import PROFILES, build_library
 
 MIB = 1 << 20
-HERE = Path(__file__).parent
 ASK = (
     "import dataclasses, json, os; from edge.memory.budget import room; "
     "print(json.dumps(dataclasses.asdict(room(int(os.environ['BOUND']), 0, device=True))))"
@@ -23,14 +23,12 @@ ASK = (
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("nvml")
-    out = place / "libnvidia-ml.so.1"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(out), str(HERE / "nvml_stub.c")], check=True)
-    return place
+    return build_library(tmp_path_factory.mktemp("nvml"))
 
 
-def budget(library: Path, bound: int = 0, **environment: str) -> dict[str, object]:
-    env = {**os.environ, "LD_LIBRARY_PATH": str(library), "BOUND": str(bound), **environment}
+def budget(library: Path, bound: int = 0, profile: str = "small", **environment: str) -> dict[str, object]:
+    stub = {"LD_LIBRARY_PATH": str(library), "NVML_STUB_PROFILE": str(PROFILES / f"{profile}.txt")}
+    env = {**os.environ, **stub, "BOUND": str(bound), **environment}
     done = subprocess.run([sys.executable, "-c", ASK], env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
@@ -41,8 +39,8 @@ def budget(library: Path, bound: int = 0, **environment: str) -> dict[str, objec
         ({}, "Stub Card", 6144, 8192),
         ({"CUDA_VISIBLE_DEVICES": "0,1"}, "Stub Card", 6144, 8192),
         ({"CUDA_VISIBLE_DEVICES": "GPU-1111"}, "Stub Card", 6144, 8192),
-        ({"CUDA_VISIBLE_DEVICES": "MIG-b", "NVML_STUB_MIG": "1"}, "Stub Card MIG", 960, 1024),
-        ({"NVML_STUB_MIG": "1"}, "Stub Card MIG", 1984, 2048),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-b", "profile": "mig"}, "Stub Card MIG", 960, 1024),
+        ({"profile": "mig"}, "Stub Card MIG", 1984, 2048),
     ],
 )
 def test_the_device_that_would_be_used_is_the_budget(
@@ -58,7 +56,7 @@ def test_a_bound_by_the_operator_holds_on_the_device(library: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "environment", [{"NVML_STUB_NONE": "1"}, {"CUDA_VISIBLE_DEVICES": "GPU-other"}, {"CUDA_VISIBLE_DEVICES": ""}]
+    "environment", [{"profile": "none"}, {"CUDA_VISIBLE_DEVICES": "GPU-other"}, {"CUDA_VISIBLE_DEVICES": ""}]
 )
 def test_a_device_without_memory_of_its_own_shares_the_machines(library: Path, environment: dict[str, str]) -> None:
     found = budget(library, bound=1500, **environment)

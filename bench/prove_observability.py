@@ -1,0 +1,191 @@
+"""What telemetry costs: processor time of an idle node, and the gaps between tokens of a loaded one, with and without.
+
+`python -m bench.prove_observability --out FILE`. Exit status 1 if one of the two does not hold. The same node is run in two ways:
+
+- without: `metrics.interval_s` 0, and nobody asks for metrics.
+- with: probes at their default interval, /metrics scraped every 5 s, the status page's object asked for every 2 s as an open page
+  does, metrics and the trace of every request sent to a collector over HTTP.
+
+Idle: processor seconds of the node's processes over `--idle-s`, as a share of one core. Scraping and asking count as far as the
+node does them. Load: blocks in turn, a fresh node each; per pair of blocks the difference of the 99th percentiles of the gaps
+that clients saw; it holds if zero lies within the 95 % interval of their mean (bootstrap), or the mean is below 2 % of the
+target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import psutil
+
+from bench import load, servers
+from bench.servers import Server
+from edge.bench.machine import describe
+from edge.bench.outcome import percentile
+
+BUILTIN = Path("models/builtin/edge-builtin-q4_0.gguf")
+Way = Literal["without", "with"]
+_TARGET_S = 0.05
+_MOST_IDLE_SHARE = 0.01
+_MOST_WORSE_SHARE = 0.02
+_SCRAPE_S, _PAGE_S = 5.0, 2.0
+_STREAMS, _TOKENS = 4, 400
+
+
+@contextlib.contextmanager
+def collector() -> Iterator[str]:
+    """Takes everything and keeps nothing."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def node(way: Way, home: Path, endpoint: str) -> Iterator[Server]:
+    """A node run in that way, asked as that way has it."""
+    env = {"EDGE_METRICS__INTERVAL_S": "0"}
+    if way == "with":
+        env = {"EDGE_OTLP__ENDPOINT": endpoint, "EDGE_OTLP__TRACES": "on", "EDGE_OTLP__SAMPLE": "1"}
+    with servers.edge(BUILTIN, slots=_STREAMS, context_tokens=1024, threads=1, home=home, env=env) as server:
+        stop = threading.Event()
+        base = server.url.removesuffix("/v1")
+        asked = [(f"{base}/metrics", _SCRAPE_S), (f"{base}/edge/v1/load", _PAGE_S)] if way == "with" else []
+        askers = [threading.Thread(target=_ask, args=(url, every_s, stop)) for url, every_s in asked]
+        for asker in askers:
+            asker.start()
+        try:
+            yield server
+        finally:
+            stop.set()
+            for asker in askers:
+                asker.join()
+
+
+def _ask(url: str, every_s: float, stop: threading.Event) -> None:
+    with httpx.Client(timeout=30, trust_env=False) as client:
+        while not stop.wait(every_s):
+            client.get(url).raise_for_status()
+
+
+def processor_s(pid: int) -> float:
+    """Processor time that a node and its children have had."""
+    process = psutil.Process(pid)
+    times = [p.cpu_times() for p in [process, *process.children(recursive=True)]]
+    return sum(t.user + t.system for t in times)
+
+
+def idle_share(way: Way, home: Path, endpoint: str, seconds: float) -> float:
+    """Of one core."""
+    with node(way, home, endpoint) as server:
+        time.sleep(5)  # what a start leaves behind is over
+        before_s, begun_s = processor_s(server.pid), time.monotonic()
+        time.sleep(seconds)
+        return (processor_s(server.pid) - before_s) / (time.monotonic() - begun_s)
+
+
+def gaps(way: Way, home: Path, endpoint: str, seconds: float) -> list[float]:
+    """Between the tokens of several answers at a time."""
+    found: list[float] = []
+    with node(way, home, endpoint) as server:
+        asyncio.run(load.together(server, ["start pump 3"] * _STREAMS, 50))
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            prompts = [f"start pump {random.randrange(100)}" for _ in range(_STREAMS)]
+            for trace in asyncio.run(load.together(server, prompts, _TOKENS)):
+                found += trace.gaps_s
+    return found
+
+
+def interval(differences: list[float]) -> tuple[float, float]:
+    """95 % of the means of samples with replacement."""
+    draw = random.Random(1)
+    means = sorted(sum(draw.choices(differences, k=len(differences))) / len(differences) for _ in range(5000))
+    return means[124], means[4874]
+
+
+def prove(idle_s: float, block_s: float, pairs: int) -> dict[str, Any]:
+    """Both parts."""
+    with tempfile.TemporaryDirectory() as scratch, collector() as endpoint:
+        homes: dict[Way, Path] = {"without": Path(scratch) / "a", "with": Path(scratch) / "b"}
+        for home in homes.values():
+            home.mkdir()
+        idle = {way: idle_share(way, home, endpoint, idle_s) for way, home in homes.items()}
+        print(f"idle: {idle['without']:.2%} of a core without, {idle['with']:.2%} with", flush=True)
+        differences: list[float] = []
+        blocks: list[dict[str, Any]] = []
+        for number in range(pairs):
+            order: list[Way] = ["without", "with"] if number % 2 == 0 else ["with", "without"]
+            seen = {way: gaps(way, homes[way], endpoint, block_s) for way in order}
+            p99 = {way: percentile(found, 0.99) for way, found in seen.items()}
+            differences.append(p99["with"] - p99["without"])
+            blocks.append({way: _figures(found) for way, found in seen.items()})
+            print(
+                f"pair {number + 1}: p99 {p99['without'] * 1000:.2f} ms without, {p99['with'] * 1000:.2f} ms with",
+                flush=True,
+            )
+    low_s, high_s = interval(differences)
+    mean_s = sum(differences) / len(differences)
+    cost = idle["with"] - idle["without"]
+    return {
+        "idle": {**idle, "cost_share_of_a_core": cost, "seconds": idle_s, "holds": cost < _MOST_IDLE_SHARE},
+        "load": {
+            "streams": _STREAMS,
+            "blocks": blocks,
+            "p99_difference_ms": mean_s * 1000,
+            "p99_difference_95_ms": [low_s * 1000, high_s * 1000],
+            "holds": low_s <= 0 <= high_s or mean_s < _MOST_WORSE_SHARE * _TARGET_S,
+        },
+    }
+
+
+def _figures(found: list[float]) -> dict[str, float]:
+    return {"gaps": len(found), "p50_ms": percentile(found, 0.5) * 1000, "p99_ms": percentile(found, 0.99) * 1000}
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--idle-s", type=float, default=60.0)
+    parser.add_argument("--block-s", type=float, default=15.0)
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args(arguments)
+    load_before = os.getloadavg()[0]
+    found = {"machine": describe(), "other_load": load_before, **prove(given.idle_s, given.block_s, given.pairs)}
+    print(json.dumps({"idle": found["idle"], "p99_difference_95_ms": found["load"]["p99_difference_95_ms"]}, indent=1))
+    if given.out is not None:
+        given.out.write_text(json.dumps(found, indent=1) + "\n")
+    return 0 if found["idle"]["holds"] and found["load"]["holds"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

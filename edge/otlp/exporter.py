@@ -1,0 +1,86 @@
+"""Starts and stops what sends to the collector. Sending happens on the SDK's own threads; what fails is said once."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+from edge.errors import ConfigurationError
+from edge.otlp.metrics import Collect, Latencies, RegistryExporter, views
+from edge.otlp.outcome import Outcome, ToldSpanExporter
+from edge.otlp.traces import Traces
+from edge.settings import Otlp
+
+_TIMEOUT_S = 10.0
+_GOODBYE_MS = 3000
+
+
+class OtlpSender:
+    """Owner of the SDK's providers. `latencies` are to be fed from the event loop; `traces` is None if none are wanted."""
+
+    def __init__(self, settings: Otlp, home: Path, version: str, collect: Collect) -> None:
+        """`collect` gives the node's own metric families, and is called on a thread of the SDK's. Raises ConfigurationError."""
+        logging.getLogger("opentelemetry").setLevel(
+            logging.CRITICAL
+        )  # it says each failure at length; `Outcome` says it once
+        headers = read_headers(home / settings.headers_file) if settings.headers_file is not None else {}
+        base = settings.endpoint.rstrip("/")
+        resource = Resource.create(
+            {"service.name": "edge-node", "service.version": version, "service.instance.id": socket.gethostname()}
+        )
+        sender = OTLPMetricExporter(endpoint=f"{base}/v1/metrics", headers=headers, timeout=_TIMEOUT_S)
+        exporter = RegistryExporter(sender, collect, version, Outcome("metrics", base))
+        reader = PeriodicExportingMetricReader(exporter, settings.interval_s * 1000)
+        self._meters = MeterProvider([reader], resource, views=views(), shutdown_on_exit=False)
+        self.latencies = Latencies(self._meters.get_meter("edge", version))
+        self._tracers: TracerProvider | None = None
+        self.traces: Traces | None = None
+        if settings.traces == "on":
+            self._tracers = TracerProvider(
+                ParentBased(TraceIdRatioBased(settings.sample)), resource, shutdown_on_exit=False
+            )
+            spans = OTLPSpanExporter(endpoint=f"{base}/v1/traces", headers=headers, timeout=_TIMEOUT_S)
+            self._tracers.add_span_processor(BatchSpanProcessor(ToldSpanExporter(spans, Outcome("traces", base))))
+            self.traces = Traces(self._tracers.get_tracer("edge", version))
+
+    def stop(self) -> None:
+        """Send what is left, for a few seconds at most. Not on the event loop: the last metrics are collected there."""
+        steps: list[Callable[[], object]] = [lambda: self._meters.shutdown(_GOODBYE_MS)]
+        if self._tracers is not None:
+            steps.insert(0, self._tracers.shutdown)
+        for step in steps:
+            try:
+                step()
+            except Exception as error:
+                logging.getLogger(__name__).warning(
+                    "otlp did not end well", extra={"event": "otlp_end", "reason": str(error)}
+                )
+
+
+def read_headers(path: Path) -> Mapping[str, str]:
+    """Of a file with one `Name: value` a line. Raises ConfigurationError."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigurationError(f"cannot read otlp.headers_file {path}: {reason}") from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        name, colon, value = (part.strip() for part in line.partition(":"))
+        if not line.strip() or line.startswith("#"):
+            continue
+        if not colon or not name or not value or not (name + value).isprintable() or " " in name:
+            raise ConfigurationError(f"line {number} of {path} is no header; write `Name: value`")
+        found[name.lower()] = value
+    return found

@@ -1,0 +1,57 @@
+"""A real node with all that it can show: a GPU (synthetic, through the stub library), a fleet, DCGM's names, answers given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from edge.api.hardware import HardwareFamilies
+from edge.probes.sample import Probes
+from tests.e2e.conftest import RunningNode, start_node, stop_node
+from tests.nvml import PROFILES, build_library
+from tests.probes.boards import ORIN, PLAIN, plant
+
+
+@pytest.fixture(scope="session")
+def full_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    library = build_library(tmp_path_factory.mktemp("nvml"))
+    node = start_node(
+        tmp_path_factory.mktemp("full"), "--set", "metrics.dcgm_names=on", "--set", "metrics.interval_s=0.5",
+        "--set", "fleet.url=http://127.0.0.1:9/v1", "--set", "admission.mode=best-effort",
+        LD_LIBRARY_PATH=str(library), NVML_STUB_PROFILE=str(PROFILES / "full.txt"),
+    )  # fmt: skip
+    for stream in (True, False):
+        body = {"messages": [{"role": "user", "content": "start pump 3"}], "stream": stream, "max_tokens": 8}
+        answer = httpx.post(f"{node.base_url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
+        assert answer.status_code == httpx.codes.OK
+    yield node
+    stop_node(node)
+
+
+@pytest.fixture(scope="session")
+def scraped(full_node: RunningNode) -> str:
+    """Its /metrics."""
+    return httpx.get(f"{full_node.base_url}/metrics", timeout=60, trust_env=False).raise_for_status().text
+
+
+@pytest.fixture(scope="session")
+def boards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What other machines show of their hardware."""
+    pages = []
+    for tree in (ORIN, PLAIN):
+        probes = Probes(plant(tmp_path_factory.mktemp("board"), tree), 60.0, lambda change: None)
+        registry = CollectorRegistry()
+        registry.register(HardwareFamilies(probes))
+        probes.start()
+        while probes.now() is None:
+            pass
+        pages.append(generate_latest(registry).decode())
+        probes.stop()
+    return "".join(pages)
+
+
+ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,154 @@
+"""The status page in a real browser, against a served front."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge.api.auth import KeyStore
+from edge.messages import Stats
+from edge.probes.sample import Probes
+from tests.api.conftest import Node, Serve, keys, serve
+from tests.api.fake_engine import FakeEngine
+from tests.page.browser import Browser
+from tests.probes.boards import ORIN, plant
+
+__all__ = ["keys", "serve"]
+
+STATS = Stats(
+    running=1, waiting=2, slots=4, cells_used=300, cells=1000, cache_bytes=0, cache_hits=0, cache_evictions=0,
+    cached_tokens=0, late_ttft_s=0.4, admits=False, prefill_tokens=0, decode_tokens=0, steps=9, step_p50_s=0.01,
+    step_p99_s=0.02, forward_age_s=0.1, resident_bytes=1 << 27,
+)  # fmt: skip
+SEEN = "document.querySelectorAll('section').length > 0"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("chromium")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_before(browser: Browser) -> None:
+    browser.open("about:blank")
+    browser.asked.clear()
+    browser.complaints.clear()
+
+
+def stream(node: Node) -> None:
+    with node.http() as client:
+        body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def card(browser: Browser, title: str) -> str:
+    """The text of one card."""
+    return str(browser.value(f"document.querySelector('[data-card=\"{title}\"]').innerText"))
+
+
+def test_it_shows_the_node_and_asks_nobody_else(browser: Browser, serve: Serve) -> None:
+    node = serve(FakeEngine(stats=STATS))
+    stream(node)
+    browser.open(node.url)
+    browser.wait_for(SEEN)
+    assert browser.value("document.querySelector('h1').textContent") == "fake"
+    assert browser.value("document.querySelector('#state').textContent") == "ready"
+    assert "of 4 run" in card(browser, "answers")
+    assert browser.value("document.querySelectorAll('.slots i.on').length") == 1
+    assert browser.value("document.querySelectorAll('.slots i.wait').length") == 2
+    assert "50 ms at most" in card(browser, "first token") and "1 in the last 5 min" in card(browser, "first token")
+    assert "300 of 1,000" in card(browser, "memory")
+    assert "admitted 1, 100 %" in card(browser, "requests since the start")
+    assert browser.complaints == []
+    elsewhere = [url for url in browser.asked if not url.startswith((node.url, "data:", "about:"))]
+    assert browser.asked and not elsewhere
+
+
+def test_what_the_node_does_not_know_has_no_card_and_no_zero(browser: Browser, serve: Serve) -> None:
+    node = serve(FakeEngine())
+    browser.open(node.url)
+    browser.wait_for(SEEN)
+    titles = browser.value("[...document.querySelectorAll('section')].map(s => s.dataset.card)")
+    assert "fleet" not in titles and "outbox" not in titles
+    assert "no streamed answer in the last 5 min" in card(browser, "first token")
+    assert "not looked at" in card(browser, "machine") and "the engine does not answer" in card(browser, "answers")
+
+
+def test_the_hardware_is_shown_as_far_as_it_is_told(browser: Browser, serve: Serve, tmp_path: Path) -> None:
+    probes = Probes(plant(tmp_path / "board", ORIN), 60.0, lambda change: None)
+    probes.start()
+    node = serve(FakeEngine(stats=STATS))
+    node.front.probes = probes
+    browser.open(node.url)
+    browser.wait_for(SEEN + " && document.body.innerText.includes('°C')")
+    shown = card(browser, "machine")
+    assert "49\u00a0°C" in shown and "tj-thermal" in shown and "41 % busy" in shown and "46\u00a0°C" in shown
+    assert "\u00a0W" not in shown, "no rail is the GPU's alone"
+    assert "NVIDIA Jetson AGX Orin Developer Kit" in shown
+    probes.stop()
+
+
+def test_what_is_old_is_shown_as_old(browser: Browser, serve: Serve) -> None:
+    node = serve(FakeEngine(stats=STATS))
+    browser.open(node.url)
+    browser.wait_for(SEEN)
+    node.server.should_exit = True
+    browser.wait_for("document.querySelector('main').classList.contains('stale')")
+    said = browser.value("document.querySelector('#state').textContent")
+    assert said.startswith("the node does not answer; as of ")
+
+
+def test_a_key_is_asked_for_and_a_wrong_one_is_told(browser: Browser, serve: Serve, keys: KeyStore) -> None:
+    inference = keys.create("talks", scopes=("inference",), requests_per_minute=None, created="now")
+    metrics = keys.create("looks", scopes=("metrics",), requests_per_minute=None, created="now")
+    node = serve(FakeEngine(stats=STATS), keys_required=True)
+    browser.open(node.url)
+    browser.wait_for("!document.querySelector('#ask').hidden")
+    assert "needs a key" in browser.text() and not browser.value(SEEN)
+
+    def give(key: str, expected: str) -> None:
+        browser.value(f"document.querySelector('#key').value = '{key}'; document.querySelector('#ask').requestSubmit()")
+        browser.wait_for(expected)
+
+    give("edge-wrong", "document.querySelector('#why').textContent.includes('does not know')")
+    give(inference, "document.querySelector('#why').textContent.includes('--scope metrics')")
+    give(metrics, SEEN)
+    assert browser.value("document.querySelector('#state').textContent") == "ready"
+    assert all(metrics not in url for url in browser.asked)
+
+
+@pytest.mark.parametrize("width", [360, 1440])
+def test_it_fits_a_phone_and_a_desk(browser: Browser, serve: Serve, width: int, tmp_path: Path) -> None:
+    node = serve(FakeEngine(stats=STATS))
+    browser.size(width, 900)
+    browser.open(node.url)
+    browser.wait_for(SEEN)
+    assert browser.value("document.documentElement.scrollWidth") <= width, "nothing sticks out"
+    browser.picture(tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_a_name_with_markup_in_it_is_text(browser: Browser, serve: Serve) -> None:
+    node = serve(FakeEngine(stats=STATS))
+    browser.open(node.url)
+    browser.wait_for(SEEN)
+    name = "<img src=x onerror=alert(1)>"
+    browser.value(
+        f"data.models[0].name = {name!r}; data.alarms = [{{code: {name!r}, text: {name!r}, cure: ''}}]; draw()"
+    )
+    assert browser.value("document.querySelectorAll('img').length") == 0
+    assert name in browser.text()
+
+
+def test_the_page_holds_nothing_but_itself(serve: Serve) -> None:
+    node = serve(keys_required=True)
+    with node.http() as client:
+        answer = client.get("/")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "") and "https://" not in answer.text
+    assert len(answer.content) < 24_000
