@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import uvloop
 from edge import __version__
 from edge.admission.policy import Mode
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
+from edge.directed import Directed
 from edge.effective import Effective
 from edge.engine.client import EngineClient
 from edge.errors import ConfigurationError, ModelUnusable
@@ -33,6 +35,7 @@ from edge.quiet import settle_collector
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.settings import Settings
 from edge.systemd import Notifier
+from edge.telemetry.node import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +95,9 @@ def serve(effective: Effective, observer: StartObserver) -> None:
     node = Node(effective, model, fitter, planned, listener, observer)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(node.run())
+    if node.begin_again:
+        listener.close()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 class Node:
@@ -118,8 +124,13 @@ class Node:
         self._engine = EngineClient(load, engine_limits(settings.engine), smaller=self._take_less)
         self._fleet = build_fleet(settings, effective.home)
         self._drain = DrainState()
-        self._server = http_server(build_application(self._front(), __version__), settings.server)
+        self._telemetry = Telemetry(settings.mqtt, effective.home, self._model_name) if settings.mqtt.url else None
+        front = self._front()
+        self._server = http_server(build_application(front, __version__), settings.server)
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
+        self.begin_again = False
+        """The fleet asked for a start with the settings as they are by then."""
+        self._directed = Directed(self._telemetry, front, self._reload) if self._telemetry is not None else None
 
     def _front(self) -> Front:
         server = self._settings.server
@@ -136,7 +147,7 @@ class Node:
             offline=self._settings.admission.offline,
             max_wait_s=self._settings.admission.max_wait_s,
         )
-        return Front(self._engine, config, self._keys, self._drain, self._fleet)
+        return Front(self._engine, config, self._keys, self._drain, self._fleet, self._telemetry)
 
     async def _take_less(self, _: Load) -> Load | None:
         """After the engine ran out of memory: the next smaller layout, None if there is none."""
@@ -160,6 +171,8 @@ class Node:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain. Raises ModelUnusable if the model cannot be loaded."""
         self._catch_signals()
+        if self._directed is not None:
+            await self._directed.start()
         await self._engine.start()
         if self._fleet is not None:
             await self._fleet.start()
@@ -178,6 +191,13 @@ class Node:
             await serving
             if self._fleet is not None:
                 await self._fleet.stop()
+            if self._directed is not None:
+                await self._directed.stop()
+
+    def _reload(self) -> None:
+        """End in good order, and begin again with the settings as they are then."""
+        self.begin_again = True
+        self._stop.set()
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -232,6 +252,8 @@ class Node:
         """Take no new work, and let what runs finish, for `server.drain_timeout_s` at most."""
         self._notifier.stopping("draining")
         self._drain.begin()
+        if self._telemetry is not None:
+            self._telemetry.presence.change(draining=True)
         deadline_s = time.monotonic() + self._settings.server.drain_timeout_s
         while self._server.busy and time.monotonic() < deadline_s and not self._stop_now.is_set():
             self._notifier.alive()

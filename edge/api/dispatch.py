@@ -273,6 +273,7 @@ async def _counted(chunks: AsyncIterator[bytes], front: Front, job: Job) -> Asyn
 
 
 def _count(front: Front, job: Job) -> None:
+    front.metrics.duration.observe(time.monotonic() - job.begun_s)
     front.metrics.prompt_tokens.inc(sum(f.prompt_tokens for f in job.finished))
     front.metrics.answer_tokens.inc(sum(f.completion_tokens for f in job.finished))
 

@@ -14,6 +14,7 @@ from edge.engine.port import Engine
 from edge.errors import EdgeError, EngineDown, ModelLoading, ModelNotFound, NodeDraining, Overloaded, Unavailable
 from edge.fleet.central import Central
 from edge.messages import ModelFacts
+from edge.telemetry.node import Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Obstacle:
 
 
 class DrainState:
-    """Whether the node is shutting down. Written by the composition root alone."""
+    """Whether the node takes no new work: it shuts down, or the fleet wants it so. Written by the composition root alone."""
 
     def __init__(self) -> None:
         self.draining = False
@@ -52,15 +53,26 @@ class DrainState:
         """Take no new work from now on."""
         self.draining = True
 
+    def end(self) -> None:
+        """Take new work again."""
+        self.draining = False
+
 
 class Front:
     """One node's front as its routes see it."""
 
     def __init__(
-        self, engine: Engine, config: FrontConfig, keys: KeyStore, drain: DrainState, fleet: Central | None = None
+        self,
+        engine: Engine,
+        config: FrontConfig,
+        keys: KeyStore,
+        drain: DrainState,
+        fleet: Central | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.engine = engine
         self.fleet = fleet
+        self.telemetry = telemetry
         self.config = config
         self.keys = keys
         self.drain = drain
@@ -68,13 +80,15 @@ class Front:
         self.turnstile = Turnstile()
         """For what is passed on from the fleet."""
         self.decisions = DecisionLog()
-        self.metrics = NodeMetrics(engine, self.decisions, fleet)
+        self.metrics = NodeMetrics(engine, self.decisions, fleet, telemetry)
         self._dialect: tuple[str, Dialect] | None = None
 
     def obstacle(self, model: str | None = None) -> Obstacle | None:
         """Why the engine cannot be asked now for that model (None: the one that is served)."""
         if self.drain.draining:
-            return Obstacle("draining", NodeDraining("the node is shutting down and takes no new work"))
+            return Obstacle(
+                "draining", NodeDraining("the node is shutting down or was told to drain, and takes no new work")
+            )
         try:
             self.require_model(model)
             self.engine.require_room()
@@ -129,7 +143,7 @@ class Front:
         """(code, sentence) why the node takes no work now, None when it does."""
         status = self.engine.status
         if self.drain.draining:
-            return "draining", "the node is shutting down"
+            return "draining", "the node is shutting down, or was told to drain"
         if status.phase == "loading" and self.engine.facts is None:
             return "loading", f"{status.reason} ({status.progress:.0%})"
         if status.phase != "ready":

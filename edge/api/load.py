@@ -65,6 +65,9 @@ def node_load(front: Front) -> dict[str, Any]:
             "cost_last_hour": round(front.fleet.cost_cap.spent(time.monotonic()), 6),
             "upstreams": [asdict(state) for state in front.fleet.states()],
         }
+    if front.telemetry is not None:
+        answer["alarms"] = front.telemetry.alarms.active()
+        answer["outbox"] = front.telemetry.account()
     answer["decisions"] = [
         {"decision": decision, "reason": reason, "count": count}
         for (decision, reason), count in sorted(front.decisions.counts.items())

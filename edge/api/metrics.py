@@ -13,6 +13,8 @@ from prometheus_client.registry import Collector
 from edge.admission.decisions import DecisionLog
 from edge.engine.port import Engine
 from edge.fleet.central import Central
+from edge.telemetry.collector import DURATION, ITL, TTFT
+from edge.telemetry.node import Telemetry
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -26,18 +28,39 @@ class Gauged(Protocol):
         ...
 
 
+class Timed:
+    """A latency, for this page's histogram and for the uplink's."""
+
+    def __init__(self, histogram: Histogram, name: str, telemetry: Telemetry | None) -> None:
+        self._histogram, self._name = histogram, name
+        self._latencies = telemetry.latencies if telemetry is not None else None
+
+    def observe(self, seconds: float) -> None:
+        """One of them."""
+        self._histogram.observe(seconds)
+        if self._latencies is not None:
+            self._latencies.observe(self._name, seconds)
+
+
 class NodeMetrics:
     """Owner of the node's metric registry."""
 
-    def __init__(self, engine: Engine, decisions: DecisionLog, fleet: Central | None) -> None:
-        self._registry = CollectorRegistry()
+    def __init__(
+        self, engine: Engine, decisions: DecisionLog, fleet: Central | None, telemetry: Telemetry | None = None
+    ) -> None:
+        self._registry = self.registry = CollectorRegistry()
         self._registry.register(_EngineGauges(engine))
         self._registry.register(_Decisions(decisions))
         if fleet is not None:
             self._registry.register(_FleetGauges(fleet))
+        if telemetry is not None:
+            self._registry.register(_OutboxGauges(telemetry))
         self.requests = Counter("edge_requests", "Requests answered.", ["route", "status"], registry=self._registry)
-        self.ttft = self._histogram("edge_ttft_seconds", "Request read to first text written.")
-        self.itl = self._histogram("edge_itl_seconds", "Gap between two content events of one stream.")
+        ttft = self._histogram("edge_ttft_seconds", "Request read to first text written.")
+        itl = self._histogram("edge_itl_seconds", "Gap between two content events of one stream.")
+        duration = self._histogram("edge_answer_seconds", "Request given to the engine to the end of its answer.")
+        self.ttft, self.itl = Timed(ttft, TTFT, telemetry), Timed(itl, ITL, telemetry)
+        self.duration = Timed(duration, DURATION, telemetry)
         self.violations = Counter(
             "edge_slo_violations",
             "Admitted answers' first tokens (ttft) and gaps (itl) that took longer than promised.",
@@ -103,6 +126,29 @@ class _Decisions(Collector):
         for labels, count in self._decisions.counts.items():
             family.add_metric(labels, count)
         yield family
+
+
+class _OutboxGauges(Collector):
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        account = self._telemetry.account()
+        yield GaugeMetricFamily("edge_uplink_connected", "1 while there is a session.", float(account["connected"]))
+        alarms = GaugeMetricFamily("edge_alarm", "1 for each alarm that holds.", labels=["code"])
+        for alarm in self._telemetry.alarms.active():
+            alarms.add_metric([alarm["code"]], 1.0)
+        yield alarms
+        if "bytes" not in account:
+            return
+        yield GaugeMetricFamily("edge_outbox_bytes", "Disk and memory that the outbox takes.", account["bytes"])
+        age_s = account["oldest_age_s"]
+        yield GaugeMetricFamily("edge_outbox_oldest_age_seconds", "Age of the oldest unacknowledged record.", age_s)
+        dropped = CounterMetricFamily("edge_outbox_dropped", "Records given up; each is in a gap.", labels=["kind"])
+        for kind, count in account["dropped"].items():
+            dropped.add_metric([kind], count)
+        yield dropped
+        yield CounterMetricFamily("edge_outbox_merged", "Metrics put into coarser ones.", account["merged"])
 
 
 class _FleetGauges(Collector):

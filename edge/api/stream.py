@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import orjson
-from prometheus_client import Histogram
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -17,6 +16,7 @@ from edge.admission.decisions import Entry
 from edge.api.answers import Choices, new_id
 from edge.api.front import Front
 from edge.api.job import Job
+from edge.api.metrics import Timed
 from edge.api.render import error_object, usage
 from edge.errors import EdgeError, EngineFault
 from edge.messages import Offer, Token
@@ -152,7 +152,7 @@ class StreamWatch:
         """The answer is over."""
         self._entry.outcome = outcome
 
-    def _seen(self, kind: str, histogram: Histogram, took_s: float, promised_s: float) -> None:
+    def _seen(self, kind: str, histogram: Timed, took_s: float, promised_s: float) -> None:
         histogram.observe(took_s)
         if self._admitted and took_s > promised_s:
             self._metrics.violations.labels(kind).inc()

@@ -31,6 +31,8 @@ _COMMANDS = {
     "bench": "Measure how many requests a second a server answers in time.",
     "plan": "Say how a model fits into this machine's memory, without serving it.",
     "doctor": "Check this machine and the settings; name what is missing and the cure.",
+    "outbox": "Look at what was not yet acknowledged by the fleet, or send it.",
+    "fleet": "The other side of the uplink: a sink, and commands to nodes.",
     "keys": "Create, list and revoke API keys.",
     "settings": "Show every setting, its value and where that came from.",
     "version": "Show the version.",
