@@ -222,7 +222,8 @@ class Memory(Section):
 
 
 class Mqtt(Section):
-    """What the node tells the fleet over MQTT, and the commands that it takes. Off while `url` is empty. See docs/telemetry.md."""
+    """What the node tells the fleet over MQTT, and the commands that it takes. Off while `url` is empty. See
+    docs/telemetry.md."""
 
     url: str = Field("", description="The broker: mqtt://host[:port], or mqtts:// for TLS. Empty: nothing is sent.")
     group: str = Field("default", description="The group that this node belongs to; part of every topic.")

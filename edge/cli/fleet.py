@@ -130,7 +130,8 @@ def key(file: Path) -> None:
 @click.option("--resume", is_flag=True, help="With drain: take work again.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(1, 86_400), default=60.0, show_default=True, metavar="SECONDS", help="How long the command holds, and how long to wait for the answer.")  # fmt: skip  # noqa: E501
 def send(
-    node: str, name: str, argument: str | None, key_file: Path, group: str, prefix: str, resume: bool, timeout_s: float, **broker: Any
+    node: str, name: str, argument: str | None, key_file: Path, group: str, prefix: str, resume: bool, timeout_s: float,
+    **broker: Any
 ) -> None:  # fmt: skip
     """Have NODE carry out COMMAND, and show its answer.
 

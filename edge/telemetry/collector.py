@@ -1,4 +1,5 @@
-"""What is told: metrics sampled from the node's registry, latencies of every request, and those log events that the fleet should know.
+"""What is told: metrics sampled from the node's registry, latencies of every request, and those log events that the fleet
+should know.
 
 Lives on the event loop's thread, where the figures change, so nothing needs a lock; what it makes goes through a queue.
 """
@@ -53,7 +54,8 @@ class Latencies:
 
 
 def sample(registry: CollectorRegistry, latencies: Latencies, began_ns: int) -> Sample:
-    """The registry's counters and gauges as they stand, and the latencies since the last sample. A counter that never counted is left
+    """The registry's counters and gauges as they stand, and the latencies since the last sample. A counter that never counted
+    is left
     out."""
     found = Sample(began_ns, {}, {}, latencies.take())
     for family in registry.collect():

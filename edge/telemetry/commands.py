@@ -49,7 +49,8 @@ class Refused:
 def sign(key: Ed25519PrivateKey, *, command_id: str, node: str, name: str, arguments: dict[str, Any], now_s: float, life_s: float) -> bytes:  # fmt: skip  # noqa: E501
     """The payload of a command. `node` is the topic prefix of the node it is for, without the last slash."""
     signed = orjson.dumps(
-        {"id": command_id, "node": node, "name": name, "arguments": arguments, "issued": int(now_s), "expires": int(now_s + life_s)}
+        {"id": command_id, "node": node, "name": name, "arguments": arguments, "issued": int(now_s), "expires": int(now_s +
+        life_s)}
     )  # fmt: skip
     signature = base64.b64encode(key.sign(CONTEXT + signed)).decode()
     return orjson.dumps({"signed": signed.decode(), "signature": signature})
@@ -58,7 +59,8 @@ def sign(key: Ed25519PrivateKey, *, command_id: str, node: str, name: str, argum
 def verify(
     data: bytes, keys: Sequence[Ed25519PublicKey], *, command_id: str, node: str, now_s: float, clock_synced: bool
 ) -> Command | Refused:
-    """Whether this is a command for this node, now. Times are Unix seconds; no I/O. Whether it came before is for the caller to see."""
+    """Whether this is a command for this node, now. Times are Unix seconds; no I/O. Whether it came before is for the caller
+    to see."""
     if not keys:
         return Refused("no_key", "this node has no mqtt.command_keys_file, so it takes no commands")
     if len(data) > _MOST_BYTES or not 0 < len(command_id) <= _LONGEST_ID:

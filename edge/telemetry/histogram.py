@@ -115,7 +115,8 @@ class Histogram:
         return low, [self.buckets.get(index, 0) for index in range(low, high + 1)]
 
     def otlp(self) -> dict[str, Any]:
-        """The fields of an OTLP/JSON ExponentialHistogramDataPoint that this histogram knows. 64-bit numbers are strings there."""
+        """The fields of an OTLP/JSON ExponentialHistogramDataPoint that this histogram knows. 64-bit numbers are strings
+        there."""
         offset, counts = self._dense()
         point: dict[str, Any] = {
             "count": str(self.count),

@@ -1,6 +1,7 @@
 """What gives way when the outbox is full. Pure.
 
-Metrics lose resolution first: neighbouring intervals become one, the oldest first, level by level. When all are as coarse as the last
+Metrics lose resolution first: neighbouring intervals become one, the oldest first, level by level. When all are as coarse as
+the last
 level, the oldest metrics go; only when no metrics are left do events go, the oldest first. What goes is named in a gap.
 """
 
@@ -33,7 +34,8 @@ class Outline:
 
 
 def groups_at(level_ns: int, outlines: Sequence[Outline], free_bytes: int) -> list[list[Outline]]:
-    """Which metrics become one each so that intervals of up to `level_ns` come about and about `free_bytes` come free, the oldest first;
+    """Which metrics become one each so that intervals of up to `level_ns` come about and about `free_bytes` come free, the
+    oldest first;
     empty if nothing can be merged at that level.
 
     Groups lie in one window of the level, by the machine's monotonic clock, and in one boot: the time of the wall clock may be

@@ -1,4 +1,5 @@
-"""One connection to a broker. The only module that imports paho, and it uses little of it: a fresh client for each session, no thread,
+"""One connection to a broker. The only module that imports paho, and it uses little of it: a fresh client for each session, no
+thread,
 no reconnecting, no queue of its own.
 
 paho's own loop waits with select(2), which fails once a process has 1,024 files open; this one polls.
@@ -32,7 +33,8 @@ _LEAST_IN_FLIGHT = 1
 
 
 class ConnectionFailed(Exception):
-    """No session, or no longer. `code` is the MQTT 5 reason code if the broker gave one; `tls`: certificates or keys are at fault."""
+    """No session, or no longer. `code` is the MQTT 5 reason code if the broker gave one; `tls`: certificates or keys are at
+    fault."""
 
     def __init__(self, reason: str, *, code: int | None = None, tls: bool = False) -> None:
         super().__init__(reason)
@@ -152,7 +154,8 @@ class Connection:
         self._client.username_pw_set(address.username, password)
 
     def turn(self, wait_s: float) -> None:
-        """Do what there is to do on the wire, waiting for it at most so long. Raises ConnectionFailed when the session is over."""
+        """Do what there is to do on the wire, waiting for it at most so long. Raises ConnectionFailed when the session is
+        over."""
         client = self._client
         sock = client.socket()
         if sock is not None and self._lost is None:

@@ -120,7 +120,8 @@ class _Measured:
 
 
 class Telemetry:
-    """Owner of outbox, uplink and the thread that writes. `tell` and `measured` never block: they are called on the event loop."""
+    """Owner of outbox, uplink and the thread that writes. `tell` and `measured` never block: they are called on the event
+    loop."""
 
     def __init__(self, mqtt: Mqtt, home: Path, model: str, clock: Clock | None = None) -> None:
         """Raises ConfigurationError if the file of command keys is no such file."""

@@ -411,7 +411,8 @@ class Outbox:
     # --- damage -------------------------------------------------------------------------------------------------------
 
     def _put_back(self, file: OutboxFile, saved: Saved) -> dict[str, Ranges]:
-        """Into the new file. Returns by boot what is missing, or was acknowledged: a damaged file cannot tell. In a transaction."""
+        """Into the new file. Returns by boot what is missing, or was acknowledged: a damaged file cannot tell. In a
+        transaction."""
         boots = {boot.boot_id: boot for boot in saved.boots}
         for row_id, record in saved.records.items():
             known = boots.get(record.boot_id, Boot(row_id >> SHIFT, record.boot_id, 0, closed=False))

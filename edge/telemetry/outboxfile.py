@@ -1,6 +1,7 @@
 """The outbox's SQLite file: rows in, rows out. What is kept and what gives way is `edge.telemetry.outbox`'s part.
 
-A row's id is boot << 40 | seq, so that one tree holds the order in which records are told. The write-ahead log lets another process
+A row's id is boot << 40 | seq, so that one tree holds the order in which records are told. The write-ahead log lets another
+process
 read while the node writes.
 """
 
@@ -109,7 +110,8 @@ class OutboxFile:
     def outlines(self, kinds: tuple[Kind, ...], limit: int, below_ns: int = 1 << 62) -> list[Outline]:
         """The oldest records of those kinds whose intervals are shorter than `below_ns`."""
         marks = ",".join("?" * len(kinds))
-        query = f"SELECT id, kind, mono_ns, span_ns, size FROM records WHERE kind IN ({marks}) AND span_ns < ? ORDER BY id LIMIT ?"
+        which = f"kind IN ({marks}) AND span_ns < ?"
+        query = f"SELECT id, kind, mono_ns, span_ns, size FROM records WHERE {which} ORDER BY id LIMIT ?"
         rows = self._db.execute(query, (*kinds, below_ns, limit))
         return [
             Outline(i >> SHIFT, i & ((1 << SHIFT) - 1), kind, mono, span, size) for i, kind, mono, span, size in rows
@@ -263,7 +265,8 @@ class Saved:
 
 
 def salvage(aside: Path, fresh: Path) -> Saved:
-    """Read what can be read. Where the first page is gone, that of `fresh`, an empty file of the same making, is put in its place in a
+    """Read what can be read. Where the first page is gone, that of `fresh`, an empty file of the same making, is put in its
+    place in a
     copy: it says only where the tables begin."""
     saved = _read_all(aside)
     if saved.records or saved.boots:

@@ -27,7 +27,8 @@ LONGEST_TEXT = 400
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One thing to be told, under the key (boot_id, seq). `stamp` is when it happened, or when the interval ended that it is about."""
+    """One thing to be told, under the key (boot_id, seq). `stamp` is when it happened, or when the interval ended that it is
+    about."""
 
     boot_id: str
     seq: int

@@ -1,6 +1,7 @@
 """The reference sink: takes what nodes tell, keeps it in SQLite, and acknowledges what is safe. It may be killed at any time.
 
-Order for each batch: commit to disk, then PUBACK, then `down/ack`. A record that comes twice is kept once (UNIQUE on node, boot, seq).
+Order for each batch: commit to disk, then PUBACK, then `down/ack`. A record that comes twice is kept once (UNIQUE on node,
+boot, seq).
 One that was merged into another that is here is marked superseded, whichever came first.
 """
 

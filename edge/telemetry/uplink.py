@@ -1,7 +1,9 @@
 """The uplink: a thread that tells the fleet what the outbox holds, and takes acknowledgements and commands.
 
-PUBACK is not delivery: a broker that crashes loses what it acknowledged. So a record leaves the outbox when a sink says that it is safe
-(`down/ack`), and what was sent and not acknowledged is sent again, oldest first, with growing patience. In the weaker mode `puback`
+PUBACK is not delivery: a broker that crashes loses what it acknowledged. So a record leaves the outbox when a sink says that
+it is safe
+(`down/ack`), and what was sent and not acknowledged is sent again, oldest first, with growing patience. In the weaker mode
+`puback`
 the broker's word suffices.
 """
 
@@ -40,13 +42,17 @@ IN_FLIGHT = 10
 _FOR_LIVE = 2
 """Places that the backlog leaves free, so that what happens now never waits behind it."""
 _WINDOW = 256
-"""Records of the backlog that may wait for the sink: brokers drop what a slow subscriber lets pile up (mosquitto: beyond 1,000)."""
+"""Records of the backlog that may wait for the sink: brokers drop what a slow subscriber lets pile up (mosquitto: beyond
+1,000)."""
 _BATCH = 20
 _IDLE_S, _BUSY_S = 0.2, 0.02
 _REFUSED_S = 60.0
 _PAUSE_S = 5.0
 _MQTT_HEAD_BYTES = 64
 _LONGEST_RESEND_S = 300.0
+_LASTS_S = 10.0
+"""A session that holds for so long is a success."""
+_TOO_MANY_SHORT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,8 @@ class Uplink:
         self.connected = False
         """Written by the uplink's thread."""
         self.last_failure = ""
+        self._short_sessions = 0
+        """Sessions in a row that did not last. mosquitto 2.0.11 does not say why it ends one for another of the same name."""
 
     def start(self) -> None:
         """Begin to send."""
@@ -119,11 +127,11 @@ class Uplink:
                 session = Session(self._outbox, self._alarms, self._config, self._presence, self._answer)
                 session.open()
                 log.info("uplink connected", extra={"event": "uplink_connected", "broker": self._config.address.url})
-                self.connected, self.last_failure = True, ""
-                backoff.succeeded()
-                for code in ("uplink_down", "uplink_tls", "node_name_taken"):
+                self.connected = True
+                self._short_sessions += 1
+                for code in ("uplink_down", "uplink_tls"):
                     self._alarms.clear(code)
-                session.run(self._stop)
+                session.run(self._stop, lambda: self._well(backoff))
             except ConnectionFailed as failure:
                 down_since_s = self._failed(failure, down_since_s)
             except Exception as error:
@@ -135,6 +143,13 @@ class Uplink:
                 if self.connected:
                     self.connected, down_since_s = False, time.monotonic()
             self._stop.wait(backoff.next_s(random.random()))
+
+    def _well(self, backoff: Backoff) -> None:
+        """A session has lasted for a while. One that ends at once, again and again, is no success."""
+        backoff.succeeded()
+        self._short_sessions = 0
+        self.last_failure = ""
+        self._alarms.clear("node_name_taken")
 
     def _failed(self, failure: ConnectionFailed, down_since_s: float) -> float:
         """Say it, once for each reason. Returns since when the uplink is down."""
@@ -148,11 +163,11 @@ class Uplink:
             self._alarms.set(
                 "uplink_tls", failure.reason, "correct or renew the files; they are read again at the next try"
             )
-        elif failure.code == SESSION_TAKEN_OVER:
+        elif failure.code == SESSION_TAKEN_OVER or self._short_sessions >= _TOO_MANY_SHORT:
             self._alarms.set(
                 "node_name_taken",
-                "another client connects to the broker as this node, and each ends the other's session",
-                "give each node its own mqtt.node",
+                "sessions end as soon as they begin: it seems that another client connects to the broker as this node",
+                "give each node its own mqtt.node; if they are, see the broker's log",
             )
         elif now_s - down_since_s >= self._config.down_alarm_s:
             self._alarms.set(
@@ -202,9 +217,13 @@ class Session:
         self._connection.subscribe(self._topic("down/ack"), self._topic("down/cmd/+"))
         self._tell_presence()
 
-    def run(self, stop: threading.Event) -> None:
-        """Until `stop`. Raises ConnectionFailed."""
+    def run(self, stop: threading.Event, well: Callable[[], None]) -> None:
+        """Until `stop`; `well` is called once when it has lasted. Raises ConnectionFailed."""
+        lasts_s: float | None = time.monotonic() + _LASTS_S
         while not stop.is_set():
+            if lasts_s is not None and time.monotonic() >= lasts_s:
+                lasts_s = None
+                well()
             if self._presence.version != self._told_version:
                 self._tell_presence()
             busy = self._pump()
