@@ -78,6 +78,8 @@ class Outbox:
         self._lock = threading.RLock()
         self._lock_file: int | None = None
         self._file: OutboxFile | None = None
+        self._writable = True
+        """False after the disk failed, until it is tried again."""
         self._aside: Path | None = None
         self._boot = _NOWHERE
         self._numbers: dict[str, int] = {}
@@ -151,6 +153,9 @@ class Outbox:
                 self._file = OutboxFile(path, self._limits.cap_bytes)
             self._take_up()
         except (sqlite3.Error, OSError) as error:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
             self._trouble(error)
 
     def _take_up(self) -> None:
@@ -216,9 +221,8 @@ class Outbox:
         with self._lock:
             now_s = time.monotonic()
             self._learn_time()
-            if self._file is None:
-                if now_s >= self._retry_s:
-                    self._reopen()
+            if not self._writable:
+                self._write(durable=True)
                 return
             spill = self._held_since_s is not None and now_s - self._held_since_s >= self._limits.spill_s
             tidy = (self._untidy and now_s - self._tidied_s >= _TIDY_S) or len(self._done) >= _TIDY_KEYS
@@ -235,11 +239,11 @@ class Outbox:
 
     def _write(self, *, durable: bool) -> None:
         """Put what is held on disk and delete what was acknowledged, in one transaction."""
+        if not self._writable and time.monotonic() < self._retry_s:
+            self._bound_memory()
+            return
         if self._file is None:
-            if time.monotonic() >= self._retry_s:
-                self._reopen()
-            else:
-                self._bound_memory()
+            self._reopen()
             return
         try:
             with self._file.transaction(durable=durable and bool(self._held)):
@@ -252,6 +256,7 @@ class Outbox:
         except sqlite3.Error as error:
             self._trouble(error)
             return
+        self._writable = True
         self._held.clear()
         self._held_since_s = None
         self._done.clear()
@@ -276,9 +281,10 @@ class Outbox:
             else:
                 self._reopen()
                 return
-        if self._file is not None:
+        if damaged and self._file is not None:
             self._file.close()
             self._file = None
+        self._writable = False  # an open file can still be read
         self._retry_s = time.monotonic() + _RETRY_S
         self._alarms.set(
             "outbox_disk",
@@ -385,7 +391,7 @@ class Outbox:
 
     def _bound_memory(self) -> None:
         """Without a disk the same rules hold for memory."""
-        if self._file is not None or sum(r.size_bytes for r in self._held.values()) <= _MEMORY_BYTES:
+        if self._writable or sum(r.size_bytes for r in self._held.values()) <= _MEMORY_BYTES:
             return
         outlines = self._marked(
             Outline(self._boot, r.seq, r.kind, r.stamp.mono_ns, r.span_ns, r.size_bytes) for r in self._held.values()
@@ -583,7 +589,7 @@ class Outbox:
                 oldest_age_s=_age_s(oldest, now),
                 dropped=dict(self._dropped),
                 merged=self._merged,
-                on_disk=self._file is not None,
+                on_disk=self._writable,
             )
 
 
