@@ -175,6 +175,7 @@ class Relay:
             except OSError:
                 near.close()
                 continue
+            far.settimeout(None)
             with self._lock:
                 self._pairs.append((near, far))
             for source, sink in ((near, far), (far, near)):
@@ -193,5 +194,7 @@ class Relay:
         except OSError:
             pass
         for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # a close alone is not told while the other thread reads
             with contextlib.suppress(OSError):
                 end.close()

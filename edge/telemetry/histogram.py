@@ -76,17 +76,19 @@ class Histogram:
             self._coarsen(_steps(low, high))
 
     def quantile(self, share: float) -> float:
-        """The value below which `share` (0..1) of the values lie; NaN if there are none. Within a bucket the middle, by ratio."""
+        """The value below which `share` (0..1) of the values lie; NaN if there are none. Within a bucket values are taken to lie evenly,
+        by their logarithms."""
         if not self.count:
             return math.nan
         left = share * self.count - self.zeros
         if left <= 0 and self.zeros:
             return 0.0
         for index in sorted(self.buckets):
-            left -= self.buckets[index]
-            if left <= 0:
-                middle = float(2.0 ** ((index + 0.5) * 2.0**-self.scale))
-                return min(max(middle, self.least), self.greatest)
+            count = self.buckets[index]
+            if left <= count:
+                value = float(2.0 ** ((index + left / count) * 2.0**-self.scale))
+                return min(max(value, self.least), self.greatest)
+            left -= count
         return self.greatest
 
     # --- as kept and as sent ------------------------------------------------------------------------------------------

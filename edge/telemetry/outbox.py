@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 FILE, LOCK = "outbox.db", "outbox.lock"
 _NOWHERE = 1 << 22
 """The boot's number while there is no file to take one from: after all that a file may hold."""
-_FULL, _ROOMY = 0.80, 0.75
+_FULL, _ROOMY, _CALM = 0.80, 0.75, 0.60
+_SLICE_RECORDS = 100
 _SLICE_BYTES = 256 << 10
 _LOOK_AT = 1000
 _MEMORY_BYTES = 4 << 20
@@ -238,7 +239,7 @@ class Outbox:
             self._write(durable=True)
 
     def _write(self, *, durable: bool) -> None:
-        """Put what is held on disk and delete what was acknowledged, in one transaction."""
+        """Put what is held on disk and delete what was acknowledged."""
         if not self._writable and time.monotonic() < self._retry_s:
             self._bound_memory()
             return
@@ -246,24 +247,34 @@ class Outbox:
             self._reopen()
             return
         try:
-            with self._file.transaction(durable=durable and bool(self._held)):
-                self._file.put(self._boot, self._held.values())
-                for boot_id, seq in self._settled.items():
-                    if boot_id in self._numbers:
-                        self._file.remove_through(self._numbers[boot_id], seq)
-                self._file.remove(self._done)
-                self._file.put_boot(Boot(self._boot, self.boot_id, self._last_seq, closed=False))
+            while True:
+                some = list(self._held.values())[:_SLICE_RECORDS]
+                with self._file.transaction(durable=durable and bool(some)):
+                    self._file.put(self._boot, some)
+                    self._delete_settled(self._file)
+                    last = some[-1].seq if len(some) < len(self._held) else self._last_seq
+                    self._file.put_boot(Boot(self._boot, self.boot_id, last, closed=False))
+                for record in some:
+                    del self._held[record.seq]
+                self._make_room(self._file)  # in between too: after a long time in memory it may be much
+                if not self._held:
+                    break
         except sqlite3.Error as error:
             self._trouble(error)
             return
         self._writable = True
-        self._held.clear()
         self._held_since_s = None
-        self._done.clear()
-        self._untidy = False
         self._tidied_s = time.monotonic()
         self._alarms.clear("outbox_disk")
-        self._make_room()
+
+    def _delete_settled(self, file: OutboxFile) -> None:
+        """In a transaction. What was acknowledged is not shown any more anyhow."""
+        for boot_id, seq in self._settled.items():
+            if boot_id in self._numbers:
+                file.remove_through(self._numbers[boot_id], seq)
+        file.remove(self._done)
+        self._done.clear()
+        self._untidy = False
 
     def _trouble(self, error: sqlite3.Error | OSError) -> None:
         """The disk does not do its part. Damage is repaired at once; the rest is tried again later."""
@@ -313,24 +324,20 @@ class Outbox:
 
     # --- bounds -------------------------------------------------------------------------------------------------------
 
-    def _make_room(self) -> None:
-        """While the file is too full: merge a slice of metrics, or drop. Slices are small, for other threads wait meanwhile."""
-        file, cap_bytes = self._file, self._limits.cap_bytes
-        assert file is not None
-        try:
-            used_bytes = file.used_bytes
-            if used_bytes > _FULL * cap_bytes:
-                self._alarms.set(
-                    "outbox_full",
-                    "the outbox is nearly full: metrics are merged to coarser intervals, and dropped if that does not suffice",
-                    "see why nothing is acknowledged (other alarms say); raise mqtt.outbox_mib if the link is away for long",
-                )
-                while used_bytes > _ROOMY * cap_bytes and self._give_way(file, used_bytes - int(_ROOMY * cap_bytes)):
-                    used_bytes = file.used_bytes
-            elif used_bytes < _ROOMY * cap_bytes * 0.8:
-                self._alarms.clear("outbox_full")
-        except sqlite3.Error as error:
-            self._trouble(error)
+    def _make_room(self, file: OutboxFile) -> None:
+        """While the file is too full: merge a slice of metrics, or drop. Slices are small, for other threads wait. Raises
+        sqlite3.Error."""
+        used_bytes, roomy_bytes = file.used_bytes, int(_ROOMY * self._limits.cap_bytes)
+        if used_bytes > _FULL * self._limits.cap_bytes:
+            self._alarms.set(
+                "outbox_full",
+                "the outbox is nearly full: metrics are merged to coarser intervals, and dropped if that does not suffice",
+                "see why nothing is acknowledged (other alarms say); raise mqtt.outbox_mib if the link is away for long",
+            )
+            while used_bytes > roomy_bytes and self._give_way(file, used_bytes - roomy_bytes):
+                used_bytes = file.used_bytes
+        elif used_bytes < _CALM * self._limits.cap_bytes:
+            self._alarms.clear("outbox_full")
 
     def _give_way(self, file: OutboxFile, want_bytes: int) -> bool:
         """One slice. False if there was nothing that could give way."""
@@ -374,10 +381,11 @@ class Outbox:
             self._gap(boot_id, ranges, reason)
         with file.transaction(durable=True):
             file.remove(ids)
-            file.put(self._boot, self._held.values())
-            file.put_boot(Boot(self._boot, self.boot_id, self._last_seq, closed=False))
-        self._held.clear()
-        self._held_since_s = None
+            # Only if nothing before it waits in memory: what is on disk is a beginning of the sequence.
+            if len(self._held) <= _SLICE_RECORDS:
+                file.put(self._boot, self._held.values())
+                file.put_boot(Boot(self._boot, self.boot_id, self._last_seq, closed=False))
+                self._held.clear()
 
     def _drop_old(self) -> None:
         now, file = self._clock.now(), self._file

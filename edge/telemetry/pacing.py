@@ -43,6 +43,33 @@ class Bucket:
         return True
 
 
+class Window:
+    """How many records of the backlog may wait for the sink. Narrower while it takes longer than the target (what happens now waits
+    behind them), wider while it does not: additive increase, multiplicative decrease, as TCP has it (Chiu and Jain, 1989)."""
+
+    def __init__(self, least: int, most: int, target_s: float) -> None:
+        self._least, self._most, self._target_s = least, most, target_s
+        self._size = float(least)
+        self._narrowed_s = 0.0
+
+    @property
+    def size(self) -> int:
+        """How many now."""
+        return int(self._size)
+
+    def acknowledged(self, sent_s: float, now_s: float) -> None:
+        """A record that was sent at `sent_s` came back."""
+        if now_s - sent_s <= self._target_s:
+            self._size = min(self._most, self._size + 1.0)
+        elif sent_s >= self._narrowed_s:  # once for all that was under way when it became narrower
+            self.narrow(now_s)
+
+    def narrow(self, now_s: float) -> None:
+        """Too slow, or nothing came back."""
+        self._size = max(self._least, self._size / 2)
+        self._narrowed_s = now_s
+
+
 class Patience:
     """How long to wait for a sink before what was sent is sent again: longer each time, short again after any progress."""
 

@@ -33,7 +33,7 @@ from edge.telemetry.mqtt import (
     Will,
 )
 from edge.telemetry.outbox import Outbox
-from edge.telemetry.pacing import Backoff, Bucket, Patience
+from edge.telemetry.pacing import Backoff, Bucket, Patience, Window
 from edge.telemetry.records import TOPICS, Envelope, Record, payload
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 10
 _FOR_LIVE = 2
 """Places that the backlog leaves free, so that what happens now never waits behind it."""
-_WINDOW = 256
-"""Records of the backlog that may wait for the sink: brokers drop what a slow subscriber lets pile up (mosquitto: beyond
-1,000)."""
+_LEAST_WINDOW, _MOST_WINDOW, _TARGET_S = 8, 256, 1.0
+"""Records of the backlog that may wait for the sink, and how long they should: what happens now waits behind them. Brokers also drop
+what a slow subscriber lets pile up (mosquitto: beyond 1,000)."""
 _BATCH = 20
 _IDLE_S, _BUSY_S = 0.2, 0.02
 _REFUSED_S = 60.0
@@ -53,6 +53,8 @@ _LONGEST_RESEND_S = 300.0
 _LASTS_S = 10.0
 """A session that holds for so long is a success."""
 _TOO_MANY_SHORT = 4
+_NOT_LET_IN = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
+"""CONNACK: version, client id, password, not authorized, banned, bad method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,12 @@ class Uplink:
             self._alarms.set(
                 "uplink_tls", failure.reason, "correct or renew the files; they are read again at the next try"
             )
+        elif failure.code in _NOT_LET_IN:
+            self._alarms.set(
+                "uplink_refused",
+                failure.reason,
+                "see name, password and certificate, and that the access list lets this node write up/state: it is its will",
+            )
         elif failure.code == SESSION_TAKEN_OVER or self._short_sessions >= _TOO_MANY_SHORT:
             self._alarms.set(
                 "node_name_taken",
@@ -194,13 +202,14 @@ class Session:
         self._in_flight: dict[int, tuple[int, Record] | None] = {}
         """Published and not acknowledged by the broker, by packet number; None: state, info, an answer."""
         self._in_flight_since_s = 0.0
-        self._outstanding: dict[int, tuple[str, int]] = {}
-        """Sent and not acknowledged as asked for: (boot, seq) by id."""
+        self._outstanding: dict[int, tuple[str, int, float]] = {}
+        """Sent and not acknowledged as asked for: (boot, seq, when) by id."""
         self._backlog: deque[tuple[int, Record]] = deque()
         self._live: deque[tuple[int, Record]] = deque()
         self._refused_until_s: dict[str, float] = {}
         self._paused_until_s = 0.0
         self._bucket = Bucket(config.backlog_per_s)
+        self._window = Window(_LEAST_WINDOW, _MOST_WINDOW, _TARGET_S)
         self._patience = Patience(config.resend_s, _LONGEST_RESEND_S)
         self._progress_s = time.monotonic()
         self._told_version = -1
@@ -271,7 +280,7 @@ class Session:
         while len(self._in_flight) < limit and self._send_next(self._live, now_s, historical=False):
             pass
         room = max(1, limit - _FOR_LIVE)
-        while len(self._in_flight) < room and len(self._outstanding) < _WINDOW and self._more_backlog():
+        while len(self._in_flight) < room and len(self._outstanding) < self._window.size and self._more_backlog():
             if not self._bucket.take(now_s):
                 break
             self._send_next(self._backlog, now_s, historical=True)
@@ -296,14 +305,14 @@ class Session:
         if self._refused_until_s.get(topic, 0.0) > now_s:
             return True  # the next sweep comes to it again
         if self._is_in_flight(row_id):
-            self._outstanding[row_id] = (record.boot_id, record.seq)
+            self._outstanding[row_id] = (record.boot_id, record.seq, now_s)
             return True
         data = payload(record, Envelope(self._config.node, self._outbox.floor(record.boot_id), historical))
         if len(data) + len(topic) + _MQTT_HEAD_BYTES > self._connection.largest_bytes:
             self._outbox.discard(row_id, record, "too_large")
             return True
         self._patience.sent(now_s, outstanding=len(self._outstanding))
-        self._outstanding[row_id] = (record.boot_id, record.seq)
+        self._outstanding[row_id] = (record.boot_id, record.seq, now_s)
         self._publish(topic, data, (row_id, record))
         return True
 
@@ -327,6 +336,7 @@ class Session:
             return
         if self._config.ack == "sink":
             if self._patience.over(now_s):
+                self._window.narrow(now_s)
                 self._sweep()
             if now_s - self._progress_s > self._config.no_ack_alarm_s:
                 self._alarms.set(
@@ -351,7 +361,8 @@ class Session:
         if not self._refused_until_s and not self._deaf:
             self._alarms.clear("uplink_refused")
         if self._config.ack == "puback":
-            self._outstanding.pop(row_id, None)
+            _, _, sent_s = self._outstanding.pop(row_id, ("", 0, now_s))
+            self._window.acknowledged(sent_s, now_s)
             self._outbox.delivered(row_id)
 
     def _refused(self, topic: str, code: int, now_s: float) -> None:
@@ -393,10 +404,12 @@ class Session:
             return
         if self._config.ack != "sink" or not self._outbox.acknowledged(boot_id, seq):
             return
-        settled = [i for i, (boot, number) in self._outstanding.items() if boot == boot_id and number <= seq]
+        settled = [i for i, (boot, number, _) in self._outstanding.items() if boot == boot_id and number <= seq]
+        now_s = time.monotonic()
         for row_id in settled:
-            del self._outstanding[row_id]
+            _, _, sent_s = self._outstanding.pop(row_id)
+            self._window.acknowledged(sent_s, now_s)
         if settled:
-            self._progress_s = time.monotonic()
+            self._progress_s = now_s
             self._patience.progress(self._progress_s)
             self._alarms.clear("no_acknowledgement")

@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from edge.telemetry.clock import new_boot_id
 from edge.telemetry.histogram import Histogram
 from edge.telemetry.merging import LEVELS_NS, Outline, groups_at, merge, to_drop
-from edge.telemetry.pacing import Backoff, Bucket, Patience
+from edge.telemetry.pacing import Backoff, Bucket, Patience, Window
 from edge.telemetry.ranges import Ranges
 from edge.telemetry.records import (
     Envelope,
@@ -162,3 +162,16 @@ def test_patience_grows_without_progress() -> None:
     assert [t for t in range(100) if patience.over(float(t))] == [10, 30, 60, 90]
     patience.progress(90.0)
     assert not patience.over(99.0) and patience.over(100.0)
+
+
+def test_the_window_grows_while_the_sink_is_quick_and_halves_once_when_it_is_slow() -> None:
+    window = Window(8, 20, 1.0)
+    for _ in range(30):
+        window.acknowledged(0.0, 0.5)
+    assert window.size == 20
+    for _ in range(10):
+        window.acknowledged(1.0, 5.0)  # all of one burst
+    assert window.size == 10
+    window.acknowledged(6.0, 9.0)
+    window.narrow(10.0)
+    assert window.size == 8
