@@ -5,10 +5,10 @@ BIN := .venv/bin
 SETUP := $(PYTHON) provisioning/install.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-fleet clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema prove-fleet prove-telemetry clean distclean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## Set up .venv; the native library is built once
 	@$(SETUP)
@@ -44,6 +44,9 @@ prove-schema: dev ## A thousand answers under schemas, each checked; in a minute
 
 prove-fleet: dev ## Overload with and without a fleet, and engines killed in the middle of answers; ten minutes
 	@$(BIN)/python -m bench.prove_fleet $(ARGS)
+
+prove-telemetry: dev ## Nodes, broker, links and disks that fail, and what the fleet knows afterwards; ten minutes
+	@$(BIN)/python -m bench.prove_telemetry $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

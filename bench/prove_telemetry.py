@@ -1,8 +1,8 @@
 """What nodes tell arrives, whatever is killed, cut off, refused, full or damaged.
 
 `python -m bench.prove_telemetry kills blackhole refused serving histograms --out FILE`. The broker is a real mosquitto with TLS,
-client certificates and an access list; the sink is `edge fleet sink`. Each part prints its figures and whether what is promised held;
-the exit status is 1 if something did not. `serving` needs root, for a file system of its own.
+client certificates and an access list; the sink is `edge fleet sink`. Each part prints its figures and whether what is promised
+held; the exit status is 1 if something did not. `serving` needs root, for a file system of its own.
 """
 
 from __future__ import annotations
@@ -344,25 +344,25 @@ def _served(
     options: dict[str, Any] = {"slots": 2, "context_tokens": 512, "threads": a.threads, "home": node_home, "env": env}
     with servers.edge(MODEL, **options) as server:
         base = server.url.removesuffix("/v1")
-        said["broker dead"] = _answers(server.url, 3)
+        said["broker dead"] = _answers(server, 3)
         with (small / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
             while filler.write(bytes(4096)):
                 pass
-        said["disk full"] = _answers(server.url, 20)
+        said["disk full"] = _answers(server, 20)
         until(lambda: "outbox_disk" in _alarms(base), 30, "no alarm although the disk is full")
         (small / "filler").unlink()
         until(lambda: "outbox_disk" not in _alarms(base), 30, "the alarm does not end")
-        outbox = node_home / "outbox" / "outbox.db"
-        with outbox.open("r+b") as file:
-            for page in range(2, os.path.getsize(outbox) // 4096):
-                if page % 2:
-                    file.seek(page * 4096)
-                    file.write(os.urandom(4096))
-        Path(f"{outbox}-wal").write_bytes(b"")
-        said["outbox damaged"] = _answers(server.url, 5)
+        until(lambda: _load(base)["outbox"]["records"].get("metrics", 0) >= 15, 60, "the outbox does not fill")
+        os.kill(server.pid, signal.SIGKILL)
+    _damage(node_home / "outbox" / "outbox.db")
+    with servers.edge(MODEL, **options) as server:
+        base = server.url.removesuffix("/v1")
+        said["outbox damaged"] = _answers(server, 5)
         until(lambda: "outbox_corrupt" in _alarms(base), 60, "no alarm although the outbox is damaged")
         broker.start()
         until(lambda: _load(base)["outbox"]["connected"], 60, "no session with the broker")
+        told = "SELECT 1 FROM records WHERE kind = 'event' AND instr(CAST(payload AS TEXT), 'outbox_corrupt')"
+        until(lambda: sink.rows(told), 120, "the sink is not told")
         until(lambda: sum(_load(base)["outbox"]["records"].values()) < 10, 90, "the outbox does not empty")
     gaps = sink.rows("SELECT first, last, reason FROM gaps")
     names = Counter(
@@ -378,13 +378,22 @@ def _served(
     }
 
 
-def _answers(url: str, count: int) -> tuple[int, int]:
-    body = {"messages": [{"role": "user", "content": "Start pump 3."}], "max_tokens": 8}
+def _damage(outbox: Path) -> None:
+    """Every third page but the first two becomes noise."""
+    with contextlib.closing(sqlite3.connect(outbox)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with outbox.open("r+b") as file:
+        for page in range(3, os.path.getsize(outbox) // 4096, 3):
+            file.seek(page * 4096)
+            file.write(os.urandom(4096))
+
+
+def _answers(server: servers.Server, count: int) -> tuple[int, int]:
+    body = {"model": server.model, "messages": [{"role": "user", "content": "Start pump 3."}], "max_tokens": 8}
     good = 0
     for _ in range(count):
-        good += (
-            httpx.post(f"{url}/chat/completions", json=body, timeout=30, trust_env=False).status_code == httpx.codes.OK
-        )
+        answer = httpx.post(f"{server.url}/chat/completions", json=body, timeout=30, trust_env=False)
+        good += answer.status_code == httpx.codes.OK
         time.sleep(0.3)
     return count, good
 
