@@ -13,7 +13,6 @@ log = logging.getLogger(__name__)
 
 Code = Literal[
     "clock_unsynced",
-    "commands_refused",
     "no_acknowledgement",
     "node_name_taken",
     "outbox_corrupt",

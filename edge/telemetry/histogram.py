@@ -76,7 +76,8 @@ class Histogram:
             self._coarsen(_steps(low, high))
 
     def quantile(self, share: float) -> float:
-        """The value below which `share` (0..1) of the values lie; NaN if there are none. Within a bucket values are taken to lie evenly,
+        """The value below which `share` (0..1) of the values lie; NaN if there are none. Within a bucket values are taken to
+        lie evenly,
         by their logarithms."""
         if not self.count:
             return math.nan

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from typing import Any
 from edge.errors import ConfigurationError
 from edge.telemetry.alarms import Alarms
 from edge.telemetry.clock import Clock, new_boot_id
-from edge.telemetry.merging import LEVELS_NS, Outline, groups_at, merge, to_drop
-from edge.telemetry.outboxfile import SHIFT, Boot, OutboxFile, Saved, is_damage, salvage, set_aside
+from edge.telemetry.outboxfile import SHIFT, Boot, OutboxFile
 from edge.telemetry.ranges import Ranges
 from edge.telemetry.records import Kind, Record, Sample, event_body, gap_body
+from edge.telemetry.repair import Saved, is_damage, put_back, salvage, set_aside
+from edge.telemetry.room import Room
 from edge.telemetry.stamp import Stamp, retimed
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,7 @@ log = logging.getLogger(__name__)
 FILE, LOCK = "outbox.db", "outbox.lock"
 _NOWHERE = 1 << 22
 """The boot's number while there is no file to take one from: after all that a file may hold."""
-_FULL, _ROOMY, _CALM = 0.80, 0.75, 0.60
 _SLICE_RECORDS = 100
-_SLICE_BYTES = 256 << 10
-_LOOK_AT = 1000
-_MEMORY_BYTES = 4 << 20
 _RETRY_S, _TIDY_S, _AGE_S = 10.0, 5.0, 600.0
 _TIDY_KEYS = 500
 _DAMAGE_S = 60.0
@@ -100,8 +97,7 @@ class Outbox:
         self._tidied_s = self._aged_s = self._retry_s = 0.0
         self._damaged_s = -_DAMAGE_S
         self._offsets_ns: dict[str, int] = {}
-        self._dropped: dict[str, int] = {"metrics": 0, "event": 0}
-        self._merged = 0
+        self._room = Room(limits.cap_bytes, alarms, lambda row_id: row_id in self._kept, self._gap, self._put_held)
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -166,7 +162,7 @@ class Outbox:
         saved = salvage(self._aside, file.path) if self._aside is not None else None
         with file.transaction(durable=True):
             if saved is not None:
-                lost = self._put_back(file, saved)
+                lost = put_back(file, saved, self._settled, self._own())
             self._boot = file.boot_number(self.boot_id)
             crashed = [boot for boot in file.boots() if not boot.closed and boot.boot_id != self.boot_id]
             for boot in crashed:
@@ -256,7 +252,7 @@ class Outbox:
                     self._file.put_boot(Boot(self._boot, self.boot_id, last, closed=False))
                 for record in some:
                     del self._held[record.seq]
-                self._make_room(self._file)  # in between too: after a long time in memory it may be much
+                self._room.make(self._file)  # in between too: after a long time in memory it may be much
                 if not self._held:
                     break
         except sqlite3.Error as error:
@@ -324,135 +320,39 @@ class Outbox:
 
     # --- bounds -------------------------------------------------------------------------------------------------------
 
-    def _make_room(self, file: OutboxFile) -> None:
-        """While the file is too full: merge a slice of metrics, or drop. Slices are small, for other threads wait. Raises
-        sqlite3.Error."""
-        used_bytes, roomy_bytes = file.used_bytes, int(_ROOMY * self._limits.cap_bytes)
-        if used_bytes > _FULL * self._limits.cap_bytes:
-            self._alarms.set(
-                "outbox_full",
-                "the outbox is nearly full: metrics are merged to coarser intervals, and dropped if that does not suffice",
-                "see why nothing is acknowledged (other alarms say); raise mqtt.outbox_mib if the link is away for long",
-            )
-            while used_bytes > roomy_bytes and self._give_way(file, used_bytes - roomy_bytes):
-                used_bytes = file.used_bytes
-        elif used_bytes < _CALM * self._limits.cap_bytes:
-            self._alarms.clear("outbox_full")
-
-    def _give_way(self, file: OutboxFile, want_bytes: int) -> bool:
-        """One slice. False if there was nothing that could give way."""
-        want_bytes = min(want_bytes, _SLICE_BYTES)
-        for level_ns in LEVELS_NS:
-            outlines = self._marked(file.outlines(("metrics",), _LOOK_AT, level_ns))
-            groups = groups_at(level_ns, outlines, want_bytes)
-            if groups:
-                self._merge_rows(file, groups)
-                return True
-        outlines = self._marked(file.outlines(("metrics",), _LOOK_AT)) or self._marked(
-            file.outlines(("event",), _LOOK_AT)
-        )
-        gone = to_drop(outlines, want_bytes)
-        if gone:
-            self._drop_rows(file, gone, "full")
-        return bool(gone)
-
-    def _marked(self, outlines: Iterable[Outline]) -> list[Outline]:
-        return [replace(o, kept=True) if o.boot << SHIFT | o.seq in self._kept else o for o in outlines]
-
-    def _merge_rows(self, file: OutboxFile, groups: list[list[Outline]]) -> None:
-        with file.transaction():
-            for group in groups:
-                ids = [o.boot << SHIFT | o.seq for o in group]
-                records = file.fetch(ids)
-                file.remove(ids)
-                file.put(group[0].boot, [merge(records)])
-                self._merged += len(records) - 1
-
-    def _drop_rows(self, file: OutboxFile, gone: Sequence[Outline], reason: str) -> None:
-        """Delete them, and say so in the same breath."""
-        ids = [o.boot << SHIFT | o.seq for o in gone]
-        lost: dict[str, Ranges] = {}
-        for record in file.fetch(ids):
-            found = lost.setdefault(record.boot_id, Ranges())
-            found.add(record.seq)
-            lost[record.boot_id] = found | record.covers
-            self._dropped[record.kind] += 1
-        for boot_id, ranges in lost.items():
-            self._gap(boot_id, ranges, reason)
-        with file.transaction(durable=True):
-            file.remove(ids)
-            # Only if nothing before it waits in memory: what is on disk is a beginning of the sequence.
-            if len(self._held) <= _SLICE_RECORDS:
-                file.put(self._boot, self._held.values())
-                file.put_boot(Boot(self._boot, self.boot_id, self._last_seq, closed=False))
-                self._held.clear()
+    def _put_held(self, file: OutboxFile) -> None:
+        """In the transaction that deletes what a gap speaks of. Only if it is little, so that it is all: what is on disk is a
+        beginning of the sequence."""
+        if len(self._held) <= _SLICE_RECORDS:
+            file.put(self._boot, self._held.values())
+            file.put_boot(Boot(self._boot, self.boot_id, self._last_seq, closed=False))
+            self._held.clear()
 
     def _drop_old(self) -> None:
         now, file = self._clock.now(), self._file
         if not now.synced or file is None:
             return
         try:
-            while gone := file.older_than(now.wall_ns - int(self._limits.age_s * _NS), _LOOK_AT):
-                self._drop_rows(file, gone, "age")
+            self._room.drop_before(file, now.wall_ns - int(self._limits.age_s * _NS))
         except sqlite3.Error as error:
             self._trouble(error)
 
     def _bound_memory(self) -> None:
         """Without a disk the same rules hold for memory."""
-        if self._writable or sum(r.size_bytes for r in self._held.values()) <= _MEMORY_BYTES:
-            return
-        outlines = self._marked(
-            Outline(self._boot, r.seq, r.kind, r.stamp.mono_ns, r.span_ns, r.size_bytes) for r in self._held.values()
-        )
-        groups: list[list[Outline]] = []
-        for level_ns in LEVELS_NS:
-            if groups := groups_at(level_ns, outlines, _SLICE_BYTES):
-                break
-        for group in groups:
-            merged = merge([self._held.pop(o.seq) for o in group])
-            self._held[merged.seq] = merged
-            self._merged += len(group) - 1
-        if not groups and (gone := to_drop(outlines, _SLICE_BYTES)):
-            lost = Ranges()
-            for outline in gone:
-                record = self._held.pop(outline.seq)
-                lost.add(record.seq)
-                lost = lost | record.covers
-                self._dropped[record.kind] += 1
-            self._gap(self.boot_id, lost, "memory")
-        self._held = dict(sorted(self._held.items()))
+        if not self._writable:
+            before = set(self._held)
+            left = self._room.shrink(self._boot, self.boot_id, self._held)
+            come = {seq: record for seq, record in self._held.items() if seq not in before}  # gaps
+            self._held = dict(sorted({**left, **come}.items()))
 
     # --- damage -------------------------------------------------------------------------------------------------------
 
-    def _put_back(self, file: OutboxFile, saved: Saved) -> dict[str, Ranges]:
-        """Into the new file. Returns by boot what is missing, or was acknowledged: a damaged file cannot tell. In a
-        transaction."""
-        boots = {boot.boot_id: boot for boot in saved.boots}
-        for row_id, record in saved.records.items():
-            known = boots.get(record.boot_id, Boot(row_id >> SHIFT, record.boot_id, 0, closed=False))
-            boots[record.boot_id] = replace(known, last_seq=max(known.last_seq, record.seq))
-        if self._boot != _NOWHERE:  # damage while it runs: of this boot it is known what was on disk
-            on_disk = min((r.first for r in self._held.values()), default=self._last_seq + 1) - 1
-            boots[self.boot_id] = Boot(self._boot, self.boot_id, on_disk, closed=False)
-        lost: dict[str, Ranges] = {}
-        for boot in boots.values():
-            file.put_boot(boot)
-            there = Ranges()
-            for row_id, record in saved.records.items():
-                if record.boot_id == boot.boot_id:
-                    there.add(record.seq)
-                    there = there | record.covers
-                    file.put(row_id >> SHIFT, [record])
-            missing, low = Ranges(), max(self._settled.get(boot.boot_id, 0) + 1, 1)
-            for first, last in there:
-                missing.add(low, first - 1)
-                low = max(low, last + 1)
-            missing.add(low, boot.last_seq)
-            if missing:
-                lost[boot.boot_id] = missing
-        for command_id, expires_s, answer in saved.commands:
-            file.put_command(command_id, expires_s, answer, 0.0)
-        return lost
+    def _own(self) -> Boot | None:
+        """This boot as it was on disk; None if it never was."""
+        if self._boot == _NOWHERE:
+            return None
+        on_disk = min((r.first for r in self._held.values()), default=self._last_seq + 1) - 1
+        return Boot(self._boot, self.boot_id, on_disk, closed=False)
 
     def _tell_damage(self, saved: Saved, lost: dict[str, Ranges]) -> None:
         aside, self._aside = self._aside, None
@@ -542,7 +442,7 @@ class Outbox:
         """A record that can never be sent goes, as a gap."""
         with self._lock:
             lost = record.covers | Ranges([(record.seq, record.seq)])
-            self._dropped["metrics" if record.kind == "metrics" else "event"] += 1
+            self._room.dropped["metrics" if record.kind == "metrics" else "event"] += 1
             self.delivered(row_id)
             self._gap(record.boot_id, lost, reason)
             self._write(durable=True)
@@ -595,8 +495,8 @@ class Outbox:
                 records=counts,
                 in_memory=len(self._held),
                 oldest_age_s=_age_s(oldest, now),
-                dropped=dict(self._dropped),
-                merged=self._merged,
+                dropped=dict(self._room.dropped),
+                merged=self._room.merged,
                 on_disk=self._writable,
             )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +31,11 @@ CREATE TABLE boots (boot INTEGER PRIMARY KEY AUTOINCREMENT, boot_id TEXT NOT NUL
 CREATE TABLE commands (id TEXT PRIMARY KEY, expires_s REAL NOT NULL, answer TEXT);
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """  # noqa: E501
-_COLUMNS = "id, kind, mono_ns, span_ns, size, first, wall_ns, synced, boot_id, kernel_boot, covers, body"
-_FIELDS = _COLUMNS.count(",") + 1
-_PAGE_BYTES = 4096
+COLUMNS = "id, kind, mono_ns, span_ns, size, first, wall_ns, synced, boot_id, kernel_boot, covers, body"
+_FIELDS = COLUMNS.count(",") + 1
+PAGE_BYTES = 4096
 _WAL_PAGES = 64
 _WAIT_S = 5.0
-_MOST_PROBES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class OutboxFile:
         self.path = path
         self._db = _connect(path)
         try:
-            self._db.execute(f"PRAGMA max_page_count = {max(64, int(cap_bytes * 0.9) // _PAGE_BYTES)}")
+            self._db.execute(f"PRAGMA max_page_count = {max(64, int(cap_bytes * 0.9) // PAGE_BYTES)}")
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
                 raise sqlite3.DatabaseError(f"database disk image is malformed: {found}")
@@ -92,7 +90,7 @@ class OutboxFile:
         """Inside a transaction."""
         marks = ",".join("?" * _FIELDS)
         rows = (_row(boot, record) for record in records)
-        self._db.executemany(f"INSERT OR REPLACE INTO records ({_COLUMNS}) VALUES ({marks})", rows)
+        self._db.executemany(f"INSERT OR REPLACE INTO records ({COLUMNS}) VALUES ({marks})", rows)
 
     def remove(self, ids: Iterable[int]) -> None:
         """Inside a transaction."""
@@ -104,8 +102,8 @@ class OutboxFile:
 
     def after(self, row_id: int, limit: int) -> list[tuple[int, Record]]:
         """The next records by id."""
-        query = f"SELECT {_COLUMNS} FROM records WHERE id > ? ORDER BY id LIMIT ?"
-        return [(row[0], _record(row)) for row in self._db.execute(query, (row_id, limit))]
+        query = f"SELECT {COLUMNS} FROM records WHERE id > ? ORDER BY id LIMIT ?"
+        return [(row[0], record_of(row)) for row in self._db.execute(query, (row_id, limit))]
 
     def outlines(self, kinds: tuple[Kind, ...], limit: int, below_ns: int = 1 << 62) -> list[Outline]:
         """The oldest records of those kinds whose intervals are shorter than `below_ns`."""
@@ -119,9 +117,9 @@ class OutboxFile:
 
     def fetch(self, ids: Iterable[int]) -> list[Record]:
         """Those of them that there are, in order."""
-        query = f"SELECT {_COLUMNS} FROM records WHERE id = ?"
+        query = f"SELECT {COLUMNS} FROM records WHERE id = ?"
         rows = (self._db.execute(query, (i,)).fetchone() for i in ids)
-        return [_record(row) for row in rows if row is not None]
+        return [record_of(row) for row in rows if row is not None]
 
     def older_than(self, wall_ns: int, limit: int) -> list[Outline]:
         """Records of a synced clock from before `wall_ns`, gaps left out."""
@@ -146,7 +144,7 @@ class OutboxFile:
     @property
     def used_bytes(self) -> int:
         """Pages that hold something."""
-        return int(self._pragma("page_count") - self._pragma("freelist_count")) * _PAGE_BYTES
+        return int(self._pragma("page_count") - self._pragma("freelist_count")) * PAGE_BYTES
 
     def _pragma(self, name: str) -> int:
         return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
@@ -211,7 +209,7 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         os.chmod(path, 0o600)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
-        db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * _PAGE_BYTES}")
+        db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * PAGE_BYTES}")
     return db
 
 
@@ -227,111 +225,11 @@ def _row(boot: int, record: Record) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _record(row: tuple[int, Kind, int, int, int, int, int, int, str, str, str, bytes]) -> Record:
+def record_of(row: tuple[int, Kind, int, int, int, int, int, int, str, str, str, bytes]) -> Record:
     row_id, kind, mono_ns, span_ns, _, _, wall_ns, synced, boot_id, kernel_boot, covers, body = row
     stamp = Stamp(wall_ns, mono_ns, kernel_boot, bool(synced))
     seq = row_id & ((1 << SHIFT) - 1)
     return Record(boot_id, seq, kind, stamp, orjson.loads(body), span_ns, Ranges.parse(covers))
-
-
-# --- a damaged file ---------------------------------------------------------------------------------------------------
-
-
-def is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file itself is broken, as against a disk that is full or not to be written."""
-    text = str(error)
-    return any(sign in text for sign in ("malformed", "not a database", "no such table", "unsupported file format"))
-
-
-def set_aside(path: Path) -> Path:
-    """Move a damaged file and its log out of the way; only the newest is kept. Returns where it lies. Raises OSError."""
-    for old in path.parent.glob(f"{path.name}.damaged-*"):
-        old.unlink()
-    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
-    for suffix in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(f"{path}{suffix}", f"{aside}{suffix}")
-    return aside
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """What could be read of a damaged file."""
-
-    records: dict[int, Record]
-    """By id."""
-    boots: list[Boot]
-    commands: list[tuple[str, float, str | None]]
-
-
-def salvage(aside: Path, fresh: Path) -> Saved:
-    """Read what can be read. Where the first page is gone, that of `fresh`, an empty file of the same making, is put in its
-    place in a
-    copy: it says only where the tables begin."""
-    saved = _read_all(aside)
-    if saved.records or saved.boots:
-        return saved
-    copy = aside.with_name(f"{aside.name}.copy")
-    try:
-        data = bytearray(aside.read_bytes())
-        page = bytearray(fresh.read_bytes()[:_PAGE_BYTES])
-        if len(page) == _PAGE_BYTES and len(data) > _PAGE_BYTES:
-            page[24:28], page[92:96] = b"\0\0\0\1", b"\0\0\0\0"  # the size in the header does not count
-            page[32:40] = bytes(8)  # nor do free pages
-            data[:_PAGE_BYTES] = page
-            copy.write_bytes(data)
-            saved = _read_all(copy)
-    except OSError:
-        pass
-    finally:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{copy}{suffix}").unlink(missing_ok=True)
-    return saved
-
-
-def _read_all(path: Path) -> Saved:
-    saved = Saved({}, [], [])
-    try:
-        db = sqlite3.connect(path, isolation_level=None)
-    except sqlite3.Error:
-        return saved
-    with contextlib.closing(db):
-        _read_records(db, saved.records)
-        with contextlib.suppress(sqlite3.Error):
-            for number, boot_id, last, closed in db.execute("SELECT boot, boot_id, last_seq, closed FROM boots"):
-                saved.boots.append(Boot(number, boot_id, last, bool(closed)))
-        with contextlib.suppress(sqlite3.Error):
-            saved.commands.extend(db.execute("SELECT id, expires_s, answer FROM commands"))
-    return saved
-
-
-def _read_records(db: sqlite3.Connection, found: dict[int, Record]) -> None:
-    """From both ends up to the damage, and then what lies between, one by one."""
-    ends = []
-    for order in ("ASC", "DESC"):
-        last = None
-        try:
-            for row in db.execute(f"SELECT {_COLUMNS} FROM records ORDER BY id {order}"):
-                last = _keep(row, found) or last
-            return  # no damage here
-        except sqlite3.Error:
-            ends.append(last)
-    if ends[0] is None or ends[1] is None or ends[0] >> SHIFT != ends[1] >> SHIFT:
-        return
-    for row_id in range(ends[0] + 1, min(ends[1], ends[0] + _MOST_PROBES)):
-        with contextlib.suppress(sqlite3.Error):
-            row = db.execute(f"SELECT {_COLUMNS} FROM records WHERE id = ?", (row_id,)).fetchone()
-            if row is not None:
-                _keep(row, found)
-
-
-def _keep(row: tuple[int, Kind, int, int, int, int, int, int, str, str, str, bytes], found: dict[int, Record]) -> int:
-    """Put the row there if its content is whole. Returns its id, 0 if it is not."""
-    try:
-        found[row[0]] = _record(row)
-    except (ValueError, TypeError, AttributeError):
-        return 0
-    return row[0]
 
 
 class OutboxReader:
@@ -360,11 +258,11 @@ class OutboxReader:
     def first(self, limit: int) -> list[Record]:
         """The records that are told next."""
         return [
-            _record(row) for row in self._db.execute(f"SELECT {_COLUMNS} FROM records ORDER BY id LIMIT ?", (limit,))
+            record_of(row) for row in self._db.execute(f"SELECT {COLUMNS} FROM records ORDER BY id LIMIT ?", (limit,))
         ]
 
     @property
     def size_bytes(self) -> int:
         """Pages that hold something."""
         pages, free = (int(self._db.execute(f"PRAGMA {n}").fetchone()[0]) for n in ("page_count", "freelist_count"))
-        return (pages - free) * _PAGE_BYTES
+        return (pages - free) * PAGE_BYTES

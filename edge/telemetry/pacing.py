@@ -44,7 +44,8 @@ class Bucket:
 
 
 class Window:
-    """How many records of the backlog may wait for the sink. Narrower while it takes longer than the target (what happens now waits
+    """How many records of the backlog may wait for the sink. Narrower while it takes longer than the target (what happens now
+    waits
     behind them), wider while it does not: additive increase, multiplicative decrease, as TCP has it (Chiu and Jain, 1989)."""
 
     def __init__(self, least: int, most: int, target_s: float) -> None:

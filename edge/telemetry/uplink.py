@@ -42,7 +42,8 @@ IN_FLIGHT = 10
 _FOR_LIVE = 2
 """Places that the backlog leaves free, so that what happens now never waits behind it."""
 _LEAST_WINDOW, _MOST_WINDOW, _TARGET_S = 8, 256, 1.0
-"""Records of the backlog that may wait for the sink, and how long they should: what happens now waits behind them. Brokers also drop
+"""Records of the backlog that may wait for the sink, and how long they should: what happens now waits behind them. Brokers
+also drop
 what a slow subscriber lets pile up (mosquitto: beyond 1,000)."""
 _BATCH = 20
 _IDLE_S, _BUSY_S = 0.2, 0.02
