@@ -22,8 +22,9 @@ from edge.telemetry.mqtt import BrokerAddress
 from edge.telemetry.node import NodePresence
 from edge.telemetry.outbox import Outbox, OutboxLimits
 from edge.telemetry.records import Sample
+from edge.telemetry.session import UplinkConfig
 from edge.telemetry.stamp import Stamp
-from edge.telemetry.uplink import Uplink, UplinkConfig
+from edge.telemetry.uplink import Uplink
 
 S = 1_000_000_000
 INTERVAL_S = 15

@@ -26,8 +26,9 @@ from edge.telemetry.commands import Action, CommandDesk, read_public_keys
 from edge.telemetry.mqtt import BrokerAddress
 from edge.telemetry.outbox import Outbox, OutboxLimits, OutboxStats
 from edge.telemetry.records import Sample
+from edge.telemetry.session import UplinkConfig
 from edge.telemetry.stamp import Stamp
-from edge.telemetry.uplink import Uplink, UplinkConfig
+from edge.telemetry.uplink import Uplink
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ from edge.telemetry.alarms import Alarms
 from edge.telemetry.node import NodePresence
 from edge.telemetry.outbox import Outbox, OutboxLimits
 from edge.telemetry.records import Sample
+from edge.telemetry.session import Answerer, UplinkConfig
 from edge.telemetry.sink import Sink, SinkFile
 from edge.telemetry.stamp import Stamp
-from edge.telemetry.uplink import Answerer, Uplink, UplinkConfig
+from edge.telemetry.uplink import Uplink
 
 _S = 1_000_000_000
 PREFIX = "edge/v1/default/n1/"

@@ -76,7 +76,7 @@ def test_a_refused_topic_is_kept_reported_and_sent_once_it_is_allowed(
 ) -> None:
     broker.allow(ACCESS.replace("%u/up/#", "%u/up/state"))
     broker.reload()
-    monkeypatch.setattr("edge.telemetry.uplink._REFUSED_S", 1.0)
+    monkeypatch.setattr("edge.telemetry.session._REFUSED_S", 1.0)
     node.outbox.append_event("engine_down", {})
     node.connect(broker.address("n1"))
     until(lambda: "uplink_refused" in node.codes())
