@@ -1,8 +1,8 @@
 """What nodes tell arrives, whatever is killed, cut off, refused, full or damaged.
 
-`python -m bench.prove_telemetry kills blackhole refused serving histograms --out FILE`. The broker is a real mosquitto with TLS,
-client certificates and an access list; the sink is `edge fleet sink`. Each part prints its figures and whether what is promised
-held; the exit status is 1 if something did not. `serving` needs root, for a file system of its own.
+`python -m bench.prove_telemetry kills fullkills blackhole refused serving histograms --out FILE`. The broker is a real mosquitto with
+TLS, client certificates and an access list; the sink is `edge fleet sink`. Each part prints its figures and whether what is
+promised held; the exit status is 1 if something did not. `serving` needs root, for a file system of its own.
 """
 
 from __future__ import annotations
@@ -112,13 +112,22 @@ def until(what: Callable[[], Any], timeout_s: float, why: str) -> Any:
 class NodeProcess:
     """`bench.telemetry_node`, to be killed and started again."""
 
-    def __init__(self, home: Path, broker: Broker, cap_bytes: int) -> None:
+    def __init__(
+        self,
+        home: Path,
+        broker: Broker,
+        cap_bytes: int,
+        *,
+        port: int = 0,
+        event_share: float = 0.3,
+        turn_s: float = 0.03,
+    ) -> None:
         self.journal = home / "journal"
         self.journal.touch()
         self._config = {
             "journal": str(self.journal), "directory": str(home / "outbox"), "name": "n1", "cap_bytes": cap_bytes,
-            "url": f"mqtts://localhost:{broker.port}", "ca": str(home / "ca.pem"), "pem": str(broker.identity("n1")),
-            "event_share": 0.3, "turn_s": 0.03,
+            "url": f"mqtts://localhost:{port or broker.port}", "ca": str(home / "ca.pem"), "pem": str(broker.identity("n1")),
+            "event_share": event_share, "turn_s": turn_s,
         }  # fmt: skip
         self._log = home / "node.log"
         self._starts = 0
@@ -181,6 +190,43 @@ def kills(a: argparse.Namespace, held: Held) -> dict[str, Any]:
     held.check("events that the sink has twice", found["events twice"], found["events twice"] == 0)
     held.check("sequence numbers that nothing accounts for", found["unaccounted"], found["unaccounted"] == 0)
     return {"killed": dict(Counter(victims)), **found, "until all was acknowledged, s": round(took_s, 1)}
+
+
+def fullkills(a: argparse.Namespace, held: Held) -> dict[str, Any]:
+    """The link is away, the outbox small and full, and the node is killed while it merges, again and again."""
+    draw = random.Random(a.seed)
+    with fleet_side() as (home, broker, _, sink):
+        relay = Relay(broker.port)
+        relay.mode = "black hole"
+        node = NodeProcess(home, broker, 4 * MIB, port=relay.port, event_share=0.02, turn_s=0.0)
+        node.start()
+        for _round in range(a.kills // 2):
+            time.sleep(draw.uniform(1.0, 4.0))
+            node.kill()
+            node.start()
+        assert node.process is not None
+        node.process.send_signal(signal.SIGUSR1)
+        relay.mode = "open"
+        relay.reset()
+        ended = node.process.wait(400)
+        relay.close()
+        found = _compare(node, sink)
+        counted = sum(
+            int(point["count"])
+            for (payload,) in sink.rows("SELECT payload FROM records WHERE kind = 'metrics' AND NOT superseded")
+            for point in _points(orjson.loads(payload))
+        )
+        covered = len(sink.rows("SELECT 1 FROM records WHERE kind = 'metrics'"))
+        covered += sum(last - first + 1 for first, last in sink.rows("SELECT first, last FROM merged"))
+        twice = sink.rows("SELECT COUNT(*) FROM records WHERE superseded")[0][0]
+    held.check("full outbox, killed: all was acknowledged", ended, ended == 0)
+    held.check(
+        "full outbox, killed: events that the sink does not have", found["events missing"], found["events missing"] == 0
+    )
+    held.check("full outbox, killed: sequence numbers unaccounted for", found["unaccounted"], found["unaccounted"] == 0)
+    held.check("full outbox, killed: records that were merged", covered, covered > 2 * found["records at the sink"])
+    held.check("latencies counted twice or not at all", counted - covered + twice, counted == covered - twice)
+    return {**found, "metrics that came, merged or not": covered, "superseded": twice, "latencies counted": counted}
 
 
 def _compare(node: NodeProcess, sink: SinkProcess) -> dict[str, Any]:
@@ -436,7 +482,14 @@ def histograms(a: argparse.Namespace, held: Held) -> dict[str, Any]:
     return result
 
 
-PARTS = {"kills": kills, "blackhole": blackhole, "refused": refused, "serving": serving, "histograms": histograms}
+PARTS = {
+    "kills": kills,
+    "fullkills": fullkills,
+    "blackhole": blackhole,
+    "refused": refused,
+    "serving": serving,
+    "histograms": histograms,
+}
 
 
 def main() -> None:

@@ -222,6 +222,7 @@ class Node:
                 status = self._engine.status
                 self._observer.loading(status.reason, status.progress)
                 self._notifier.starting(f"{status.reason} {status.progress:.0%}", extend_s=_START_GRACE_S)
+                self._notifier.alive()  # a watchdog that was set runs on when a node starts anew
                 await asyncio.wait({ready, stopped}, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
             if stopped.done():
                 return False
@@ -250,7 +251,10 @@ class Node:
 
     async def _finish_requests(self) -> None:
         """Take no new work, and let what runs finish, for `server.drain_timeout_s` at most."""
-        self._notifier.stopping("draining")
+        if self.begin_again:
+            self._notifier.reloading("draining, to start anew")
+        else:
+            self._notifier.stopping("draining")
         self._drain.begin()
         if self._telemetry is not None:
             self._telemetry.presence.change(draining=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
 import queue
@@ -36,6 +37,8 @@ _TICK_S = 1.0
 _STATS_S = 10.0
 _MOST_QUEUED = 10_000
 _GOODBYE_S = 3.0
+_FEW = 100
+"""With more than that to send a stop does not wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +170,11 @@ class Telemetry:
         if self._uplink is None:
             return
         self.tell("stop", {})
-        self._queue.put(None)
-        self._writer.join(_GOODBYE_S)
+        with contextlib.suppress(queue.Full):  # the disk hangs, and the writer's thread with it
+            self._queue.put(None, timeout=_GOODBYE_S)
+            self._writer.join(_GOODBYE_S)
         deadline_s = time.monotonic() + _GOODBYE_S
-        while self._uplink.connected and self._outbox.pending() and time.monotonic() < deadline_s:
+        while self._uplink.connected and 0 < self._outbox.pending() < _FEW and time.monotonic() < deadline_s:
             time.sleep(0.05)
         self._uplink.stop(_GOODBYE_S)
         self._outbox.close()

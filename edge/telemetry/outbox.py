@@ -14,7 +14,6 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -470,13 +469,13 @@ class Outbox:
     def pending(self) -> int:
         """How many records are not acknowledged."""
         with self._lock:
-            return sum(1 for _ in self._all())
-
-    def _all(self) -> Iterator[tuple[int, Record]]:
-        row_id = 0
-        while rows := self.after(row_id, 200):
-            yield from rows
-            row_id = rows[-1][0]
+            found = len(self._held)
+            if self._file is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    found -= len(self._done)
+                    for boot_id, number in self._numbers.items():
+                        found += self._file.count_above(number, self._settled.get(boot_id, 0))
+            return max(0, found)
 
     def stats(self) -> OutboxStats:
         """How full it is now."""

@@ -134,6 +134,11 @@ class OutboxFile:
         """Records by kind."""
         return dict(self._db.execute("SELECT kind, COUNT(*) FROM records GROUP BY kind"))
 
+    def count_above(self, boot: int, seq: int) -> int:
+        """A boot's records after `seq`."""
+        bounds = (boot << SHIFT | seq, (boot + 1) << SHIFT)
+        return int(self._db.execute("SELECT COUNT(*) FROM records WHERE id > ? AND id < ?", bounds).fetchone()[0])
+
     def oldest(self) -> Stamp | None:
         """When the first record to be told happened."""
         row = self._db.execute(

@@ -71,6 +71,42 @@ def test_the_brokers_word_suffices_in_mode_puback(node: NodeSide, broker: Broker
     until(lambda: node.outbox.pending() == 0)
 
 
+def test_version_3_1_1_works_too(node: NodeSide, broker: Broker, sink: SinkSide) -> None:
+    node.outbox.append_event("start", {})
+    node.connect(replace(broker.address("n1"), version_5=False))
+    until(lambda: node.outbox.pending() == 0)
+    assert sink.rows() == [(1,)]
+
+
+def test_a_password_is_read_from_its_file_and_never_logged(
+    node: NodeSide, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = ConnectOnly()
+    (tmp_path / "password").write_text("open sesame\n")
+    address = BrokerAddress(f"mqtt://127.0.0.1:{heard.port}", "n1", "robot", tmp_path / "password")
+    uplink = node.connect(address)
+    until(lambda: "uplink_refused" in node.codes())
+    assert b"robot" in heard.packet and b"open sesame" in heard.packet
+    assert "open sesame" not in caplog.text + uplink.last_failure + str(node.alarms.active())
+
+
+class ConnectOnly:
+    """Takes one CONNECT packet and refuses it: bad user name or password."""
+
+    def __init__(self) -> None:
+        self.packet = b""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            self.packet = near.recv(4096)
+            near.sendall(bytes([0x20, 3, 0, 0x86, 0]))
+            near.close()
+
+
 def test_a_refused_topic_is_kept_reported_and_sent_once_it_is_allowed(
     node: NodeSide, broker: Broker, sink: SinkSide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
