@@ -7,10 +7,10 @@ RUNTIME ?= onnx
 SETUP := $(PYTHON) provisioning/install.py --extra $(RUNTIME)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability prove-telemetry clean distclean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## Set up .venv; the native library is built once
 	@$(SETUP)
@@ -67,6 +67,9 @@ prove-onnx-quantize: dev ## What each number format costs a sentence-embedding m
 
 prove-observability: dev ## What metrics, probes, traces and the status page cost: idle and under load; six minutes
 	@$(BIN)/python -m bench.prove_observability $(ARGS)
+
+prove-telemetry: dev ## Nodes, broker, links and disks that fail, and what the fleet knows afterwards; ten minutes
+	@$(BIN)/python -m bench.prove_telemetry $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from prometheus_client.metrics_core import Metric as Family
 from edge import __version__
 from edge.admission.policy import Mode
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
+from edge.directed import Directed
 from edge.effective import Effective
 from edge.engine.client import EngineClient
 from edge.errors import ConfigurationError
@@ -42,6 +44,7 @@ from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.residency import Fitted, Pool, PoolLimits
 from edge.settings import Settings
 from edge.systemd import Notifier
+from edge.telemetry.node import Telemetry
 
 if TYPE_CHECKING:
     from edge.otlp.exporter import OtlpSender
@@ -108,6 +111,9 @@ def serve(effective: Effective, observer: StartObserver) -> None:
     node = Node(effective, model, registry, listener, observer)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(node.run())
+    if node.begin_again:
+        listener.close()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 class Node:
@@ -135,10 +141,16 @@ class Node:
         every_s = settings.metrics.interval_s
         self._probes = Probes(Roots(home=self._home), every_s, self._on_throttle) if every_s else None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._telemetry = Telemetry(settings.mqtt, effective.home) if settings.mqtt.url else None
         front = self._front()
+        if self._telemetry is not None:
+            front.metrics.listeners.append(self._telemetry.latencies.observe)
         self._otlp = self._sender(front) if settings.otlp.endpoint else None
         self._server = http_server(build_application(front, __version__), settings.server)
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
+        self.begin_again = False
+        """The fleet asked for a start with the settings as they are by then."""
+        self._directed = Directed(self._telemetry, front, self._reload) if self._telemetry is not None else None
 
     def _pool_of_models(self, registry: Registry, fitter: Fitter) -> Pool:
         settings, limits = self._settings, engine_limits(self._settings.engine)
@@ -171,7 +183,9 @@ class Node:
             dcgm_names=self._settings.metrics.dcgm_names == "on"
             or (self._settings.metrics.dcgm_names == "auto" and is_jetson()),
         )
-        return Front(self._pool, config, self._keys, self._drain, self._fleet, probes=self._probes)
+        return Front(
+            self._pool, config, self._keys, self._drain, self._fleet, probes=self._probes, telemetry=self._telemetry
+        )
 
     def _sender(self, front: Front) -> OtlpSender:
         """What sends metrics and traces to a collector. Raises ConfigurationError."""
@@ -191,7 +205,7 @@ class Node:
             return asyncio.run_coroutine_threadsafe(families(), self._loop).result(_COLLECT_S)
 
         sender = OtlpSender(self._settings.otlp, self._home, __version__, collect)
-        front.metrics.listener = sender.latencies.observe
+        front.metrics.listeners.append(sender.latencies.observe)
         if sender.traces is not None:
             front.tracing = sender.traces
         return sender
@@ -226,6 +240,8 @@ class Node:
         self._loop = asyncio.get_running_loop()
         if self._probes is not None:
             self._probes.start()
+        if self._directed is not None:
+            await self._directed.start()
         await self._pool.start()
         if self._fleet is not None:
             await self._fleet.start()
@@ -250,6 +266,13 @@ class Node:
                 self._probes.stop()
             if self._otlp is not None:
                 await asyncio.to_thread(self._otlp.stop)
+            if self._directed is not None:
+                await self._directed.stop()
+
+    def _reload(self) -> None:
+        """End in good order, and begin again with the settings as they are then."""
+        self.begin_again = True
+        self._stop.set()
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -274,6 +297,7 @@ class Node:
                 status = self._pool.roster.status(self._pool.roster.main)
                 self._observer.loading(status.reason, status.progress)
                 self._notifier.starting(f"{status.reason} {status.progress:.0%}", extend_s=_START_GRACE_S)
+                self._notifier.alive()  # a watchdog that was set runs on when a node starts anew
                 await asyncio.wait({ready, stopped}, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
             if stopped.done():
                 return False
@@ -306,8 +330,13 @@ class Node:
 
     async def _finish_requests(self) -> None:
         """Take no new work, and let what runs finish, for `server.drain_timeout_s` at most."""
-        self._notifier.stopping("draining")
+        if self.begin_again:
+            self._notifier.reloading("draining, to start anew")
+        else:
+            self._notifier.stopping("draining")
         self._drain.begin()
+        if self._telemetry is not None:
+            self._telemetry.presence.change(draining=True)
         deadline_s = time.monotonic() + self._settings.server.drain_timeout_s
         while self._server.busy and time.monotonic() < deadline_s and not self._stop_now.is_set():
             self._notifier.alive()

@@ -33,7 +33,7 @@ def start_logging(level: str, form: Literal["text", "json"]) -> None:
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    change_level(level)
     logging.getLogger("asyncio").setLevel(max(logging.WARNING, root.level))
     for chatty in (
         "httpx",
@@ -43,6 +43,26 @@ def start_logging(level: str, form: Literal["text", "json"]) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # Its warnings are about clients that send nonsense or leave, and would let them fill the log.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
+
+
+def change_level(level: str) -> None:
+    """From now on, events of that level and above are written."""
+    root = logging.getLogger()
+    for handler in root.handlers:
+        if isinstance(handler, _CurrentStderr):
+            handler.setLevel(level.upper())
+    heard = any(not isinstance(handler, _CurrentStderr) for handler in root.handlers)
+    root.setLevel(min(logging.INFO, logging.getLevelName(level.upper())) if heard else level.upper())
+
+
+def listen(handler: logging.Handler) -> None:
+    """Let `handler` see events from level info on, whatever is written to standard error."""
+    root = logging.getLogger()
+    for writer in root.handlers:
+        if isinstance(writer, _CurrentStderr):
+            writer.setLevel(root.level)
+    root.addHandler(handler)
+    root.setLevel(min(logging.INFO, root.level))
 
 
 def fields(record: logging.LogRecord) -> dict[str, object]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -19,6 +20,8 @@ from pydantic.fields import FieldInfo
 MIB = 1024 * 1024
 ENV_PREFIX = "EDGE_"
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 Seconds = Annotated[float, Gt(0), Le(86_400), Field(allow_inf_nan=False)]
 
 
@@ -320,12 +323,94 @@ class Otlp(Section):
         return self
 
 
+class Mqtt(Section):
+    """What the node tells the fleet over MQTT, and the commands that it takes. Off while `url` is empty. See
+    docs/telemetry.md."""
+
+    url: str = Field("", description="The broker: mqtt://host[:port], or mqtts:// for TLS. Empty: nothing is sent.")
+    group: str = Field("default", description="The group that this node belongs to; part of every topic.")
+    node: str = Field("", description="The node's name in topics, one for each node; empty: the machine's host name.")
+    prefix: Annotated[str, MinLen(1)] = Field(
+        "edge/v1/{group}/{node}/", description="What every topic begins with; {group} and {node} are filled in."
+    )
+    protocol: Literal["5", "3.1.1"] = Field(
+        "5", description="Version of MQTT. In 3.1.1 a broker does not say that its access list refused something."
+    )
+    ack: Literal["sink", "puback"] = Field(
+        "sink",
+        description="When a record is safe: `sink`: when a sink says so (down/ack). `puback`: when the broker has it, which may "
+        "lose it when it crashes.",
+    )
+    username: str = Field("", description="Name to log in with; empty: none, as where certificates say who it is.")
+    password_file: Path | None = Field(None, description="File with the password. Relative to EDGE_HOME.")
+    ca_file: Path | None = Field(
+        None,
+        description="PEM file of the CA of the broker's certificate; not set: those of the system. Relative to EDGE_HOME.",
+    )
+    cert_file: Path | None = Field(
+        None, description="PEM file with this node's certificate chain (mTLS). Relative to EDGE_HOME."
+    )
+    key_file: Path | None = Field(None, description="PEM file with that certificate's key. Relative to EDGE_HOME.")
+    interval_s: Annotated[float, Ge(1), Le(86_400)] = Field(15.0, description="How often metrics are taken.")
+    spill_s: Seconds = Field(
+        30.0, description="How long metrics may wait in memory before they are written to disk; events never wait."
+    )
+    outbox_mib: Annotated[int, Ge(4), Le(1 << 16)] = Field(
+        64, description="Most disk space for what was not acknowledged, in MiB, under EDGE_HOME/outbox."
+    )
+    outbox_days: Annotated[float, Gt(0), Le(3650)] = Field(
+        30.0, description="What is older is dropped, and reported as a gap."
+    )
+    backlog_per_s: Annotated[float, Gt(0), Le(10_000)] = Field(
+        50.0, description="Records a second that are sent after an outage, beside what happens meanwhile."
+    )
+    backoff_max_s: Seconds = Field(60.0, description="Longest pause between two tries to connect.")
+    command_keys_file: Path | None = Field(
+        None,
+        description="PEM file with the public keys (Ed25519) of those who may send commands; not set: commands are refused. "
+        "Relative to EDGE_HOME.",
+    )
+    trust_clock: bool = Field(
+        False, description="The clock is right although the kernel says that no time source has set it."
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        for name in ("group", "node"):
+            if set(getattr(self, name)) & set("/+#{}\0"):
+                raise ValueError(f"mqtt.{name} must have none of / + # {{ }} in it: it is one level of a topic")
+        if not self.group:
+            raise ValueError("mqtt.group must not be empty")
+        rest = self.prefix.replace("{group}", "g").replace("{node}", "n")
+        if "{node}" not in self.prefix or not self.prefix.endswith("/") or set(rest) & set("+#{}$\0"):
+            raise ValueError("mqtt.prefix must contain {node}, end with a slash, and have no + # $ in it")
+        self._check_url()
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("mqtt.cert_file and mqtt.key_file belong together: set both or none")
+        if self.password_file is not None and not self.username:
+            raise ValueError("mqtt.password_file needs mqtt.username too")
+        return self
+
+    def _check_url(self) -> None:
+        if not self.url:
+            return
+        try:
+            parts = urlsplit(self.url)
+            sound = parts.scheme in ("mqtt", "mqtts") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            raise ValueError("mqtt.url must be mqtt://host[:port] or mqtts://host[:port]") from None
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("mqtt.url must hold no password: use mqtt.username and mqtt.password_file")
+        if not sound or parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError("mqtt.url must be mqtt://host[:port] or mqtts://host[:port]")
+        if parts.scheme == "mqtt" and (self.ca_file is not None or self.cert_file is not None):
+            raise ValueError("mqtt.ca_file and mqtt.cert_file are for mqtts://; mqtt.url says mqtt://")
+
+
 class Log(Section):
     """What the node says about itself, on standard error."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe event that is logged."
-    )
+    level: LogLevel = Field("info", description="Least severe event that is logged.")
     format: Literal["text", "json"] = Field("text", description="One line of text or one JSON object per event.")
 
 
@@ -344,6 +429,7 @@ class Settings(Section):
     cache: Cache = Cache()
     metrics: Metrics = Metrics()
     otlp: Otlp = Otlp()
+    mqtt: Mqtt = Mqtt()
     log: Log = Log()
     models: dict[Name, FurtherModel] = {}
     """Tables `[models.NAME]`: in the file only."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Mapping
 
 _MICROSECONDS = 1_000_000
@@ -32,6 +33,10 @@ class Notifier:
     def stopping(self, status: str) -> None:
         """The service is ending in good order."""
         self._send("STOPPING=1", f"STATUS={status}")
+
+    def reloading(self, status: str) -> None:
+        """The service takes no work for a while and will say that it is ready again, as the same process."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", f"STATUS={status}")
 
     def alive(self) -> None:
         """Keep the watchdog from restarting the service."""

@@ -30,6 +30,7 @@ from edge.messages import ModelFacts, Stats
 from edge.onnx.messages import Task
 from edge.probes.sample import Probes
 from edge.residency import Lease, Pool
+from edge.telemetry.node import Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def reason_of(error: EdgeError) -> DoorReason:
 
 
 class DrainState:
-    """Whether the node is shutting down. Written by the composition root alone."""
+    """Whether the node takes no new work: it shuts down, or the fleet wants it so. Written by the composition root alone."""
 
     def __init__(self) -> None:
         self.draining = False
@@ -89,6 +90,10 @@ class DrainState:
     def begin(self) -> None:
         """Take no new work from now on."""
         self.draining = True
+
+    def end(self) -> None:
+        """Take new work again."""
+        self.draining = False
 
 
 class Front:
@@ -103,10 +108,12 @@ class Front:
         fleet: Central | None = None,
         *,
         probes: Probes | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.pool = pool
         self.begun_s = time.monotonic()
         self.fleet = fleet
+        self.telemetry = telemetry
         self.config = config
         self.keys = keys
         self.drain = drain
@@ -117,7 +124,7 @@ class Front:
         self.probes = probes
         self.tracing: Tracing = Untraced()
         """Set by the composition root where traces are sent."""
-        self.metrics = NodeMetrics(pool, self.decisions, fleet, probes, dcgm_names=config.dcgm_names)
+        self.metrics = NodeMetrics(pool, self.decisions, fleet, probes, telemetry, dcgm_names=config.dcgm_names)
 
     # --- the main model -----------------------------------------------------------------------------------------------
 
@@ -145,7 +152,7 @@ class Front:
         """(code, sentence) why the node takes no work now, None when it does. It is the main model that counts."""
         status = self.status
         if self.drain.draining:
-            return "draining", "the node is shutting down"
+            return "draining", "the node is shutting down, or was told to drain"
         if status.phase == "loading" and self.facts is None:
             return "loading", f"{status.reason} ({status.progress:.0%})"
         if status.phase != "ready":

@@ -76,6 +76,9 @@ def node_load(front: Front) -> dict[str, Any]:
         answer["hardware"] = found
     answer["memory"] = {"room_bytes": front.pool.limits.room_bytes, "planned_bytes": front.pool.planned_bytes}
     answer["models"] = [model_state(state, front.config.mode) for state in front.pool.roster.states()]
+    if front.telemetry is not None:
+        answer["alarms"] = front.telemetry.alarms.active()
+        answer["outbox"] = front.telemetry.account()
     answer["decisions"] = [
         {"decision": decision, "reason": reason, "count": count}
         for (decision, reason), count in sorted(front.decisions.counts.items())

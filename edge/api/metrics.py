@@ -18,6 +18,7 @@ from edge.api.recent import WINDOW_S, Recent
 from edge.fleet.central import Central
 from edge.probes.sample import Probes
 from edge.residency import Pool
+from edge.telemetry.node import Telemetry
 
 Listener = Callable[[str, str, str, float], None]
 """(kind, operation, model, seconds)."""
@@ -51,6 +52,7 @@ class NodeMetrics:
         decisions: DecisionLog,
         fleet: Central | None,
         probes: Probes | None = None,
+        telemetry: Telemetry | None = None,
         *,
         dcgm_names: bool = False,
     ) -> None:
@@ -68,6 +70,8 @@ class NodeMetrics:
         self._registry.register(_Decisions(decisions))
         if fleet is not None:
             self._registry.register(_FleetGauges(fleet))
+        if telemetry is not None:
+            self._registry.register(_OutboxGauges(telemetry))
         self.requests = Counter("edge_requests", "Requests answered.", ["route", "status"], registry=self._registry)
         self._of_main = Times(
             self._histogram("edge_ttft_seconds", "Request read to first text written, by the main model."),
@@ -76,8 +80,8 @@ class NodeMetrics:
         self._ttft = self._histogram("edge_further_ttft_seconds", "The same of further models.", ["model"])
         self._itl = self._histogram("edge_further_itl_seconds", "The same of further models.", ["model"])
         self.vllm = VllmNames(self._others, pool, {self._main: self._of_main.itl, "": self._itl})
-        self.listener: Listener | None = None
-        """Who else wants each latency. Set by the composition root."""
+        self.listeners: list[Listener] = []
+        """Who else wants each latency. Filled by the composition root."""
         self.recent_ttft, self.recent_itl = Recent(), Recent()
         """Of the main model's streams that were promised something."""
         self.prediction = Histogram(
@@ -118,8 +122,8 @@ class NodeMetrics:
 
     def tell(self, kind: str, operation: str, model: str, seconds: float) -> None:
         """A latency was counted: `ttft`, `itl` or `whole`."""
-        if self.listener is not None:
-            self.listener(kind, operation, model, seconds)
+        for listener in self.listeners:
+            listener(kind, operation, model, seconds)
 
     def recent(self) -> dict[str, Any]:
         """What was measured lately of that for which something is promised."""
@@ -233,6 +237,29 @@ class _Decisions(Collector):
         for labels, count in self._decisions.counts.items():
             family.add_metric(labels, count)
         yield family
+
+
+class _OutboxGauges(Collector):
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        account = self._telemetry.account()
+        yield GaugeMetricFamily("edge_uplink_connected", "1 while there is a session.", float(account["connected"]))
+        alarms = GaugeMetricFamily("edge_alarm", "1 for each alarm that holds.", labels=["code"])
+        for alarm in self._telemetry.alarms.active():
+            alarms.add_metric([alarm["code"]], 1.0)
+        yield alarms
+        if "bytes" not in account:
+            return
+        yield GaugeMetricFamily("edge_outbox_bytes", "Disk and memory that the outbox takes.", account["bytes"])
+        age_s = account["oldest_age_s"]
+        yield GaugeMetricFamily("edge_outbox_oldest_age_seconds", "Age of the oldest unacknowledged record.", age_s)
+        dropped = CounterMetricFamily("edge_outbox_dropped", "Records given up; each is in a gap.", labels=["kind"])
+        for kind, count in account["dropped"].items():
+            dropped.add_metric([kind], count)
+        yield dropped
+        yield CounterMetricFamily("edge_outbox_merged", "Metrics put into coarser ones.", account["merged"])
 
 
 class _FleetGauges(Collector):

@@ -33,6 +33,8 @@ _COMMANDS = {
     "models": "List, fetch, check and remove models.",
     "quantize": "Write a model in fewer bits, and say what that cost.",
     "doctor": "Check this machine and the settings; name what is missing and the cure.",
+    "outbox": "Look at what was not yet acknowledged by the fleet, or send it.",
+    "fleet": "The other side of the uplink: a sink, and commands to nodes.",
     "keys": "Create, list and revoke API keys.",
     "settings": "Show every setting, its value and where that came from.",
     "version": "Show the version.",

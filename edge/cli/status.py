@@ -100,6 +100,9 @@ def _lines(base: str, load: dict[str, Any]) -> list[tuple[str, str]]:
     if fleet := load.get("fleet"):
         lines.append(("fleet", "may be asked" if fleet["available"] else f"is not asked: {fleet['reason']}"))
         lines += [("", _upstream(upstream)) for upstream in fleet["upstreams"]]
+    if outbox := load.get("outbox"):
+        lines.append(("uplink", _uplink(outbox)))
+    lines += [("alarm", f"{alarm['text']}; {alarm['cure']}") for alarm in load.get("alarms", ())]
     counts = [f"{c['count']} {c['decision']}" + (f" ({c['reason']})" if c["reason"] else "") for c in load["decisions"]]
     return [*lines, ("requests", ", ".join(counts) or "none yet")]
 
@@ -132,6 +135,15 @@ _STATES = {
     "restarting": "being started again",
     "loading": "being loaded",
 }
+
+
+def _uplink(outbox: dict[str, Any]) -> str:
+    why = f" ({outbox['reason']})" if outbox["reason"] else ""
+    state = "connected to" if outbox["connected"] else f"not connected{why} to"
+    kept = sum(outbox.get("records", {}).values())
+    age = f", the oldest {outbox['oldest_age_s']:,.0f} s old" if kept else ""
+    used = f" in {outbox['bytes'] / 2**20:.1f} of {outbox['cap_bytes'] / 2**20:.0f} MiB" if "bytes" in outbox else ""
+    return f"{state} {outbox['broker']}; {kept:,} records not acknowledged{age}{used}"
 
 
 def _promise(load: dict[str, Any]) -> str:

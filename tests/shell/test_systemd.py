@@ -38,6 +38,16 @@ def test_each_change_is_one_datagram(manager: socket.socket) -> None:
     ]
 
 
+def test_a_reload_is_told_with_its_time(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+        peer.bind(str(tmp_path / "notify"))
+        peer.settimeout(5)
+        Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")}, PID).reloading("draining")
+        lines = peer.recv(256).split(b"\n")
+    assert lines[0] == b"RELOADING=1" and lines[2] == b"STATUS=draining"
+    assert lines[1].startswith(b"MONOTONIC_USEC=") and int(lines[1].partition(b"=")[2]) > 0
+
+
 def test_abstract_sockets_are_reached() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
         peer.bind(f"\0edge-test-{PID}")

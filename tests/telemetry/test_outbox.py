@@ -1,0 +1,273 @@
+"""The outbox on a real disk: what survives a crash, a full disk, a damaged file, and what gives way when it is full."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge.errors import ConfigurationError
+from edge.telemetry.outbox import FILE
+from edge.telemetry.ranges import Ranges
+from edge.telemetry.records import Record
+from tests.telemetry.conftest import HandClock, NodeSide, small_sample
+
+_S = 1_000_000_000
+
+
+def records(node: NodeSide) -> list[Record]:
+    return [record for _, record in node.outbox.after(0, 1_000_000)]
+
+
+def gaps(node: NodeSide) -> list[tuple[str, str, int | None, str]]:
+    found = [r.body for r in records(node) if r.kind == "gap"]
+    return [(b["of"], b["lost"], b["to"], b["reason"]) for b in found]
+
+
+CRASHING = """
+import os, signal, sys
+from pathlib import Path
+from tests.telemetry.conftest import HandClock, NodeSide, small_sample
+node = NodeSide(Path(sys.argv[1]), HandClock())
+node.outbox.append_event("start", {})
+node.outbox.append_metrics(small_sample(), 15)
+node.outbox.append_event("engine_ready", {})
+node.outbox.append_metrics(small_sample(), 15)
+node.outbox.append_metrics(small_sample(), 15)
+print(node.outbox.boot_id, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_after_a_kill_events_and_what_was_before_them_are_there_and_the_rest_is_a_gap(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", CRASHING, str(tmp_path / "o")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    boot_id = ended.stdout.strip()
+    node = NodeSide(tmp_path / "o", HandClock())
+    assert [(r.boot_id, r.seq, r.kind) for r in records(node)] == [
+        (boot_id, 1, "event"), (boot_id, 2, "metrics"), (boot_id, 3, "event"), (node.outbox.boot_id, 1, "gap"),
+    ]  # fmt: skip
+    assert gaps(node) == [(boot_id, "4", None, "crash")]
+    node.stop()
+    again = NodeSide(tmp_path / "o", HandClock())
+    assert len(gaps(again)) == 1  # an ordered end is no gap, and an old one is told once
+    again.stop()
+
+
+def test_metrics_wait_in_memory_and_are_spilled_after_a_while(tmp_path: Path) -> None:
+    node = NodeSide(tmp_path / "o", HandClock(), spill_s=0.01)
+    node.outbox.append_metrics(small_sample(), 15)
+    assert node.outbox.stats().in_memory == 1
+    import time
+
+    time.sleep(0.02)
+    node.outbox.tick()
+    assert node.outbox.stats().in_memory == 0 and len(records(node)) == 1
+    node.stop()
+
+
+def test_acknowledged_metrics_never_touch_the_disk(node: NodeSide) -> None:
+    record = node.outbox.append_metrics(small_sample(), 15)
+    assert node.outbox.acknowledged(record.boot_id, record.seq)
+    assert records(node) == []
+    assert not node.outbox.acknowledged(record.boot_id, 99)
+    assert not node.outbox.acknowledged("of nobody", 1)
+
+
+def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
+    node = NodeSide(tmp_path / "o", HandClock())
+    with pytest.raises(ConfigurationError, match="in use"):
+        NodeSide(tmp_path / "o", HandClock())
+    node.stop()
+
+
+def test_when_full_metrics_lose_resolution_and_no_event_goes(tmp_path: Path) -> None:
+    clock = HandClock()
+    node = NodeSide(tmp_path / "o", clock, cap_bytes=4 << 20)
+    for number in range(1, 20_001):
+        clock.pass_s(15)
+        node.outbox.append_metrics(small_sample(float(number % 7 + 1)), 15 * _S)
+        if number % 50 == 0:
+            node.outbox.append_event("upstream_open", {"number": number, "reason": "x" * 200})
+    found = records(node)
+    assert sum(r.kind == "event" for r in found) == 400
+    assert "outbox_full" in node.codes()
+    size = sum(path.stat().st_size for path in (tmp_path / "o").iterdir())
+    assert size <= 4 << 20
+    covered = Ranges()
+    for record in found:
+        covered = covered | record.covers | Ranges([(record.seq, record.seq)])
+    assert covered == Ranges([(1, node.outbox.newest & ((1 << 40) - 1))])  # nothing was dropped, all is in something
+    counted = sum(sum(h[-1][-1]) for r in found if r.kind == "metrics" for h in r.body["h"])
+    assert counted == 20_000
+    assert max(r.span_ns for r in found) >= 300 * _S
+    node.stop()
+
+
+def test_what_is_dropped_at_last_is_named_in_gaps_and_events_go_last(tmp_path: Path) -> None:
+    clock = HandClock()
+    node = NodeSide(tmp_path / "o", clock, cap_bytes=4 << 20)
+    for _ in range(50):
+        clock.pass_s(90_000)  # too far apart to be merged
+        node.outbox.append_metrics(small_sample(), 15 * _S)
+    for number in range(12_000):
+        node.outbox.append_event("upstream_open", {"number": number, "reason": "x" * 390})
+    found = records(node)
+    assert not any(r.kind == "metrics" for r in found)
+    lost = Ranges()
+    for _, text, _, reason in gaps(node):
+        assert reason == "full"
+        lost = lost | Ranges.parse(text)
+    there = Ranges((r.seq, r.seq) for r in found)
+    assert there | lost == Ranges([(1, node.outbox.newest & ((1 << 40) - 1))])
+    assert len(there) + len(lost) == len(there | lost)
+    assert node.outbox.stats().dropped == {"metrics": 50, "event": len(lost) - 50}
+    assert sum(path.stat().st_size for path in (tmp_path / "o").iterdir()) <= 4 << 20
+    node.stop()
+
+
+def test_what_is_too_old_is_dropped_as_a_gap(tmp_path: Path) -> None:
+    clock = HandClock()
+    node = NodeSide(tmp_path / "o", clock)
+    node.outbox.append_event("start", {})
+    clock.pass_s(31 * 86_400)
+    node.outbox.append_event("stop", {})
+    node.outbox.tick()
+    assert gaps(node) == [(node.outbox.boot_id, "1", 1, "age")]
+    node.stop()
+
+
+def test_times_of_an_unset_clock_are_set_right_once_it_is_known(tmp_path: Path) -> None:
+    clock = HandClock(wall_s=10.0, mono_s=5.0, synced=False)
+    node = NodeSide(tmp_path / "o", clock)
+    node.outbox.tick()
+    assert "clock_unsynced" in node.codes()
+    node.outbox.append_event("start", {})
+    assert not records(node)[0].stamp.synced
+    clock.pass_s(100)
+    clock.wall_s, clock.synced = 1_800_000_100.0, True
+    node.outbox.tick()
+    assert "clock_unsynced" not in node.codes()
+    (record,) = records(node)
+    assert record.stamp.synced and record.stamp.wall_ns == 1_800_000_000 * _S
+    node.stop()
+    clock.kernel_boot, clock.mono_s = "k2", 1.0  # the machine starts again, and still knows
+    again = NodeSide(tmp_path / "o", clock)
+    assert records(again)[0].stamp.wall_ns == 1_800_000_000 * _S
+    again.stop()
+
+
+def damage(path: Path, at: int, length: int = 4096) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(os.urandom(length))
+
+
+@pytest.mark.parametrize("page", [0, 3, 9])
+def test_of_a_damaged_file_what_can_be_read_is_saved_and_the_rest_is_a_gap(tmp_path: Path, page: int) -> None:
+    node = NodeSide(tmp_path / "o", HandClock())
+    for number in range(200):
+        node.outbox.append_event("upstream_open", {"number": number, "reason": "x" * 300})
+    boot_id = node.outbox.boot_id
+    node.stop()
+    damage(tmp_path / "o" / FILE, page * 4096)
+    again = NodeSide(tmp_path / "o", HandClock())
+    assert "outbox_corrupt" in again.codes()
+    found = records(again)
+    there = Ranges((r.seq, r.seq) for r in found if r.boot_id == boot_id)
+    missing = Ranges()
+    for of, text, _, reason in gaps(again):
+        assert (of, reason) == (boot_id, "damage") or reason == "crash"
+        missing = missing | Ranges.parse(text) if reason == "damage" else missing
+    assert len(there) > 150
+    assert (
+        there | missing == Ranges([(1, 200)]) or page == 0
+    )  # with the first page gone, so may the number of the last be
+    told = next(r for r in found if r.body["event"] == "outbox_corrupt")
+    assert told.body["fields"]["saved"] == len(there)
+    assert len(list((tmp_path / "o").glob("*.damaged-*"))) >= 1
+    again.outbox.append_event("start", {})
+    again.stop()
+
+
+def test_a_file_that_is_no_database_at_all_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / FILE).write_text("not a database, " * 1000)
+    node = NodeSide(tmp_path / "o", HandClock())
+    assert "outbox_corrupt" in node.codes()
+    assert node.outbox.append_event("start", {}).seq == len(records(node))
+    node.stop()
+
+
+def test_damage_while_it_runs_loses_nothing_that_can_be_read(tmp_path: Path) -> None:
+    node = NodeSide(tmp_path / "o", HandClock())
+    for number in range(300):
+        node.outbox.append_event("upstream_open", {"number": number, "reason": "x" * 300})
+    sqlite3.connect(tmp_path / "o" / FILE).execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    for page in range(4, 12):
+        damage(tmp_path / "o" / FILE, page * 4096)
+    os.truncate(tmp_path / "o" / FILE, 20 * 4096)
+    for number in range(300, 400):
+        node.outbox.append_event("upstream_open", {"number": number, "reason": "x" * 300})
+    records(node)
+    node.outbox.spill()
+    found = records(node)
+    missing = Ranges()
+    for of, text, _, _ in gaps(node):
+        assert of == node.outbox.boot_id
+        missing = missing | Ranges.parse(text)
+    there = Ranges((r.seq, r.seq) for r in found)
+    assert there | missing == Ranges([(1, node.outbox.newest & ((1 << 40) - 1))])
+    assert missing
+    node.stop()
+
+
+FULL_DISK = """
+import json, sys, time
+from pathlib import Path
+import edge.telemetry.outbox as module
+from tests.telemetry.conftest import HandClock, NodeSide
+module._RETRY_S = 0.1
+directory, filler = Path(sys.argv[1]) / "o", Path(sys.argv[1]) / "filler"
+node = NodeSide(directory, HandClock())
+node.outbox.append_event("start", {})
+with filler.open("wb", buffering=0) as file:
+    try:
+        while file.write(bytes(4096)):
+            pass
+    except OSError:
+        pass
+for number in range(200):
+    node.outbox.append_event("upstream_open", {"number": number, "reason": "x" * 300})
+during = [sorted(node.codes()), node.outbox.pending(), node.outbox.stats().on_disk]
+filler.unlink()
+time.sleep(0.2)
+node.outbox.tick()
+node.outbox.append_event("stop", {})
+after = [sorted(node.codes()), node.outbox.pending(), node.outbox.stats().in_memory]
+seqs = [r.seq for _, r in node.outbox.after(0, 1000)]
+node.stop()
+print(json.dumps([during, after, seqs]))
+"""
+
+
+def test_a_full_disk_is_an_alarm_and_all_comes_to_disk_when_there_is_room(tmp_path: Path) -> None:
+    """On a file system of its own, of one MiB, in a mount name space that goes with the process."""
+    mount = f'mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {sys.executable} -c "$CODE" {tmp_path}'
+    ended = subprocess.run(
+        ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", mount],
+        env={**os.environ, "CODE": FULL_DISK}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    during, after, seqs = json.loads(ended.stdout)
+    assert "outbox_disk" in during[0] and during[1] == 201
+    assert "outbox_disk" not in after[0] and after[1:] == [202, 0]
+    assert seqs == list(range(1, 203))

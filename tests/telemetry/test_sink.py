@@ -1,0 +1,96 @@
+"""The reference sink's file: once each, whatever comes twice, merged, or never."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.errors import ConfigurationError
+from edge.telemetry.merging import merge
+from edge.telemetry.mqtt import Message
+from edge.telemetry.ranges import Ranges
+from edge.telemetry.records import Envelope, Record, event_body, gap_body, payload
+from edge.telemetry.sink import SinkFile
+from edge.telemetry.stamp import Stamp
+from tests.telemetry.conftest import PREFIX, small_sample
+
+_S = 1_000_000_000
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[SinkFile]:
+    found = SinkFile(tmp_path / "s.db")
+    yield found
+    found.close()
+
+
+def stamp(seq: int) -> Stamp:
+    return Stamp((1_800_000_000 + 15 * seq) * _S, 15 * seq * _S, "k", True)
+
+
+def metrics(seq: int) -> Record:
+    return Record("b1", seq, "metrics", stamp(seq), small_sample().packed(), 15 * _S)
+
+
+def event(seq: int) -> Record:
+    return Record("b1", seq, "event", stamp(seq), event_body("start", {}))
+
+
+def sent(record: Record, floor: int = 1, node: str = "n1") -> Message:
+    topic = "up/metrics" if record.kind == "metrics" else "up/events"
+    return Message(PREFIX + topic, payload(record, Envelope(node, floor, False)), 0)
+
+
+def rows(tmp_path: Path, query: str) -> list[Any]:
+    db = sqlite3.connect(tmp_path / "s.db")
+    found = db.execute(query).fetchall()
+    db.close()
+    return found
+
+
+def test_it_acknowledges_what_is_contiguous(file: SinkFile) -> None:
+    assert file.store([sent(event(1)), sent(event(2))]) == [(PREFIX, "b1", 2)]
+    assert file.store([sent(event(4))]) == [(PREFIX, "b1", 2)]
+    assert file.store([sent(event(3))]) == [(PREFIX, "b1", 4)]
+    assert file.store([sent(event(3))]) == [(PREFIX, "b1", 4)]
+    assert (file.counts.stored, file.counts.repeated) == (4, 1)
+
+
+def test_a_new_sink_does_not_wait_for_what_was_settled_before(file: SinkFile) -> None:
+    assert file.store([sent(event(101), floor=101)]) == [(PREFIX, "b1", 101)]
+
+
+def test_a_merged_record_replaces_its_parts_whichever_came_first(file: SinkFile, tmp_path: Path) -> None:
+    parts = [metrics(1), metrics(2), metrics(4)]
+    file.store([sent(parts[0])])
+    assert file.store([sent(merge(parts))]) == [(PREFIX, "b1", 2)]
+    file.store([sent(parts[1]), sent(event(3))])
+    assert rows(tmp_path, "SELECT seq, superseded FROM records ORDER BY seq") == [(1, 1), (2, 1), (3, 0), (4, 0)]
+
+
+def test_gaps_are_kept_and_let_the_rest_be_acknowledged(file: SinkFile, tmp_path: Path) -> None:
+    file.store([sent(event(1)), sent(event(4))])
+    gap = Record("b2", 1, "gap", stamp(9), gap_body("b1", Ranges([(2, 3)]), "full"))
+    assert sorted(file.store([sent(gap)])) == [(PREFIX, "b1", 4), (PREFIX, "b2", 1)]
+    assert rows(tmp_path, "SELECT boot_id, first, last, reason FROM gaps") == [("b1", 2, 3, "full")]
+
+
+def test_nonsense_and_borrowed_names_are_not_stored(file: SinkFile, tmp_path: Path) -> None:
+    file.store([Message(PREFIX + "up/events", b"{", 0), sent(event(1), node="n2"), Message("other", b"x", 0)])
+    assert rows(tmp_path, "SELECT * FROM records") == []
+    assert file.counts.nonsense == 2
+
+
+def test_state_is_kept_as_it_was_said_last(file: SinkFile, tmp_path: Path) -> None:
+    file.store([Message(PREFIX + "up/state", b"1", 0), Message(PREFIX + "up/state", b"2", 0)])
+    assert rows(tmp_path, "SELECT topic, payload FROM retained") == [(PREFIX + "up/state", b"2")]
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("not a database" * 100)
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        SinkFile(tmp_path / "x")

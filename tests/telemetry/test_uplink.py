@@ -1,0 +1,263 @@
+"""The uplink against a real mosquitto: TLS with client certificates, an access list, a relay that spoils the way."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import trustme
+
+from bench.broker import ACCESS, Broker, Relay
+from edge.telemetry.mqtt import BrokerAddress, Connection, ConnectionFailed, Handlers, Message
+from tests.telemetry.conftest import PREFIX, HandClock, NodeSide, SinkSide, small_sample, until
+
+
+class Listener:
+    """A client of the fleet that hears everything."""
+
+    def __init__(self, broker: Broker, topic: str = "edge/v1/#") -> None:
+        self.heard: list[Message] = []
+        self._stop = threading.Event()
+        self.connection = Connection(broker.address("fleet", client_id="ear"), Handlers(self.heard.append))
+        self.connection.open()
+        self.connection.subscribe(topic)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(ConnectionFailed):  # the broker ends before it
+            while not self._stop.is_set():
+                self.connection.turn(0.05)
+
+    def last(self, topic: str) -> Any:
+        found = [m for m in self.heard if m.topic == topic]
+        return orjson.loads(found[-1].payload) if found else None
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.connection.close()
+
+
+def test_what_a_sink_acknowledges_leaves_the_outbox(node: NodeSide, broker: Broker, sink: SinkSide) -> None:
+    node.outbox.append_event("engine_ready", {"seconds": 1.5})
+    node.outbox.append_metrics(small_sample(), 15_000_000_000)
+    node.connect(broker.address("n1"))
+    until(lambda: node.outbox.pending() == 0)
+    node.outbox.append_event("stop", {})
+    until(lambda: node.outbox.pending() == 0)
+    assert sink.rows() == [(1,), (2,), (3,)]
+    assert not node.codes()
+
+
+def test_without_a_sink_records_stay_and_an_alarm_says_so(node: NodeSide, broker: Broker) -> None:
+    node.outbox.append_event("start", {})
+    node.connect(broker.address("n1"), no_ack_alarm_s=0.5)
+    until(lambda: "no_acknowledgement" in node.codes())
+    assert node.outbox.pending() == 1
+
+
+def test_the_brokers_word_suffices_in_mode_puback(node: NodeSide, broker: Broker) -> None:
+    for number in range(30):
+        node.outbox.append_event("start", {"number": number})
+    node.connect(broker.address("n1"), ack="puback")
+    until(lambda: node.outbox.pending() == 0)
+
+
+def test_version_3_1_1_works_too(node: NodeSide, broker: Broker, sink: SinkSide) -> None:
+    node.outbox.append_event("start", {})
+    node.connect(replace(broker.address("n1"), version_5=False))
+    until(lambda: node.outbox.pending() == 0)
+    assert sink.rows() == [(1,)]
+
+
+def test_a_password_is_read_from_its_file_and_never_logged(
+    node: NodeSide, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = ConnectOnly()
+    (tmp_path / "password").write_text("open sesame\n")
+    address = BrokerAddress(f"mqtt://127.0.0.1:{heard.port}", "n1", "robot", tmp_path / "password")
+    uplink = node.connect(address)
+    until(lambda: "uplink_refused" in node.codes())
+    assert b"robot" in heard.packet and b"open sesame" in heard.packet
+    assert "open sesame" not in caplog.text + uplink.last_failure + str(node.alarms.active())
+
+
+class ConnectOnly:
+    """Takes one CONNECT packet and refuses it: bad user name or password."""
+
+    def __init__(self) -> None:
+        self.packet = b""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            self.packet = near.recv(4096)
+            near.sendall(bytes([0x20, 3, 0, 0x86, 0]))
+            near.close()
+
+
+def test_a_refused_topic_is_kept_reported_and_sent_once_it_is_allowed(
+    node: NodeSide, broker: Broker, sink: SinkSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.allow(ACCESS.replace("%u/up/#", "%u/up/state"))
+    broker.reload()
+    monkeypatch.setattr("edge.telemetry.session._REFUSED_S", 1.0)
+    node.outbox.append_event("engine_down", {})
+    node.connect(broker.address("n1"))
+    until(lambda: "uplink_refused" in node.codes())
+    assert node.outbox.pending() == 1
+    broker.allow(ACCESS)
+    broker.reload()
+    until(lambda: node.outbox.pending() == 0)
+    until(lambda: "uplink_refused" not in node.codes())
+    assert sink.rows() == [(1,)]
+
+
+def test_state_is_retained_and_the_will_says_offline(node: NodeSide, broker: Broker) -> None:
+    relay = Relay(broker.port)
+    node.connect(broker.address("n1", port=relay.port))
+    ear = Listener(broker)
+    until(lambda: (ear.last(f"{PREFIX}up/state") or {}).get("state") == "online")
+    until(lambda: ear.last(f"{PREFIX}up/info"))
+    node.presence.change(draining=True)
+    until(lambda: ear.last(f"{PREFIX}up/state")["state"] == "draining")
+    relay.mode = "refuse"
+    relay.reset()
+    until(lambda: ear.last(f"{PREFIX}up/state")["state"] == "offline")
+    relay.mode = "open"
+    until(lambda: ear.last(f"{PREFIX}up/state")["state"] == "draining")
+    node.uplink.stop(5)  # type: ignore[union-attr]
+    until(lambda: ear.last(f"{PREFIX}up/state")["state"] == "offline")
+    ear.close()
+    relay.close()
+
+
+def test_a_link_that_swallows_everything_is_noticed_and_nothing_is_lost(
+    node: NodeSide, broker: Broker, sink: SinkSide
+) -> None:
+    relay = Relay(broker.port)
+    uplink = node.connect(broker.address("n1", port=relay.port), silence_s=1.0)
+    until(lambda: uplink.connected)
+    relay.mode = "black hole"
+    for number in range(20):
+        node.outbox.append_event("start", {"number": number})
+    until(lambda: not uplink.connected)
+    relay.mode = "open"
+    until(lambda: node.outbox.pending() == 0)
+    assert sink.rows() == [(n,) for n in range(1, 21)]
+    relay.close()
+
+
+def test_after_an_outage_live_data_overtakes_the_backlog(node: NodeSide, broker: Broker, sink: SinkSide) -> None:
+    for number in range(60):
+        node.outbox.append_event("start", {"number": number})
+    uplink = node.connect(broker.address("n1"), backlog_per_s=10.0)
+    until(lambda: uplink.connected)
+    node.outbox.append_event("engine_down", {})
+    until(lambda: (61,) in sink.rows())
+    assert node.outbox.pending() > 20
+    rows = sink.rows("SELECT seq, payload FROM records")
+    historical = {seq: orjson.loads(payload)["hist"] for seq, payload in rows}
+    assert historical[1] and not historical[61]
+
+
+class MuteBroker:
+    """Takes a connection, names its Receive Maximum, and acknowledges nothing. Counts PUBLISH packets."""
+
+    def __init__(self, receive_maximum: int) -> None:
+        self.publishes = 0
+        self._greeting = bytes([0x20, 6, 0, 0, 3, 0x21]) + receive_maximum.to_bytes(2, "big")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        near, _ = self._listener.accept()
+        stream = near.makefile("rb")
+        while head := stream.read(1):
+            length = shift = 0
+            while True:
+                byte = stream.read(1)[0]
+                length |= (byte & 0x7F) << shift
+                shift += 7
+                if byte < 0x80:
+                    break
+            stream.read(length)
+            if head[0] >> 4 == 1:
+                near.sendall(self._greeting)
+            self.publishes += head[0] >> 4 == 3
+
+
+@pytest.mark.parametrize(("receive_maximum", "expected"), [(100, 10), (4, 4)])
+def test_no_more_publishes_wait_than_ten_or_what_the_broker_takes(
+    node: NodeSide, receive_maximum: int, expected: int
+) -> None:
+    mute = MuteBroker(receive_maximum)
+    for number in range(50):
+        node.outbox.append_event("start", {"number": number})
+    uplink = node.connect(BrokerAddress(f"mqtt://127.0.0.1:{mute.port}", "n1"))
+    until(lambda: uplink.connected)
+    for number in range(50):
+        node.outbox.append_event("start", {"number": number})
+    until(lambda: mute.publishes >= expected)
+    time.sleep(1.0)  # more would come now
+    assert mute.publishes == expected
+
+
+def test_missing_certificate_files_are_an_alarm_that_ends_when_they_are_there(
+    node: NodeSide, broker: Broker, tmp_path: Path
+) -> None:
+    address = broker.address("n1")
+    pem = tmp_path / "late.pem"
+    uplink = node.connect(replace(address, cert_file=pem, key_file=pem))
+    until(lambda: "uplink_tls" in node.codes())
+    assert str(pem) in node.alarms.active()[0]["text"]
+    pem.write_bytes(broker.identity("n1").read_bytes())
+    until(lambda: uplink.connected)
+    until(lambda: "uplink_tls" not in node.codes())
+
+
+def test_a_certificate_of_a_stranger_is_refused(node: NodeSide, broker: Broker, tmp_path: Path) -> None:
+    pem = tmp_path / "stranger.pem"
+    trustme.CA().issue_cert(common_name="n1").private_key_and_cert_chain_pem.write_to_path(pem)
+    uplink = node.connect(replace(broker.address("n1"), cert_file=pem, key_file=pem))
+    until(lambda: uplink.last_failure)
+    assert not uplink.connected
+
+
+def test_a_dead_name_and_a_dead_broker_are_an_alarm_after_a_while(node: NodeSide, broker: Broker) -> None:
+    address = replace(broker.address("n1"), url="mqtts://no-such-host.invalid:8883")
+    uplink = node.connect(address, down_alarm_s=0.1)
+    until(lambda: "uplink_down" in node.codes())
+    assert "no-such-host.invalid" in uplink.last_failure
+
+
+def test_two_nodes_of_one_name_are_told_so(tmp_path: Path, broker: Broker) -> None:
+    sides = [NodeSide(tmp_path / name, HandClock()) for name in ("a", "b")]
+    for side in sides:
+        side.connect(broker.address("n1"))
+    until(lambda: any("node_name_taken" in side.codes() for side in sides))
+    for side in sides:
+        side.stop()
+
+
+def test_a_killed_broker_costs_nothing(node: NodeSide, broker: Broker, sink: SinkSide) -> None:
+    node.connect(broker.address("n1"))
+    for round_ in range(3):
+        for number in range(20):
+            node.outbox.append_event("start", {"number": number, "round": round_})
+        broker.kill()
+        broker.start()
+    until(lambda: node.outbox.pending() == 0, 60)
+    assert sink.rows() == [(n,) for n in range(1, 61)]
