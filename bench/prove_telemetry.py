@@ -1,9 +1,8 @@
 """What nodes tell arrives, whatever is killed, cut off, refused, full or damaged.
 
-`python -m bench.prove_telemetry kills fullkills blackhole refused serving histograms --out FILE`. The broker is a
-real mosquitto with TLS, client certificates and an access list; the sink is `edge fleet sink`. Each part prints its
-figures and whether what is promised held; the exit status is 1 if something did not. `serving` needs root, for a file
-system of its own.
+`python -m bench.prove_telemetry kills fullkills blackhole refused serving histograms --out FILE`. The broker is a real mosquitto
+with TLS, client certificates and an access list; the sink is `edge fleet sink`. Each part prints its figures and whether what is
+promised held; the exit status is 1 if something did not. `serving` needs root, for a file system of its own.
 """
 
 from __future__ import annotations

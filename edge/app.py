@@ -162,6 +162,12 @@ class Node:
             return EngineClient(fitted.load, limits, smaller=fitted.smaller, restarts=restarts)
 
         own = fitter.fit(self._model.header, wishes_of(settings))  # and that it does not fit, in its own words
+        trained, context = self._model.header.context_tokens, own.plan.layout.context_tokens
+        if 0 < trained < context:
+            log.warning(
+                "requests may be longer than what the model was trained to; answers get worse there",
+                extra={"event": "context_beyond_training", "context_tokens": context, "trained_tokens": trained},
+            )
         room = PoolLimits(own.budget.bytes, limits.max_waiting, limits.restart_backoff_max_s)
         models = specs(settings, self._model_name)
         planner = SettingsPlanner(settings, self._home, registry, fitter, models[1:])

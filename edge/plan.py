@@ -18,6 +18,7 @@ from edge.logs import start_logging
 from edge.machine import resident_bytes
 from edge.memory.planner import Budget
 from edge.messages import ModelFacts
+from edge.registry.fetch import Patience
 from edge.registry.gguf import read_header
 from edge.registry.remote import sparse_copy
 from edge.registry.resolve import Registry, ResolvedModel
@@ -77,7 +78,7 @@ def _looked_at(
         yield registry.resolve(name, on_check)
         return
     with tempfile.TemporaryDirectory(prefix="edge-plan-") as place:
-        path = sparse_copy(elsewhere, Path(place))
+        path = sparse_copy(elsewhere, Path(place), Patience(tries=3))
         yield ResolvedModel(path.stem if name == elsewhere else name, path, read_header(path), None)
 
 

@@ -341,7 +341,7 @@ class Mqtt(Section):
         description="When a record is safe: `sink`: when a sink says so (down/ack). `puback`: when the broker has it, which may "
         "lose it when it crashes.",
     )
-    username: str = Field("", description="Name to log in with; empty: none, as where certificates say who it is.")
+    username: str = Field("", description="Name to log in with; empty: `node` where there is a password, else none.")
     password_file: Path | None = Field(None, description="File with the password. Relative to EDGE_HOME.")
     ca_file: Path | None = Field(
         None,
@@ -387,8 +387,6 @@ class Mqtt(Section):
         self._check_url()
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("mqtt.cert_file and mqtt.key_file belong together: set both or none")
-        if self.password_file is not None and not self.username:
-            raise ValueError("mqtt.password_file needs mqtt.username too")
         return self
 
     def _check_url(self) -> None:

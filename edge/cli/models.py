@@ -148,7 +148,7 @@ def verify(names: tuple[str, ...]) -> int:
 def remove(name: str) -> None:
     """Take the files of model NAME away, and its manifest if `edge models` wrote it."""
     freed = _inventory().remove(name)
-    click.echo(f"removed {name}, {words.size(freed)} freed")
+    click.echo(f"removed {name}, {words.size(freed)} freed" if freed else f"nothing of {name} takes space here")
 
 
 @command.command()

@@ -90,6 +90,9 @@ def _print(answer: Answer, effective: Effective) -> None:
         ("room", _room(planned)),
         ("plan", _layout(planned.plan)),
     ]
+    trained = answer.model.header.context_tokens
+    if 0 < trained < planned.plan.layout.context_tokens:
+        lines.append(("but", f"the model was trained to {trained:,} tokens: answers beyond that get worse"))
     for label, text in lines:
         out.print(f"{label:8} {text}", markup=False)
     out.print()
@@ -181,6 +184,7 @@ def _object(answer: Answer, effective: Effective) -> dict[str, Any]:
         "file": answer.where,
         "parameters": header.parameters,
         "quantization": header.quantization,
+        "trained_context_tokens": header.context_tokens,
         "room": {
             "host_bytes": budget.host_bytes,
             "device_bytes": budget.device_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import cast
 
@@ -111,9 +112,16 @@ def command(
         block=block,
     )
     manifests = Registry(model_directories(home), home / "verified.json").manifests()
+    begun = time.time()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidied up after like Ctrl-C
-    with Console(stderr=True).status("starting ...") as status:
-        report = quantize(wish, manifests, lambda stage, share: status.update(f"{stage} {share:.0%}"))
+    try:
+        with Console(stderr=True).status("starting ...") as status:
+            report = quantize(wish, manifests, lambda stage, share: status.update(f"{stage} {share:.0%}"))
+    except KeyboardInterrupt:
+        written = wish.target.exists() and wish.target.stat().st_mtime >= begun
+        what = "is written and whole, the report is not finished" if written else "was not written"
+        click.echo(f"edge: interrupted: {wish.target} {what}", err=True)
+        raise
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(report), indent=1))
     else:

@@ -34,7 +34,7 @@ def of_header(model: ResolvedModel, where: str = "") -> str:
 def runs_on(facts: ModelFacts) -> str:
     """Device, threads, slots and context."""
     return (
-        f"{facts.device}, {count(facts.threads, 'thread')}, {facts.slots} answers at a time, "
+        f"{facts.device}, {count(facts.threads, 'thread')}, {count(facts.slots, 'answer')} at a time, "
         f"{facts.context_tokens:,} tokens each"
     )
 

@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import msgspec
@@ -83,6 +84,7 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
         """`smaller` is asked for a load that takes less memory, each time that a child ran out of it; None: there is none.
         `restarts`: a child that dies otherwise is replaced; else the engine has ended for good."""
         self._load = load
+        self._file = Path(load.path).name
         self._limits = limits
         self._smaller = smaller
         self._restarts = restarts
@@ -193,7 +195,7 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
         self._longest_step_s = longest_step_s
         self._was_ready = True
         self._set("ready", "", 1.0)
-        log.info("engine ready", extra={"event": "engine_ready", "seconds": round(seconds, 2)})
+        log.info("engine ready", extra={"event": "engine_ready", "file": self._file, "seconds": round(seconds, 2)})
 
     def _refused(self, message: LoadFailed) -> None:
         error = from_code(message.code, message.message)
@@ -254,7 +256,7 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
                     return
                 if not self._restarts:
                     self._set("down", cause)
-                    log.error("engine down", extra={"event": "engine_down", "reason": cause})
+                    log.error("engine down", extra={"event": "engine_down", "file": self._file, "reason": cause})
                     return
             except OSError as error:
                 cause = f"its process cannot be started: {error}"
@@ -264,7 +266,10 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
             backoff_s = _FIRST_BACKOFF_S if was_ready else min(backoff_s * 2, self._limits.restart_backoff_max_s)
             self._set("down", cause)
             log.error(
-                "engine down", extra={"event": "engine_down", "reason": cause, "restart_in_s": round(backoff_s, 1)}
+                "engine down",
+                extra={
+                    "event": "engine_down", "file": self._file, "reason": cause, "restart_in_s": round(backoff_s, 1),
+                },
             )
             await asyncio.sleep(backoff_s * random.uniform(0.75, 1.25))
 

@@ -299,8 +299,8 @@ def _partly_offloaded(layout: Layout, budget: Budget, sizes_of: SizesOf) -> Plan
 def _refusal(shape: ModelShape, budget: Budget, wishes: Wishes, smallest: Plan, sizes_of: SizesOf) -> str:
     layout = smallest.layout
     said = (
-        f"the model does not fit: with {_count(layout.slots, 'slot')} of {layout.context_tokens:,} tokens it takes "
-        f"{_needs(smallest, budget)}"
+        f"the model does not fit: with {_count(layout.slots, 'slot')} of {layout.context_tokens:,} tokens, kv_type "
+        f"{layout.kv_type}, it takes {_needs(smallest, budget)}"
     )
     free = replace(wishes, slots=None, context_tokens=None, kv_type=None, gpu_layers=None)
     if free != wishes:
@@ -319,11 +319,16 @@ def _refusal(shape: ModelShape, budget: Budget, wishes: Wishes, smallest: Plan, 
 
 def _needs(found: Plan, budget: Budget) -> str:
     if budget.device_bytes is None or budget.unified:
-        return f"{mib(found.total_bytes)} of the {mib(budget.host_bytes)} that {budget.source} has left"
+        return f"{mib(found.total_bytes)} of the {mib(budget.host_bytes)} that {_grants(budget.source)}"
     return (
         f"{mib(found.device_bytes)} of the {mib(budget.device_bytes)} on {budget.device}, and {mib(found.host_bytes)} of the "
-        f"{mib(budget.host_bytes)} that {budget.source} has left"
+        f"{mib(budget.host_bytes)} that {_grants(budget.source)}"
     )
+
+
+def _grants(source: str) -> str:
+    """`--memory allows`, `this machine has left`."""
+    return f"{source} {'allows' if source.startswith(('-', 'memory.')) else 'has left'}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -178,6 +178,8 @@ class Inventory:
     def add(self, path: Path, observer: Observer, *, name: str | None, link: bool, licence: str) -> Pulled | Manifest:
         """Make a file of this machine a known model. With `link` the file stays where it is. Raises EdgeError."""
         path = path.expanduser().absolute()
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ModelUnusable(f"{path} is no regular file; copy what it gives into a file first")
         header = read_header(path)
         name = name or name_from_file(path.name)
         self._store.prepare()

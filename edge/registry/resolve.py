@@ -11,7 +11,7 @@ from edge.errors import ModelUnusable
 from edge.registry.digest import Checksums, sha256_of
 from edge.registry.gguf import GgufHeader, read_header
 from edge.registry.manifest import LANGUAGE, Manifest, read_manifest
-from edge.registry.source import Builtin, Hub, Web, is_source, parse_source
+from edge.registry.source import Builtin, Hub, LocalFile, Web, is_source, parse_source
 from edge.registry.store import Record, Store
 
 
@@ -95,7 +95,9 @@ class Registry:
         known = self.manifests()
         if wish in known:
             return self._resolve_known(*known[wish], on_checksum)
-        if is_source(wish):
+        if is_source(wish) and isinstance(source := parse_source(wish), LocalFile):
+            wish = str(source.path)
+        elif is_source(wish):
             raise ModelUnusable(f"{wish} is not on this machine: `edge models pull {wish}` brings it here and names it")
         path = Path(wish).expanduser()
         if path.suffix == ".onnx":

@@ -116,7 +116,11 @@ class Pool:
     async def load(self, name: str, *, wait: bool = True) -> None:
         """Load a model, or its new version if its file has changed. Raises why it cannot be."""
         model = self.roster[name]
-        version = await self._planner.find(model.spec)
+        try:
+            version = await self._planner.find(model.spec)
+        except EdgeError as error:
+            self._failed(model, Failure(error, time.monotonic()))
+            raise
         coming = model.wanted
         if coming is not None and coming.version is not None and coming.version.stamp != version.stamp:
             with contextlib.suppress(EdgeError):  # what is being loaded is there no more

@@ -28,7 +28,7 @@ TOLD = frozenset({
 })  # fmt: skip
 """Log events that are sent too. None of them carries what a user said."""
 _FIELDS = frozenset({
-    "code", "context_tokens", "kv_type", "model", "reason", "request_id", "requests", "restart_in_s", "seconds", "signal",
+    "code", "context_tokens", "file", "kv_type", "model", "reason", "request_id", "requests", "restart_in_s", "seconds", "signal",
     "silent_s", "slots", "upstream",
 })  # fmt: skip
 """Their fields that are sent. What a later version adds to an event stays here until it stands in this list."""

@@ -66,7 +66,7 @@ def place_of(mqtt: Mqtt, home: Path) -> Place:
     address = BrokerAddress(
         url=mqtt.url,
         client_id=f"edge-{mqtt.group}-{node}",
-        username=mqtt.username,
+        username=mqtt.username or (node if mqtt.password_file is not None else ""),
         password_file=file(mqtt.password_file),
         ca_file=file(mqtt.ca_file),
         cert_file=file(mqtt.cert_file),
@@ -154,8 +154,8 @@ class Telemetry:
 
     def start(self, actions: Mapping[str, Action]) -> None:
         """Open the outbox and begin to send. Raises ConfigurationError if another node has the outbox."""
-        self._outbox.open()
         self.alarms.on_change = self.tell
+        self._outbox.open()
         listen(self._handler)
         desk = CommandDesk(self._keys, self._place.topic, self._outbox, actions, self._time, self.tell)
         self._uplink = Uplink(self._outbox, self.alarms, self._place.config, self.presence, desk.handle)

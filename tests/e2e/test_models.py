@@ -203,5 +203,5 @@ def test_a_stop_lets_answers_of_every_model_finish(tmp_path: Path, files: Path) 
 def test_a_budget_that_is_too_small_stops_the_start_with_figures(run_edge: RunEdge) -> None:
     done = run_edge("serve", "--port", "0", "--set", "memory.budget_mib=40")
     assert done.returncode == 1
-    assert re.search(r"takes \d+ MiB of the 40 MiB that memory.budget_mib has left", done.stderr)
+    assert re.search(r"takes \d+ MiB of the 40 MiB that memory.budget_mib allows", done.stderr)
     assert "Traceback" not in done.stderr
