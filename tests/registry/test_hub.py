@@ -120,7 +120,7 @@ def test_the_hub_hears_nothing_but_what_it_is_asked(node: Node, hub: HubLookalik
 
 def test_a_model_of_several_files(node: Node, hub: HubLookalike, model_bytes: bytes) -> None:
     hub.files["maker/Embed"] = {"onnx/model.onnx": b"ONNX" * 1000, "tokenizer.json": b"{}"}
-    node.know("embed", "hf:maker/Embed:onnx/model.onnx", task="embedding")
+    node.know("embed", "hf:maker/Embed:onnx/model.onnx", task="detection")
     with (node.home / "models" / "embed.toml").open("a") as file:
         file.write('\n[[files]]\nfile = "tokenizer.json"\nsource = "hf:maker/Embed:tokenizer.json"\n')
     pulled = node.pull("embed")
@@ -131,7 +131,7 @@ def test_a_model_of_several_files(node: Node, hub: HubLookalike, model_bytes: by
 
 def test_the_sum_of_the_first_fetch_is_held_to(node: Node, hub: HubLookalike, model_bytes: bytes) -> None:
     hub.files["maker/Embed"] = {"model.onnx": b"ONNX", "tokenizer.json": b"{}"}
-    node.know("embed", "hf:maker/Embed:model.onnx", task="embedding")
+    node.know("embed", "hf:maker/Embed:model.onnx", task="detection")
     with (node.home / "models" / "embed.toml").open("a") as file:
         file.write('\n[[files]]\nfile = "tokenizer.json"\nsource = "hf:maker/Embed:tokenizer.json"\n')
     node.pull("embed")

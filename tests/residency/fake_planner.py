@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge.errors import DoesNotFit, EdgeError
 from edge.messages import Load
-from edge.registry.gguf import GgufHeader
+from edge.registry.gguf import GgufHeader, read_header
 from edge.registry.resolve import ResolvedModel
 from edge.residency import Fitted, Spec, Version
 
 MIB = 1 << 20
+BUILTIN = Path(__file__).resolve().parents[2] / "models/builtin/edge-builtin-q4_0.gguf"
 
 
 def header() -> GgufHeader:
     """Of no file."""
-    return GgufHeader(Path("/none"), 3, "llama", "fake", 1, 128, 300, "", {"Q4_0": 1}, (), 0, 0, 1, 1)
+    return replace(read_header(BUILTIN), path=Path("/none"), name="fake")
 
 
 def load_of(path: str) -> Load:
