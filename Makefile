@@ -1,10 +1,10 @@
-# `make` alone lists what there is. Variables: PYTHON (3.11 or newer), ARGS (handed to the command), RUNTIME (onnx, or onnx-gpu on a
-# machine with CUDA).
+# `make` alone lists what there is. Variables: PYTHON (3.11 or newer), ARGS (handed to the command), RUNTIME (onnx; or onnx-gpu on a
+# machine with CUDA, once: it is remembered).
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
-RUNTIME ?= onnx
-SETUP := $(PYTHON) provisioning/install.py --extra $(RUNTIME)
+RUNTIME ?=
+SETUP := $(PYTHON) provisioning/install.py $(if $(RUNTIME),--extra $(RUNTIME))
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability prove-telemetry clean distclean

@@ -31,6 +31,7 @@ _NINJA_STEP = re.compile(r"\[(\d+)/(\d+)\]")
 _LAST_WORDS = 15
 RUNTIMES = {"onnx": "onnxruntime", "onnx-gpu": "onnxruntime-gpu"}
 """Extras of which there is one at a time: their packages provide the same module."""
+DEFAULT_RUNTIME = "onnx"
 
 
 class SetupFailed(Exception):
@@ -58,10 +59,12 @@ def install(extras: list[str]) -> None:
     stamp = VENV / ".installed"
     wanted = _checksum()
     checksum, _, present = stamp.read_text().partition(" ") if stamp.exists() else ("", "", "")
+    if not RUNTIMES.keys() & set(extras):
+        extras = [*extras, next((runtime for runtime in RUNTIMES if runtime in present.split()), DEFAULT_RUNTIME)]
     if checksum == wanted and set(extras) <= set(present.split()):
         return
     check_machine()
-    others = {runtime for runtime in RUNTIMES if runtime not in extras} if RUNTIMES.keys() & set(extras) else set()
+    others = RUNTIMES.keys() - set(extras)
     if checksum == wanted:
         extras = sorted({*extras, *present.split()} - others)
     native = native_requirement()
@@ -81,7 +84,7 @@ def install(extras: list[str]) -> None:
             environment=os.environ,
             cure="remove .venv, then run the same command again",
         )
-    target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
+    target = f"{ROOT}[{','.join(sorted(extras))}]"
     print("installing Python packages", flush=True)
     run_logged(
         [str(VENV / "bin" / "pip"), "install", "--disable-pip-version-check", str(wheel), "--editable", target],
@@ -89,7 +92,7 @@ def install(extras: list[str]) -> None:
         environment=os.environ,
         cure="check the network, then run the same command again",
     )
-    stamp.write_text(f"{wanted} {' '.join(extras)}")
+    stamp.write_text(f"{wanted} {' '.join(sorted(extras))}")
 
 
 def check_machine() -> None:

@@ -176,6 +176,8 @@ def _console() -> Console:
 
 
 def _say_pulled(pulled: Pulled) -> None:
+    from edge.registry.manifest import LANGUAGE
+
     manifest = pulled.record.manifest
     name, size = manifest.name, words.size(pulled.record.size_bytes)
     if pulled.already:
@@ -186,8 +188,10 @@ def _say_pulled(pulled: Pulled) -> None:
             f"nobody states a checksum for {stored.file}; from now on it must be what came now, sha256 {stored.sha256}",
             file=sys.stderr,
         )
-    if manifest.served:
+    if manifest.task in LANGUAGE:
         click.echo(f"{name} is here, {size}; try it: edge serve --model {name}")
+    elif manifest.served:
+        click.echo(f"{name} is here, {size}; to serve it for {manifest.task}, write [models.{name}] into edge.toml")
     else:
         click.echo(f"{name} is here, {size}; this version does not serve {manifest.task} yet")
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-ROW_BUCKETS = (1, 2, 4, 8, 16, 32)
+ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Texts in a pass: few shapes, so that the library's memory does not grow with every new one."""
 _WORTH_FILLING = 0.75
 """A pass is filled up with empty texts if so much of it is full; else the next smaller one is taken."""
 _LIKE = 0.75
 """Texts of one pass are at least this part as long as the longest: the rest would be computed for nothing."""
-_SHARE = 0.5
+_SHARE = 0.6
 """Part of the SLO that one pass may take: who comes while it runs waits for its end."""
+_FEW = 4
+"""So few texts may take the whole of it: in smaller passes a processor computes markedly less in the same time."""
 _GATHER = 0.25
 """Part of a pass's own time that it is delayed at most to gather more."""
 _STEPS = ((64, 8), (128, 16), (256, 32), (1 << 30, 64))
@@ -126,7 +128,8 @@ class Batcher:
         """Texts of a length that one pass may have."""
         fits = 1
         for rows in ROW_BUCKETS:
-            in_time = self.costs.pass_s(rows, length) <= self._slo_s * _SHARE
+            share = 1.0 if rows <= _FEW else _SHARE
+            in_time = self.costs.pass_s(rows, length) <= self._slo_s * share
             if rows <= self._most_rows and rows * length <= self._most_cells and in_time:
                 fits = rows
         return fits

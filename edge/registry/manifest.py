@@ -16,9 +16,7 @@ Task = Literal["chat", "completion", "embedding", "rerank", "classification", "d
 LANGUAGE: frozenset[str] = frozenset({"chat", "completion"})
 """Tasks of models that write text: the node's own model is one of them."""
 READING: frozenset[str] = frozenset({"embedding", "rerank", "classification"})
-"""Tasks of models that read text, and answer with numbers."""
-SERVED = LANGUAGE | READING
-"""Tasks that this version answers. Models for others can be known, fetched and checked."""
+"""Tasks of models that read text, and answer with numbers: this version runs them as ONNX."""
 
 TOKENIZER = "tokenizer.json"
 """The file that an ONNX model for text is read by."""
@@ -110,7 +108,7 @@ class Manifest(_Strict):
     def _is_whole(self) -> Self:
         if self.where == Builtin() and not (self.file and self.sha256):
             raise ValueError("a builtin model needs `file` and `sha256`")
-        if self.task in SERVED and not self.context_tokens:
+        if self.task in LANGUAGE | READING and not self.context_tokens:
             raise ValueError(f"a model for {self.task} needs `context_tokens`")
         self._require_encoder()
         names = [self.main_file, *(part.file for part in self.files)]
@@ -143,7 +141,7 @@ class Manifest(_Strict):
     @property
     def served(self) -> bool:
         """Whether this version answers requests for such a model."""
-        return self.task in SERVED
+        return self.task in LANGUAGE or (self.task in READING and not self.holds_gguf)
 
     @property
     def main_file(self) -> str:

@@ -126,8 +126,9 @@ class Registry:
     def _resolve_known(self, manifest: Manifest, where: Path, on_checksum: Callable[[Path], None] | None) -> Found:
         name = manifest.name
         if not manifest.served:
+            form = " as GGUF" if manifest.holds_gguf else ""
             raise ModelUnusable(
-                f"model {name} is for {manifest.task}, which this version does not serve yet; `edge models list` shows "
+                f"model {name} is for {manifest.task}{form}, which this version does not serve yet; `edge models list` shows "
                 "which models it serves"
             )
         path = self.beside(manifest, where)

@@ -61,11 +61,12 @@ def test_every_text_is_computed_once_in_a_pass_that_holds_it(
 
 
 @given(COSTS, LENGTHS)
-def test_no_pass_but_a_single_text_takes_more_than_half_of_the_target(costs: Costs, lengths: list[int]) -> None:
+def test_no_pass_but_a_single_text_takes_more_than_its_share_of_the_target(costs: Costs, lengths: list[int]) -> None:
     queue = batcher(costs)
     queue.add(1, lengths, 0.0)
     for _, batch in drained(queue, 0.0):
-        assert batch.rows == 1 or costs.pass_s(batch.rows, batch.length) <= 0.025 + 1e-9
+        most_s = 0.05 if batch.rows <= 4 else 0.03
+        assert batch.rows == 1 or costs.pass_s(batch.rows, batch.length) <= most_s + 1e-9
 
 
 @given(COSTS, STEPS)

@@ -11,6 +11,7 @@ from bench.file_server import Cut, Damage, Status
 from edge.errors import DownloadFailed
 from edge.registry import hub as hub_module
 from edge.registry.fetch import Patience
+from edge.registry.resolve import Registry, ResolvedTensors
 from edge.registry.source import Hub
 from tests.conftest import RunEdge
 from tests.registry.conftest import Node, sha
@@ -120,7 +121,7 @@ def test_the_hub_hears_nothing_but_what_it_is_asked(node: Node, hub: HubLookalik
 
 def test_a_model_of_several_files(node: Node, hub: HubLookalike, model_bytes: bytes) -> None:
     hub.files["maker/Embed"] = {"onnx/model.onnx": b"ONNX" * 1000, "tokenizer.json": b"{}"}
-    node.know("embed", "hf:maker/Embed:onnx/model.onnx", task="embedding")
+    node.know("embed", "hf:maker/Embed:onnx/model.onnx", task="detection")
     with (node.home / "models" / "embed.toml").open("a") as file:
         file.write('\n[[files]]\nfile = "tokenizer.json"\nsource = "hf:maker/Embed:tokenizer.json"\n')
     pulled = node.pull("embed")
@@ -131,7 +132,7 @@ def test_a_model_of_several_files(node: Node, hub: HubLookalike, model_bytes: by
 
 def test_the_sum_of_the_first_fetch_is_held_to(node: Node, hub: HubLookalike, model_bytes: bytes) -> None:
     hub.files["maker/Embed"] = {"model.onnx": b"ONNX", "tokenizer.json": b"{}"}
-    node.know("embed", "hf:maker/Embed:model.onnx", task="embedding")
+    node.know("embed", "hf:maker/Embed:model.onnx", task="detection")
     with (node.home / "models" / "embed.toml").open("a") as file:
         file.write('\n[[files]]\nfile = "tokenizer.json"\nsource = "hf:maker/Embed:tokenizer.json"\n')
     node.pull("embed")
@@ -163,3 +164,15 @@ def test_nothing_is_asked_once_a_model_is_here(
     found = node.inventory._registry.resolve("tiny-q4_k_m")
     assert found.path.read_bytes() == model_bytes
     assert not hub.asked
+
+
+def test_a_fetched_encoder_is_found_with_its_tokenizer(node: Node, hub: HubLookalike) -> None:
+    hub.files["maker/Oak"] = {"model.onnx": b"ONNX", "tokenizer.json": b"{}"}
+    node.know("oak", "hf:maker/Oak:model.onnx", task="embedding")
+    with (node.home / "models" / "oak.toml").open("a") as file:
+        file.write('\n[encoder]\npooling = "mean"\n')
+        file.write('\n[[files]]\nfile = "tokenizer.json"\nsource = "hf:maker/Oak:tokenizer.json"\n')
+    node.pull("oak")
+    found = Registry.at(node.home).find("oak")
+    assert isinstance(found, ResolvedTensors)
+    assert found.path.read_bytes() == b"ONNX" and found.files["tokenizer.json"].read_bytes() == b"{}"

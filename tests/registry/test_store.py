@@ -196,8 +196,8 @@ def test_a_manifest_with_another_sum_asks_for_the_new_file(
 
 
 def test_a_task_that_is_not_served_is_said_when_it_is_asked_for(node: Node) -> None:
-    node.know("embed", "hf:a/b:model.onnx", task="embedding")
-    with pytest.raises(ModelUnusable, match="model embed is for embedding, which this version does not serve yet"):
+    node.know("embed", "hf:a/b:model.onnx", task="detection")
+    with pytest.raises(ModelUnusable, match="model embed is for detection, which this version does not serve yet"):
         Registry.at(node.home).resolve("embed")
 
 

@@ -55,7 +55,7 @@ def test_without_a_compiler_it_names_the_package_and_makes_nothing(checkout: Pat
 
 def test_what_is_installed_is_not_installed_again(checkout: Path, install: ModuleType) -> None:
     (checkout / ".venv").mkdir()
-    (checkout / ".venv" / ".installed").write_text(f"{install._checksum()} dev")
+    (checkout / ".venv" / ".installed").write_text(f"{install._checksum()} dev onnx")
     done = run(checkout, PATH="/nowhere")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -96,3 +96,10 @@ def test_only_libllama_is_built(install: ModuleType) -> None:
     options = install.build_environment(2)["CMAKE_ARGS"]
     assert "libllama-only.cmake" in options
     assert "-DLLAVA_BUILD=OFF" in options
+
+
+def test_the_runtime_that_was_chosen_stays_chosen(checkout: Path, install: ModuleType) -> None:
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / ".installed").write_text(f"{install._checksum()} onnx-gpu")
+    done = run(checkout, PATH="/nowhere")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -15,6 +15,7 @@ from edge.errors import DoesNotFit, ModelUnusable
 from edge.fitting import Fitter
 from edge.loading import SettingsPlanner, specs
 from edge.memory.planner import Budget
+from edge.onnx.messages import LoadTensors
 from edge.registry.resolve import Registry
 from edge.residency import Spec
 from edge.settings import Settings
@@ -126,3 +127,25 @@ def test_behind_a_link_that_is_set_anew_the_old_version_is_still_there(home: Pat
         assert (await plan.fit(first, 1 << 40)).load.path == str(home / "one.gguf")
 
     asyncio.run(main())
+
+
+def test_an_encoder_is_planned_with_room_for_passes_and_stays_behind_a_model_that_promises(
+    home: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "m.onnx"
+    file.write_bytes(bytes(10 * MIB))
+
+    async def fitted(settings: Settings, room: int) -> tuple[LoadTensors, int]:
+        plan = planner(home, settings)
+        found = await plan.fit(await plan.find(Spec("m", str(file))), room)
+        assert isinstance(found.load, LoadTensors)
+        return found.load, found.bytes
+
+    load, planned = asyncio.run(fitted(Settings(), 1 << 40))
+    assert load.limit_bytes == planned > (10 + 72 + 128) * MIB
+    assert (load.background, load.task, load.reading) == (True, "tensors", None)
+    off = Settings.model_validate({"admission": {"mode": "off"}, "onnx": {"threads": 3, "provider": "cpu"}})
+    load, tight = asyncio.run(fitted(off, 150 * MIB))
+    assert (load.background, load.threads, load.provider, tight) == (False, 3, "cpu", 150 * MIB)
+    with pytest.raises(DoesNotFit, match="the model 'm' needs"):
+        asyncio.run(fitted(Settings(), 100 * MIB))

@@ -1,0 +1,104 @@
+"""Manifests of models that read text, and how such models are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge.errors import ConfigurationError, ModelUnusable
+from edge.registry.manifest import Encoder, Manifest, manifest_text, read_manifest
+from edge.registry.resolve import Registry, ResolvedModel, ResolvedTensors
+from tests.engine.conftest import Q4_0
+
+HEAD = 'name = "oak"\nsource = "file:/stick/model.onnx"\nlicence = "MIT"\ncontext_tokens = 128\ndescription = "Made."\n'
+TOKENIZER = '[[files]]\nfile = "tokenizer.json"\nsource = "file:/stick/tokenizer.json"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('task = "embedding"\n', r"needs \[encoder\] with `pooling`: mean, cls, last or none"),
+        ('task = "embedding"\n[encoder]\nnormalise = true\n', r"needs \[encoder\] with `pooling`"),
+        ('task = "embedding"\n[encoder]\npooling = "middle"\n', r"encoder\.pooling"),
+        ('task = "embedding"\n[encoder]\npooling = "mean"\nspeed = 1\n', r"encoder\.speed"),
+        ('task = "embedding"\n[encoder]\npooling = "mean"\ndimensions = [0]\n', r"encoder\.dimensions"),
+        ('task = "embedding"\n[encoder]\npooling = "mean"\n', r"needs tokenizer\.json among its \[\[files\]\]"),
+        ('task = "classification"\n', r"needs \[encoder\] with `labels`"),
+        ('task = "classification"\n[encoder]\nlabels = ["a", "a"]\n', "two labels are the same"),
+        (
+            'task = "detection"\n[encoder]\npooling = "mean"\n',
+            r"\[encoder\] is for embedding, rerank and classification",
+        ),
+    ],
+)
+def test_a_manifest_that_leaves_something_open_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "oak.toml").write_text(HEAD + text)
+    with pytest.raises(ConfigurationError, match=said):
+        read_manifest(tmp_path / "oak.toml")
+
+
+def test_a_manifest_is_read_again_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "oak.toml").write_text(
+        f'{HEAD}task = "embedding"\n[encoder]\npooling = "cls"\nquery_prompt = "q: \\"x\\" "\ndimensions = [8, 16]\n{TOKENIZER}'
+    )
+    manifest = read_manifest(tmp_path / "oak.toml")
+    assert manifest.encoder == Encoder(pooling="cls", query_prompt='q: "x" ', dimensions=[8, 16])
+    (tmp_path / "again.toml").write_text(manifest_text(manifest, "a test"))
+    assert read_manifest(tmp_path / "again.toml") == manifest
+
+
+def known(home: Path, *, parts: bool = True) -> Registry:
+    """A home with an encoder beside its manifest; what is in the file is not looked at here."""
+    (home / "oak").mkdir()
+    (home / "oak" / "model.onnx").write_bytes(b"a model")
+    if parts:
+        (home / "oak" / "tokenizer.json").write_text("{}")
+    (home / "oak.toml").write_text(
+        f'{HEAD}file = "oak/model.onnx"\ntask = "embedding"\n[encoder]\npooling = "mean"\n{TOKENIZER}'
+    )
+    return Registry([home], home / "verified.json")
+
+
+def test_an_encoder_is_found_with_its_files_and_is_no_model_of_the_nodes_own(home: Path) -> None:
+    registry = known(home)
+    found = registry.find("oak")
+    assert isinstance(found, ResolvedTensors) and found.file_bytes == 7
+    assert found.files == {"model.onnx": home / "oak" / "model.onnx", "tokenizer.json": home / "oak" / "tokenizer.json"}
+    with pytest.raises(ModelUnusable, match=r"oak is for embedding, and the node's own model must write text"):
+        registry.resolve("oak")
+
+
+def test_a_bare_file_is_found_by_its_path_and_a_language_model_as_before(home: Path) -> None:
+    registry = known(home)
+    bare = registry.find(str(home / "oak" / "model.onnx"))
+    assert isinstance(bare, ResolvedTensors) and bare.manifest is None and bare.name == "model"
+    with pytest.raises(ModelUnusable, match=r"cannot read /nowhere/m\.onnx"):
+        registry.find("/nowhere/m.onnx")
+    assert isinstance(registry.find(str(Q4_0)), ResolvedModel)
+
+
+def test_a_missing_tokenizer_is_named(home: Path) -> None:
+    with pytest.raises(
+        ModelUnusable, match=r"tokenizer\.json of model oak is not beside it: put it at .*/oak/tokenizer\.json"
+    ):
+        known(home, parts=False).find("oak")
+
+
+def test_which_models_this_version_serves(tmp_path: Path) -> None:
+    def served(source: str, task: str) -> bool:
+        fields = {
+            "name": "x",
+            "task": task,
+            "source": source,
+            "licence": "MIT",
+            "context_tokens": 8,
+            "description": "x",
+        }
+        encoder = {"pooling": "mean", "labels": ["a"]} if task in ("embedding", "classification") else None
+        files = [{"file": "tokenizer.json", "source": "hf:a/b:tokenizer.json"}]
+        return Manifest.model_validate({**fields, "encoder": encoder, "files": files}).served
+
+    assert all(served("hf:a/b:model.onnx", task) for task in ("embedding", "rerank", "classification"))
+    assert not served("hf:a/b:Q8_0", "embedding") and not served("hf:a/b:model.onnx", "detection")
+    assert served("hf:a/b:Q8_0", "chat")
