@@ -8,7 +8,8 @@
 
 Idle: processor seconds of the node's processes over `--idle-s`, as a share of one core. Scraping and asking count as far as the
 node does them. Load: blocks in turn, a fresh node each; per pair of blocks the difference of the 99th percentiles of the gaps
-that clients saw; it holds if zero lies within the 95 % interval of their mean (bootstrap), or the mean is below 2 % of the target.
+that clients saw; it holds if zero lies within the 95 % interval of their mean (bootstrap), or the mean is below 2 % of the
+target.
 """
 
 from __future__ import annotations

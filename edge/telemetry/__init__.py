@@ -1,0 +1,1 @@
+"""What the node tells the fleet, and how none of it is lost: records, the outbox on disk, the uplink over MQTT."""
