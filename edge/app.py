@@ -12,11 +12,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import uvloop
-from prometheus_client.metrics_core import Metric as Family
 
 from edge import __version__
 from edge.admission.policy import Mode
@@ -32,13 +31,10 @@ from edge.listener import bind, http_server, is_loopback, require_tls_files, url
 from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
 from edge.logs import start_logging
 from edge.machine import resident_bytes
-from edge.memory.gpu import is_jetson
 from edge.messages import ModelFacts, Stats
+from edge.observation import Observation, dcgm_names
 from edge.onnx.client import TensorClient
 from edge.onnx.messages import LoadTensors
-from edge.probes.host import Roots
-from edge.probes.sample import Probes
-from edge.probes.throttle import Change
 from edge.quiet import settle_collector
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.residency import Fitted, Pool, PoolLimits
@@ -46,15 +42,11 @@ from edge.settings import Settings
 from edge.systemd import Notifier
 from edge.telemetry.node import Telemetry
 
-if TYPE_CHECKING:
-    from edge.otlp.exporter import OtlpSender
-
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.2
 _WATCH_S = 1.0
 _START_GRACE_S = 30.0
-_COLLECT_S = 5.0
 _WEDGED_AFTER = 3.0
 """The engine's client replaces a silent child after `engine.wedge_timeout_s`. Silence for this many times as long means
 that the client itself has failed, and only the service manager's watchdog is left."""
@@ -138,14 +130,12 @@ class Node:
         self._pool = self._pool_of_models(registry, Fitter(settings))
         self._fleet = build_fleet(settings, effective.home)
         self._drain = DrainState()
-        every_s = settings.metrics.interval_s
-        self._probes = Probes(Roots(home=self._home), every_s, self._on_throttle) if every_s else None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._observation = Observation(settings, self._home, self._pool)
         self._telemetry = Telemetry(settings.mqtt, effective.home) if settings.mqtt.url else None
         front = self._front()
+        self._observation.attach(front)
         if self._telemetry is not None:
             front.metrics.listeners.append(self._telemetry.latencies.observe)
-        self._otlp = self._sender(front) if settings.otlp.endpoint else None
         self._server = http_server(build_application(front, __version__), settings.server)
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
         self.begin_again = False
@@ -186,51 +176,17 @@ class Node:
             offline=self._settings.admission.offline,
             max_wait_s=self._settings.admission.max_wait_s,
             load_wait_s=self._settings.admission.load_wait_s,
-            dcgm_names=self._settings.metrics.dcgm_names == "on"
-            or (self._settings.metrics.dcgm_names == "auto" and is_jetson()),
+            dcgm_names=dcgm_names(self._settings.metrics),
         )
         return Front(
-            self._pool, config, self._keys, self._drain, self._fleet, probes=self._probes, telemetry=self._telemetry
+            self._pool,
+            config,
+            self._keys,
+            self._drain,
+            self._fleet,
+            probes=self._observation.probes,
+            telemetry=self._telemetry,
         )
-
-    def _sender(self, front: Front) -> OtlpSender:
-        """What sends metrics and traces to a collector. Raises ConfigurationError."""
-        try:
-            from edge.otlp.exporter import OtlpSender
-        except ImportError:
-            raise ConfigurationError(
-                "otlp.endpoint is set, and the OpenTelemetry SDK is not installed: pip install 'edge-node[otlp]', or "
-                "leave otlp.endpoint empty"
-            ) from None
-
-        async def families() -> list[Family]:
-            return list(front.metrics.registry.collect())
-
-        def collect() -> list[Family]:  # on a thread of the sender's; the figures change on the loop
-            assert self._loop is not None
-            return asyncio.run_coroutine_threadsafe(families(), self._loop).result(_COLLECT_S)
-
-        sender = OtlpSender(self._settings.otlp, self._home, __version__, collect)
-        front.metrics.listeners.append(sender.latencies.observe)
-        if sender.traces is not None:
-            front.tracing = sender.traces
-        return sender
-
-    def _on_throttle(self, change: Change) -> None:
-        """On the probes' thread: the machine is slowed down, or runs freely again."""
-        if change.begins:
-            log.warning("machine is slowed down", extra={"event": "throttle", "signs": ", ".join(change.signs)})
-        else:
-            log.info("machine runs freely again", extra={"event": "throttle_over"})
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._clocks_changed)
-
-    def _clocks_changed(self) -> None:
-        for model in self._pool.roster:
-            engine = self._pool.roster.engine(model.spec.name)
-            if isinstance(engine, EngineClient):
-                engine.clocks_changed()
 
     def _mode(self) -> Mode:
         mode = self._settings.admission.mode
@@ -243,9 +199,7 @@ class Node:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain. Raises ModelUnusable or DoesNotFit if the main model cannot be loaded."""
         self._catch_signals()
-        self._loop = asyncio.get_running_loop()
-        if self._probes is not None:
-            self._probes.start()
+        await self._observation.start()
         if self._directed is not None:
             await self._directed.start()
         await self._pool.start()
@@ -268,10 +222,7 @@ class Node:
             await serving
             if self._fleet is not None:
                 await self._fleet.stop()
-            if self._probes is not None:
-                self._probes.stop()
-            if self._otlp is not None:
-                await asyncio.to_thread(self._otlp.stop)
+            await self._observation.stop()
             if self._directed is not None:
                 await self._directed.stop()
 

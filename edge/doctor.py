@@ -21,15 +21,17 @@ from typing import Literal
 
 from edge.api.auth import KeyStore
 from edge.effective import Effective, load
-from edge.errors import ConfigurationError, EdgeError, ModelUnusable
-from edge.fitting import Fitter, further_wishes, wishes_of
+from edge.errors import ConfigurationError, EdgeError
+from edge.fitting import Fitter, wishes_of
 from edge.fleet.member import Member
 from edge.fleet.upstreams import Upstream, read_upstreams
 from edge.listener import bind, is_loopback
+from edge.loading import SettingsPlanner, specs
 from edge.machine import usable_cores
 from edge.memory.host import host_memory
-from edge.memory.planner import Wishes
-from edge.registry.resolve import Registry, model_directories
+from edge.messages import Load
+from edge.onnx.messages import LoadTensors
+from edge.registry.resolve import Found, Registry, ResolvedModel, ResolvedTensors
 from edge.settings import Settings
 
 _GIB = 1 << 30
@@ -176,36 +178,43 @@ def _sources(effective: Effective) -> str:
 
 
 def _models(effective: Effective) -> Iterator[Finding]:
-    """The node's own, without which it does not start, and the further ones."""
-    registry = Registry(model_directories(effective.home), effective.home / "verified.json")
-    settings = effective.settings
-    yield from _model(registry, "model", settings.model.name, "fail", settings, wishes_of(settings))
-    for name, further in settings.models.items():
-        wishes = further_wishes(settings, further.slots, further.context_tokens)
-        yield from _model(registry, f"model {name}", further.source or name, "warn", settings, wishes)
+    """The node's own, without which it does not start, and the further ones in the room that it leaves."""
+    settings, fitter = effective.settings, Fitter(effective.settings)
+    models = specs(settings, settings.model.served_name)
+    registry = Registry.at(effective.home)
+    planner = SettingsPlanner(settings, effective.home, registry, fitter, models[1:])
+    room: int | None = None
+    for spec in models:
+        subject = "model" if spec.main else f"model {spec.name}"
+        missing: Level = "fail" if spec.main else "warn"
+        try:
+            version = asyncio.run(planner.find(spec))
+            yield Finding("ok", subject, f"{version.model.name}: {_described(version.model)}")
+            if spec.main and isinstance(version.model, ResolvedModel):
+                room = fitter.fit(version.model.header, wishes_of(settings)).budget.bytes
+            if room is None:
+                continue  # without the node's own model nobody knows what it leaves
+            fitted = asyncio.run(planner.fit(version, room))
+        except EdgeError as error:
+            yield Finding(missing, subject, error.message)
+            continue
+        if spec.fixed:
+            room -= fitted.bytes
+        yield Finding("ok", subject, f"fits, with {fitted.bytes / 2**20:,.0f} MiB{_layout(fitted.load)}")
 
 
-def _model(
-    registry: Registry, subject: str, wish: str, missing: Level, settings: Settings, wishes: Wishes
-) -> Iterator[Finding]:
-    try:
-        model = registry.resolve(wish)
-    except EdgeError as error:
-        yield Finding(missing, subject, error.message)
-        return
+def _described(model: Found) -> str:
+    if isinstance(model, ResolvedTensors):
+        return f"{model.file_bytes / 1e6:,.1f} MB at {model.path}"
     header = model.header
-    yield Finding(
-        "ok",
-        subject,
-        f"{model.name}: {header.architecture}, {header.parameters / 1e6:,.1f} M parameters, "
-        f"{header.quantization}, {header.file_bytes / 1e6:,.1f} MB at {model.path}",
+    return (
+        f"{header.architecture}, {header.parameters / 1e6:,.1f} M parameters, {header.quantization}, "
+        f"{header.file_bytes / 1e6:,.1f} MB at {model.path}"
     )
-    try:
-        layout = Fitter(settings).fit(header, wishes).plan.layout
-    except ModelUnusable as error:
-        yield Finding(missing, subject, error.message)
-        return
-    yield Finding("ok", subject, f"fits with {layout.slots} answers at a time of {layout.context_tokens:,} tokens each")
+
+
+def _layout(load: Load | LoadTensors) -> str:
+    return f", {load.slots} answers at a time of {load.context_tokens:,} tokens" if isinstance(load, Load) else ""
 
 
 def _port(settings: Settings) -> Finding:

@@ -268,7 +268,10 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
             log.error(
                 "engine down",
                 extra={
-                    "event": "engine_down", "file": self._file, "reason": cause, "restart_in_s": round(backoff_s, 1),
+                    "event": "engine_down",
+                    "file": self._file,
+                    "reason": cause,
+                    "restart_in_s": round(backoff_s, 1),
                 },
             )
             await asyncio.sleep(backoff_s * random.uniform(0.75, 1.25))

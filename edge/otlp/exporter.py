@@ -15,9 +15,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from prometheus_client import CollectorRegistry
 
 from edge.errors import ConfigurationError
-from edge.otlp.metrics import Collect, Latencies, RegistryExporter, views
+from edge.otlp.metrics import Latencies, NodeExporter, OnLoop, uptime
 from edge.otlp.outcome import Outcome, ToldSpanExporter
 from edge.otlp.traces import Traces
 from edge.settings import Otlp
@@ -29,8 +31,8 @@ _GOODBYE_MS = 3000
 class OtlpSender:
     """Owner of the SDK's providers. `latencies` are to be fed from the event loop; `traces` is None if none are wanted."""
 
-    def __init__(self, settings: Otlp, home: Path, version: str, collect: Collect) -> None:
-        """`collect` gives the node's own metric families, and is called on a thread of the SDK's. Raises ConfigurationError."""
+    def __init__(self, settings: Otlp, home: Path, version: str, registry: CollectorRegistry, on_loop: OnLoop) -> None:
+        """`registry`: the node's own metrics, read on the loop. Raises ConfigurationError."""
         logging.getLogger("opentelemetry").setLevel(
             logging.CRITICAL
         )  # it says each failure at length; `Outcome` says it once
@@ -40,10 +42,12 @@ class OtlpSender:
             {"service.name": "edge-node", "service.version": version, "service.instance.id": socket.gethostname()}
         )
         sender = OTLPMetricExporter(endpoint=f"{base}/v1/metrics", headers=headers, timeout=_TIMEOUT_S)
-        exporter = RegistryExporter(sender, collect, version, Outcome("metrics", base))
+        self.latencies = Latencies()
+        scope = InstrumentationScope("edge.node", version)  # of its own: the exporter keeps one list for each scope
+        exporter = NodeExporter(sender, registry, self.latencies, on_loop, scope, Outcome("metrics", base))
         reader = PeriodicExportingMetricReader(exporter, settings.interval_s * 1000)
-        self._meters = MeterProvider([reader], resource, views=views(), shutdown_on_exit=False)
-        self.latencies = Latencies(self._meters.get_meter("edge", version))
+        self._meters = MeterProvider([reader], resource, shutdown_on_exit=False)
+        uptime(self._meters.get_meter("edge", version))
         self._tracers: TracerProvider | None = None
         self.traces: Traces | None = None
         if settings.traces == "on":

@@ -1,20 +1,23 @@
 """Metrics for the collector: latencies as exponential histograms under OpenTelemetry's names for generative models, and the
 node's own counters and gauges as they stand on /metrics.
 
-The registry is not instrumented a second time: at each export its families are put beside what the SDK has.
+Nothing is instrumented a second time: at each export the node's own figures are put beside what the SDK has. Its own histograms
+take ten times as long for each token.
 Source: OpenTelemetry semantic conventions, GenAI metrics (server).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
-from opentelemetry.sdk.metrics import Counter, Histogram
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
+    Buckets,
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
     Gauge,
     Metric,
     MetricExporter,
@@ -25,14 +28,14 @@ from opentelemetry.sdk.metrics.export import (
     ScopeMetrics,
     Sum,
 )
-from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation, View
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as Family
 
 from edge.otlp.outcome import Outcome
+from edge.telemetry.histogram import Histogram
 
-Collect = Callable[[], Sequence[Family]]
-MAX_BUCKETS = 160
+T = TypeVar("T")
 PROVIDER = "edge"
 _NAMES = {
     "ttft": ("gen_ai.server.time_to_first_token", "Request read to first text written."),
@@ -41,54 +44,66 @@ _NAMES = {
 }
 
 
-def views() -> list[View]:
-    """All histograms with base-2 exponential buckets."""
-    aggregation = ExponentialBucketHistogramAggregation(max_size=MAX_BUCKETS)
-    return [View(instrument_type=Histogram, instrument_name="*", aggregation=aggregation)]
+class OnLoop(Protocol):
+    """Runs a piece of work on the event loop, from another thread, and waits for what it returns."""
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """Raises TimeoutError if the loop does not come to it."""
+        ...
 
 
 class Latencies:
-    """The histograms. Fed on the event loop."""
+    """Owner of the histograms. Lives on the event loop, so that counting one takes a microsecond there and no lock."""
 
-    def __init__(self, meter: Meter) -> None:
-        self._histograms = {
-            kind: meter.create_histogram(name, unit="s", description=text) for kind, (name, text) in _NAMES.items()
-        }
-        self._attributes: dict[tuple[str, str], dict[str, str]] = {}
-        begun_s = time.monotonic()
-
-        def uptime(_: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(time.monotonic() - begun_s)
-
-        meter.create_observable_gauge("process.uptime", [uptime], unit="s", description="Since the node started.")
+    def __init__(self) -> None:
+        self._histograms: dict[tuple[str, str, str], Histogram] = {}
 
     def observe(self, kind: str, operation: str, model: str, seconds: float) -> None:
         """One latency: `ttft`, `itl` or `whole`."""
-        key = (operation, model)
-        if (attributes := self._attributes.get(key)) is None:
-            attributes = self._attributes[key] = {
-                "gen_ai.operation.name": operation,
-                "gen_ai.provider.name": PROVIDER,
-                "gen_ai.request.model": model,
-                "gen_ai.response.model": model,
-            }
-        self._histograms[kind].record(seconds, attributes)
+        key = (kind, operation, model)
+        if (histogram := self._histograms.get(key)) is None:
+            histogram = self._histograms[key] = Histogram()
+        histogram.observe(seconds)
+
+    def snapshot(self) -> dict[tuple[str, str, str], list[Any]]:
+        """As they stand: `Histogram.packed` by (kind, operation, model)."""
+        return {key: histogram.packed() for key, histogram in self._histograms.items()}
 
 
-class RegistryExporter(MetricExporter):
-    """Adds the registry's counters and gauges to each export."""
+def uptime(meter: Meter) -> None:
+    """The SDK exports only if it has something itself: since when the node runs."""
+    begun_s = time.monotonic()
 
-    def __init__(self, sender: MetricExporter, collect: Collect, version: str, outcome: Outcome) -> None:
-        super().__init__({Counter: AggregationTemporality.CUMULATIVE, Histogram: AggregationTemporality.CUMULATIVE})
-        self._sender, self._collect, self._outcome = sender, collect, outcome
-        self._scope = InstrumentationScope("edge.registry", version)
+    def seconds(_: CallbackOptions) -> Iterable[Observation]:
+        yield Observation(time.monotonic() - begun_s)
+
+    meter.create_observable_gauge("process.uptime", [seconds], unit="s", description="Since the node started.")
+
+
+class NodeExporter(MetricExporter):
+    """Adds the node's latencies, counters and gauges to each export."""
+
+    def __init__(
+        self,
+        sender: MetricExporter,
+        registry: CollectorRegistry,
+        latencies: Latencies,
+        on_loop: OnLoop,
+        scope: InstrumentationScope,
+        outcome: Outcome,
+    ) -> None:
+        super().__init__()
+        self._sender, self._outcome, self._scope = sender, outcome, scope
+        self._registry, self._latencies, self._on_loop = registry, latencies, on_loop
         self._began_ns = time.time_ns()
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        """Send all of it."""
-        families = converted(self._collect(), self._began_ns, time.time_ns())
+        """Send all of it. On the SDK's thread."""
+        families, histograms = self._on_loop(lambda: (list(self._registry.collect()), self._latencies.snapshot()))
+        now_ns = time.time_ns()
+        made = [*latencies(histograms, self._began_ns, now_ns), *converted(families, self._began_ns, now_ns)]
         first = metrics_data.resource_metrics[0]
-        own = ScopeMetrics(self._scope, families, "")
+        own = ScopeMetrics(self._scope, made, "")
         whole = MetricsData([ResourceMetrics(first.resource, [*first.scope_metrics, own], first.schema_url)])
         result = self._sender.export(whole, timeout_millis=timeout_millis)
         self._outcome.note(sent=result is MetricExportResult.SUCCESS, count=1)
@@ -101,6 +116,27 @@ class RegistryExporter(MetricExporter):
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         """No more."""
         self._sender.shutdown(timeout_millis=timeout_millis)
+
+
+def latencies(found: Mapping[tuple[str, str, str], list[Any]], began_ns: int, now_ns: int) -> list[Metric]:
+    """Cumulative exponential histograms."""
+    points: dict[str, list[ExponentialHistogramDataPoint]] = {}
+    for (kind, operation, model), (scale, zeros, total, least, greatest, offset, counts) in found.items():
+        attributes = {
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": PROVIDER,
+            "gen_ai.request.model": model,
+            "gen_ai.response.model": model,
+        }
+        point = ExponentialHistogramDataPoint(
+            attributes, began_ns, now_ns, zeros + sum(counts), total, scale, zeros, Buckets(offset, counts),
+            Buckets(0, []), 0, least, greatest,
+        )  # fmt: skip
+        points.setdefault(kind, []).append(point)
+    return [
+        Metric(*_NAMES[kind], "s", ExponentialHistogram(of_kind, AggregationTemporality.CUMULATIVE))
+        for kind, of_kind in points.items()
+    ]
 
 
 def converted(families: Iterable[Family], began_ns: int, now_ns: int) -> list[Metric]:
