@@ -18,7 +18,8 @@ _LIKE = 0.75
 _SHARE = 0.6
 """Part of the SLO that one pass may take: who comes while it runs waits for its end."""
 _FEW = 4
-"""So few texts may take the whole of it: in smaller passes a processor computes markedly less in the same time."""
+"""So few texts may take twice as long as the target, and more while others strain the machine: in smaller passes less is done in the
+same time, which makes it worse for all who wait."""
 _GATHER = 0.25
 """Part of a pass's own time that it is delayed at most to gather more."""
 _STEPS = ((64, 8), (128, 16), (256, 32), (1 << 30, 64))
@@ -128,8 +129,8 @@ class Batcher:
         """Texts of a length that one pass may have."""
         fits = 1
         for rows in ROW_BUCKETS:
-            share = 1.0 if rows <= _FEW else _SHARE
-            in_time = self.costs.pass_s(rows, length) <= self._slo_s * share
+            pass_s = self.costs.pass_s(rows, length)
+            in_time = pass_s <= self._slo_s * _SHARE or (rows <= _FEW and pass_s <= 2 * self._slo_s * self.costs.strain)
             if rows <= self._most_rows and rows * length <= self._most_cells and in_time:
                 fits = rows
         return fits

@@ -21,7 +21,7 @@ from edge.registry.digest import fingerprint
 
 _TOKENS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"
 _SHORT_TOKENS = 16
-_TRIALS = 3
+_TRIALS = 5
 _SEVERAL = 8
 _LEAST_SPARE_BYTES = 32 << 20
 _BREATH_BYTES = 16 << 20

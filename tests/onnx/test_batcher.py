@@ -65,7 +65,7 @@ def test_no_pass_but_a_single_text_takes_more_than_its_share_of_the_target(costs
     queue = batcher(costs)
     queue.add(1, lengths, 0.0)
     for _, batch in drained(queue, 0.0):
-        most_s = 0.05 if batch.rows <= 4 else 0.03
+        most_s = 0.1 if batch.rows <= 4 else 0.03
         assert batch.rows == 1 or costs.pass_s(batch.rows, batch.length) <= most_s + 1e-9
 
 
@@ -147,10 +147,10 @@ def test_costs_are_found_again_from_three_passes(base_s: float, token_s: float, 
 def test_passes_that_take_longer_than_foreseen_make_the_next_ones_smaller() -> None:
     costs = Costs(0.0, 1e-4, 0.0)
     queue = batcher(costs)
-    before = queue.most_rows(16)
+    assert queue.most_rows(16) == 16
     for _ in range(50):
         costs.took(8, 16, 5 * 8 * 16 * 1e-4)
-    assert queue.most_rows(16) < before
+    assert queue.most_rows(16) == 4, "but not so small that they do less in the same time"
 
 
 @given(st.integers(1, 4096), st.integers(1, 4096))
