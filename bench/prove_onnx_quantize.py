@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -195,7 +196,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     a = parser.parse_args()
-    begun, carried = time.monotonic(), installed()
+    begun, carried, loads = time.monotonic(), installed(), [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as directory:
         if carried is not None:
             source, name = (
@@ -220,7 +221,8 @@ def main() -> int:
     for what, true in held:
         print(f"{'held' if true else 'NOT HELD'}: {what}")
     seconds = time.monotonic() - begun
-    print(f"{seconds:.0f} s")
+    loads.append(os.getloadavg()[0])
+    print(f"{seconds:.0f} s; processes that wanted a core: {loads[0]:.1f} at the start, {loads[1]:.1f} at the end")
     if a.out:
         machine = {**describe(), "onnxruntime": version("onnxruntime"), "onnx": version("onnx")}
         checks = [{"what": what, "held": true} for what, true in held]
@@ -229,6 +231,7 @@ def main() -> int:
             "model": name,
             "source_bytes": source_bytes,
             "seconds": round(seconds, 1),
+            "load": [round(load, 1) for load in loads],
             "rows": rows,
             "checks": checks,
         }

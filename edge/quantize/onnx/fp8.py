@@ -7,12 +7,11 @@ becomes the largest that E4M3 holds; small ones lose nothing by that, since the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
@@ -23,20 +22,16 @@ _LARGEST = 448.0  # that E4M3FN holds
 _OPSET, _IR = 19, 9  # the first that have FP8
 _ZERO = "fp8_zero"
 
-Run = Callable[[Sequence[str]], Iterable[Sequence[npt.NDArray[np.float32]]]]
-"""Given names of inner values, theirs for each sentence of the calibration."""
 
-
-def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in an opset that has FP8. Raises EngineFault."""
+def prepare(model: onnx.ModelProto) -> None:
+    """Bring the model to an opset that has FP8. Raises EngineFault."""
     versions = {opset.domain: opset.version for opset in model.opset_import}
     if versions.get("", _OPSET) < _OPSET:
         try:
-            model = version_converter.convert_version(model, _OPSET)
+            model.CopyFrom(version_converter.convert_version(model, _OPSET))
         except Exception as error:  # the converter raises whatever its C++ does
             raise EngineFault(f"the model cannot be brought to opset {_OPSET}, which FP8 needs: {error}") from None
     model.ir_version = max(model.ir_version, _IR)
-    return model
 
 
 def multiplied(model: onnx.ModelProto, weights: Weights) -> list[str]:
@@ -45,15 +40,16 @@ def multiplied(model: onnx.ModelProto, weights: Weights) -> list[str]:
     return list(dict.fromkeys(node.input[0] for node in products))
 
 
-def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy that also gives inner values."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    known = {output.name for output in copy.graph.output}
-    for name in names:
-        if name not in known:
-            copy.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    return copy
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
+    """The model as it would be if it also gave inner values."""
+    outputs = model.graph.output
+    count, known = len(outputs), {output.name for output in outputs}
+    outputs.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in known)
+    try:
+        data: bytes = model.SerializeToString()
+        return data
+    finally:
+        del outputs[count:]
 
 
 def write_fp8(model: onnx.ModelProto, draft: Path, weights: Weights, largest: Mapping[str, float]) -> None:

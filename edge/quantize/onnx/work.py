@@ -134,16 +134,16 @@ class OnnxWork:
         from edge.quantize.onnx import fp8
 
         with self._timed("calibration"):
-            model = fp8.prepared(model)
+            fp8.prepare(model)
             names = fp8.multiplied(model, weights)
             largest = self._largest(fp8.with_outputs(model, names), names, pieces)
         self._on_step("writing", 0.0)
         with self._timed("quantize"):
             fp8.write_fp8(model, self._draft, weights, largest)
 
-    def _largest(self, model: onnx.ModelProto, names: Sequence[str], pieces: int | None) -> dict[str, float]:
+    def _largest(self, model: bytes, names: Sequence[str], pieces: int | None) -> dict[str, float]:
         """Of each value, the greatest absolute one over the text to calibrate with."""
-        session = Session(model.SerializeToString(), self._job.threads)
+        session = Session(model, self._job.threads)
         texts = self._texts(self._job.calibration, pieces)
         found, tokens = dict.fromkeys(names, 0.0), 0
         for number in range(texts.count):
