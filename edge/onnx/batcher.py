@@ -22,7 +22,7 @@ _FEW = 4
 same time, which makes it worse for all who wait."""
 _GATHER = 0.25
 """Part of a pass's own time that it is delayed at most to gather more."""
-_STEPS = ((64, 8), (128, 16), (256, 32), (1 << 30, 64))
+_STEPS = ((64, 4), (128, 8), (256, 16), (1 << 30, 32))
 
 
 def length_bucket(tokens: int, most: int) -> int:
@@ -142,19 +142,26 @@ class Batcher:
         first = self._rows[0]
         if first.length == 0:
             return self._taken([first])
-        likeness = [row for row in self._rows if row.length and _alike(row.length, first.length)]
-        likeness.sort(key=lambda row: (row is not first, abs(row.length - first.length), row.deadline_s))
-        chosen = [first]
-        for row in likeness[1:]:
-            longest = max(row.length, *(c.length for c in chosen))
-            shortest = min(row.length, *(c.length for c in chosen))
-            if len(chosen) < self.most_rows(longest) and _alike(shortest, longest):
-                chosen.append(row)
-        longest = max(row.length for row in chosen)
-        most = self.most_rows(longest)
+        chosen, most = self._like(first)
         if len(chosen) < most and (until_s := self._gathering(first, most)) > now_s:
             return Wait(until_s)
         return self._taken(chosen)
+
+    def _like(self, first: Row) -> tuple[list[Row], int]:
+        """Texts of about its length to compute with it, the likest first; and how many there could be."""
+        others = [row for row in self._rows if row is not first and row.length and _alike(row.length, first.length)]
+        others.sort(key=lambda row: (abs(row.length - first.length), row.deadline_s))
+        chosen, longest, shortest = [first], first.length, first.length
+        most = self.most_rows(longest)
+        for row in others:
+            if len(chosen) >= most:
+                break
+            upper, lower = max(longest, row.length), min(shortest, row.length)
+            fits = most if upper == longest else self.most_rows(upper)
+            if len(chosen) < fits and _alike(lower, upper):
+                chosen.append(row)
+                longest, shortest, most = upper, lower, fits
+        return chosen, most
 
     def _gathering(self, first: Row, most: int) -> float:
         """Until when more requests are waited for: only while as many as lately are on their way, and only within the slack."""
