@@ -8,8 +8,8 @@
 
 Idle: processor seconds of the node's processes over `--idle-s`, as a share of one core. Scraping and asking count as far as the
 node does them. Load: blocks in turn, a fresh node each; per pair of blocks the difference of the 99th percentiles of the gaps
-that clients saw; it holds if zero lies within the 95 % interval of their mean (bootstrap), or the mean is below 2 % of the
-target.
+that clients saw; it holds if the upper end of the 95 % interval of their mean (bootstrap) is below 2 % of the target: a
+machine that is too noisy to tell does not pass.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def prove(idle_s: float, block_s: float, pairs: int) -> dict[str, Any]:
             "blocks": blocks,
             "p99_difference_ms": mean_s * 1000,
             "p99_difference_95_ms": [low_s * 1000, high_s * 1000],
-            "holds": low_s <= 0 <= high_s or mean_s < _MOST_WORSE_SHARE * _TARGET_S,
+            "holds": high_s < _MOST_WORSE_SHARE * _TARGET_S,
         },
     }
 
