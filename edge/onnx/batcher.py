@@ -18,8 +18,8 @@ _LIKE = 0.75
 _SHARE = 0.6
 """Part of the SLO that one pass may take: who comes while it runs waits for its end."""
 _FEW = 4
-"""So few texts may take twice as long as the target, and more while others strain the machine: in smaller passes less is done in
-the same time, which makes it worse for all who wait."""
+"""So few texts may take twice as long as the target, and more while others strain the machine: smaller passes get less done in
+the same time, which is worse for all who wait."""
 _GATHER = 0.25
 """Part of a pass's own time that it is delayed at most to gather more."""
 _STEPS = ((64, 4), (128, 8), (256, 16), (1 << 30, 32))
