@@ -340,7 +340,7 @@ def test_each_wrong_request_is_the_clients_right_exception(
 @pytest.mark.parametrize(
     "call",
     [
-        lambda c: c.embeddings.create(model=MODEL, input="x"),
+        lambda c: c.moderations.create(input="x"),
         lambda c: c.images.generate(prompt="x"),
     ],
 )
