@@ -21,7 +21,7 @@ def full_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]
     library = build_library(tmp_path_factory.mktemp("nvml"))
     node = start_node(
         tmp_path_factory.mktemp("full"), "--set", "metrics.dcgm_names=on", "--set", "metrics.interval_s=0.5",
-        "--set", "fleet.url=http://127.0.0.1:9/v1", "--set", "admission.mode=best-effort",
+        "--set", "fleet.url=http://127.0.0.1:9/v1", "--set", "admission.mode=best-effort", "--set", "mqtt.url=mqtt://127.0.0.1:9",
         LD_LIBRARY_PATH=str(library), NVML_STUB_PROFILE=str(PROFILES / "full.txt"),
     )  # fmt: skip
     for stream in (True, False):
