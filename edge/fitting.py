@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge.engine.probe import LayoutProbe
 from edge.machine import usable_cores
 from edge.memory.budget import room
-from edge.memory.planner import Budget, Layout, LayoutRefused, Part, Plan, SizesOf, Wishes, alternatives, plan
-from edge.memory.planner import ModelShape as Shape
+from edge.memory.planner import (
+    Budget,
+    Layout,
+    LayoutRefused,
+    ModelShape,
+    Part,
+    Plan,
+    SizesOf,
+    Wishes,
+    alternatives,
+    plan,
+)
 from edge.memory.sizes import WeightTable, parts
 from edge.messages import LaidOut, Measured, MeasureLayout
 from edge.registry.gguf import GgufHeader
@@ -35,52 +45,59 @@ class Planned:
         return self.plan.device_bytes if self.budget.separate else self.plan.total_bytes
 
 
+@dataclass(slots=True)
+class _Known:
+    """What was measured of one file."""
+
+    model: Measured | None = None
+    layouts: dict[MeasureLayout, LaidOut | None] = field(default_factory=dict)
+
+
 class Fitter:
     """Finds layouts. The budget is found once, at the first question: what is free later depends on what was loaded. Blocks
-    while it measures, half a second for most models; any thread may ask."""
+    while it measures, half a second for most models, and measures each layout of a file once; any thread may ask."""
 
     def __init__(self, settings: Settings, budget: Budget | None = None) -> None:
         self._settings = settings
         self._budget = budget
         self._lock = threading.Lock()
-        self._known: dict[tuple[Path, float, int, Wishes, int | None], Planned] = {}
+        self._files: dict[tuple[Path, float, int], _Known] = {}
 
     def fit(
         self, header: GgufHeader, wishes: Wishes, *, at_most_bytes: int | None = None, others: bool = False
     ) -> Planned:
         """The best layout. `at_most_bytes`: room for this model where that is less than the budget. Raises DoesNotFit with the
         nearest thing that would fit, ModelUnusable if the library refuses the file, OSError if it is gone."""
-        found = header.path.stat()
-        key = (header.path, found.st_mtime, found.st_size, wishes, at_most_bytes)
-        with self._lock:
-            if others or key not in self._known:
-                if len(self._known) >= _REMEMBERED:
-                    self._known.clear()
-                self._known[key] = self._fit(header, wishes, at_most_bytes, others=others)
-            return self._known[key]
+        settings = self._settings
+        with self._lock, LayoutProbe(header.path, cores=usable_cores(), gpu_layers=settings.engine.gpu_layers) as probe:
+            known = self._known(header.path)
+            measured = known.model = known.model or probe.model()
+            if self._budget is None:
+                device = measured.offloads and settings.engine.gpu_layers != 0
+                self._budget = room(settings.memory.budget_mib, settings.memory.reserve_mib, device=device)
+            budget = self._budget if at_most_bytes is None else self._budget.at_most(at_most_bytes)
+            shape = ModelShape(measured.train_context_tokens or header.context_tokens, measured.layers)
+            sizes = self._sizes(probe, measured, known.layouts, header)
+            chosen = plan(shape, budget, wishes, sizes)
+            more = alternatives(shape, budget, wishes, chosen, sizes) if others else []
+            return Planned(chosen, budget, tuple(more))
 
     def less(self, header: GgufHeader, wishes: Wishes, failed: Planned) -> Planned:
         """The best layout that takes clearly less than one that ran out of memory. Raises as `fit`."""
         return self.fit(header, wishes, at_most_bytes=int(failed.bytes * _LESS))
 
-    def _fit(self, header: GgufHeader, wishes: Wishes, at_most_bytes: int | None, *, others: bool) -> Planned:
-        settings = self._settings
-        with LayoutProbe(header.path, cores=usable_cores(), gpu_layers=settings.engine.gpu_layers) as probe:
-            measured = probe.model()
-            if self._budget is None:
-                device = measured.offloads and settings.engine.gpu_layers != 0
-                self._budget = room(settings.memory.budget_mib, settings.memory.reserve_mib, device=device)
-            budget = self._budget if at_most_bytes is None else self._budget.at_most(at_most_bytes)
-            shape = Shape(measured.train_context_tokens or header.context_tokens, measured.layers)
-            sizes = self._sizes(probe, measured, header)
-            chosen = plan(shape, budget, wishes, sizes)
-            more = alternatives(shape, budget, wishes, chosen, sizes) if others else []
-            return Planned(chosen, budget, tuple(more))
+    def _known(self, path: Path) -> _Known:
+        found = path.stat()
+        key = (path, found.st_mtime, found.st_size)
+        if key not in self._files and len(self._files) >= _REMEMBERED:
+            self._files.clear()
+        return self._files.setdefault(key, _Known())
 
-    def _sizes(self, probe: LayoutProbe, measured: Measured, header: GgufHeader) -> SizesOf:
+    def _sizes(
+        self, probe: LayoutProbe, measured: Measured, known: dict[MeasureLayout, LaidOut | None], header: GgufHeader
+    ) -> SizesOf:
         engine = self._settings.engine
         weights = WeightTable(header.block_bytes, header.input_bytes, header.output_bytes)
-        known: dict[MeasureLayout, LaidOut | None] = {}
 
         def sizes_of(layout: Layout) -> tuple[Part, ...]:
             wish = MeasureLayout(
