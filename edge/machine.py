@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import signal
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
+_PR_SET_PDEATHSIG = 1
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:
@@ -38,3 +41,8 @@ def resident_bytes(pid: int, proc: Path = _PROC) -> int:
         return int((proc / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it is gone, however that ended (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

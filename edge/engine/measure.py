@@ -8,9 +8,7 @@ It is a process of its own because libllama ends the process where its assertion
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -23,10 +21,9 @@ from edge.engine.llama.context import Context, ContextShape
 from edge.engine.llama.library import Library
 from edge.engine.llama.model import Model
 from edge.errors import EdgeError, ModelUnusable
-from edge.machine import resident_bytes
+from edge.machine import die_with_parent, resident_bytes
 from edge.messages import FrameReader, LaidOut, Measured, MeasureFailed, MeasureLayout, MeasureModel, frame, to_measure
 
-_PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1 << 16
 
 
@@ -99,7 +96,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> int:
 
 def main() -> int:
     """Entry point of the child."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever the library prints goes to standard error
     try:

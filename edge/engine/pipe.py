@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -10,11 +9,11 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+from edge.machine import die_with_parent
 from edge.messages import FrameReader, Message, frame
 
 EXIT_LOAD_FAILED = 3
 EXIT_ENGINE_BROKEN = 70
-_PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1 << 18
 
 HeardT = TypeVar("HeardT")
@@ -48,7 +47,7 @@ class Pipe(Generic[HeardT]):
 def end_with_parent() -> None:
     """The kernel kills this process when the front dies, even by SIGKILL; Ctrl-C and SIGTERM are the front's to
     handle."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 
 from edge.errors import EdgeError
+from edge.machine import die_with_parent
 from edge.quantize.job import AnyJob, Done, Event, Fault, Job, Step, Written, decode_job, encode
 from edge.quantize.report import Report
 
-_PR_SET_PDEATHSIG = 1
 _TELLING_SHARE = 0.01
 
 
@@ -46,7 +45,7 @@ def _work(job: AnyJob, teller: _Teller) -> Report:
 
 def main(arguments: list[str]) -> int:
     """Entry point. Ctrl-C is the parent's to handle; the kernel ends this process with it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     teller = _Teller(int(arguments[0]))
     job = decode_job(sys.stdin.buffer.read())
