@@ -4,12 +4,13 @@
 
 - without: `metrics.interval_s` 0, and nobody asks for metrics.
 - with: probes at their default interval, /metrics scraped every 5 s, the status page's object asked for every 2 s as an open page
-  does, metrics and the trace of every request sent to a collector over HTTP.
+  does, metrics and the trace of every request sent to a collector over HTTP. Who asks and collects is a process of its own that
+  yields to all others, as if it stood on another machine (`bench.onlookers`).
 
 Idle: processor seconds of the node's processes over `--idle-s`, as a share of one core. Scraping and asking count as far as the
 node does them. Load: blocks in turn, a fresh node each; per pair of blocks the difference of the 99th percentiles of the gaps
-that clients saw; it holds if the upper end of the 95 % interval of their mean (bootstrap) is below 2 % of the target: a
-machine that is too noisy to tell does not pass.
+that clients saw, and the processor time for each token. It holds if the upper end of the 95 % interval of the differences' mean
+(bootstrap) is below 2 % of the target: a machine that is too noisy to tell does not pass.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ import contextlib
 import json
 import os
 import random
+import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
 import psutil
 
 from bench import load, servers
+from bench.onlookers import Onlookers, onlookers
 from bench.servers import Server
 from edge.bench.machine import describe
 from edge.bench.outcome import percentile
@@ -47,53 +48,18 @@ _STREAMS, _TOKENS = 4, 400
 
 
 @contextlib.contextmanager
-def collector() -> Iterator[str]:
-    """Takes everything and keeps nothing."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(200)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@contextlib.contextmanager
-def node(way: Way, home: Path, endpoint: str) -> Iterator[Server]:
+def node(way: Way, home: Path, others: Onlookers) -> Iterator[Server]:
     """A node run in that way, asked as that way has it."""
     env = {"EDGE_METRICS__INTERVAL_S": "0"}
     if way == "with":
-        env = {"EDGE_OTLP__ENDPOINT": endpoint, "EDGE_OTLP__TRACES": "on", "EDGE_OTLP__SAMPLE": "1"}
+        env = {"EDGE_OTLP__ENDPOINT": others.endpoint, "EDGE_OTLP__TRACES": "on", "EDGE_OTLP__SAMPLE": "1"}
     with servers.edge(BUILTIN, slots=_STREAMS, context_tokens=1024, threads=1, home=home, env=env) as server:
-        stop = threading.Event()
         base = server.url.removesuffix("/v1")
-        asked = [(f"{base}/metrics", _SCRAPE_S), (f"{base}/edge/v1/load", _PAGE_S)] if way == "with" else []
-        askers = [threading.Thread(target=_ask, args=(url, every_s, stop)) for url, every_s in asked]
-        for asker in askers:
-            asker.start()
-        try:
-            yield server
-        finally:
-            stop.set()
-            for asker in askers:
-                asker.join()
-
-
-def _ask(url: str, every_s: float, stop: threading.Event) -> None:
-    with httpx.Client(timeout=30, trust_env=False) as client:
-        while not stop.wait(every_s):
-            client.get(url).raise_for_status()
+        if way == "with":
+            others.watch(f"{base}/metrics", _SCRAPE_S)
+            others.watch(f"{base}/edge/v1/load", _PAGE_S)
+        yield server
+        others.rest()
 
 
 def processor_s(pid: int) -> float:
@@ -103,26 +69,45 @@ def processor_s(pid: int) -> float:
     return sum(t.user + t.system for t in times)
 
 
-def idle_share(way: Way, home: Path, endpoint: str, seconds: float) -> float:
+def idle_share(way: Way, home: Path, others: Onlookers, seconds: float) -> float:
     """Of one core."""
-    with node(way, home, endpoint) as server:
+    with node(way, home, others) as server:
         time.sleep(5)  # what a start leaves behind is over
         before_s, begun_s = processor_s(server.pid), time.monotonic()
         time.sleep(seconds)
         return (processor_s(server.pid) - before_s) / (time.monotonic() - begun_s)
 
 
-def gaps(way: Way, home: Path, endpoint: str, seconds: float) -> list[float]:
-    """Between the tokens of several answers at a time."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Of one block."""
+
+    gaps_s: list[float]
+    """Between the tokens of several answers at a time, as the client saw them."""
+    processor_s: float
+    """What the node's processes took for them."""
+
+    def figures(self) -> dict[str, float]:
+        """For the record."""
+        return {
+            "gaps": len(self.gaps_s),
+            "p50_ms": percentile(self.gaps_s, 0.5) * 1000,
+            "p99_ms": percentile(self.gaps_s, 0.99) * 1000,
+            "processor_us_a_token": self.processor_s / len(self.gaps_s) * 1e6,
+        }
+
+
+def block(way: Way, home: Path, others: Onlookers, seconds: float) -> Seen:
+    """A fresh node under load."""
     found: list[float] = []
-    with node(way, home, endpoint) as server:
+    with node(way, home, others) as server:
         asyncio.run(load.together(server, ["start pump 3"] * _STREAMS, 50))
-        until_s = time.monotonic() + seconds
+        before_s, until_s = processor_s(server.pid), time.monotonic() + seconds
         while time.monotonic() < until_s:
             prompts = [f"start pump {random.randrange(100)}" for _ in range(_STREAMS)]
             for trace in asyncio.run(load.together(server, prompts, _TOKENS)):
                 found += trace.gaps_s
-    return found
+        return Seen(found, processor_s(server.pid) - before_s)
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
@@ -134,32 +119,31 @@ def interval(differences: list[float]) -> tuple[float, float]:
 
 def prove(idle_s: float, block_s: float, pairs: int) -> dict[str, Any]:
     """Both parts."""
-    with tempfile.TemporaryDirectory() as scratch, collector() as endpoint:
+    with tempfile.TemporaryDirectory() as scratch, onlookers() as others:
         homes: dict[Way, Path] = {"without": Path(scratch) / "a", "with": Path(scratch) / "b"}
         for home in homes.values():
             home.mkdir()
-        idle = {way: idle_share(way, home, endpoint, idle_s) for way, home in homes.items()}
+        idle = {way: idle_share(way, home, others, idle_s) for way, home in homes.items()}
         print(f"idle: {idle['without']:.2%} of a core without, {idle['with']:.2%} with", flush=True)
         differences: list[float] = []
-        blocks: list[dict[str, Any]] = []
+        blocks: list[dict[Way, dict[str, float]]] = []
         for number in range(pairs):
             order: list[Way] = ["without", "with"] if number % 2 == 0 else ["with", "without"]
-            seen = {way: gaps(way, homes[way], endpoint, block_s) for way in order}
-            p99 = {way: percentile(found, 0.99) for way, found in seen.items()}
-            differences.append(p99["with"] - p99["without"])
-            blocks.append({way: _figures(found) for way, found in seen.items()})
-            print(
-                f"pair {number + 1}: p99 {p99['without'] * 1000:.2f} ms without, {p99['with'] * 1000:.2f} ms with",
-                flush=True,
-            )
+            seen = {way: block(way, homes[way], others, block_s) for way in order}
+            figures = {way: found.figures() for way, found in seen.items()}
+            differences.append((figures["with"]["p99_ms"] - figures["without"]["p99_ms"]) / 1000)
+            blocks.append(figures)
+            print(f"pair {number + 1}: {_words(figures, 'without')}; {_words(figures, 'with')}", flush=True)
     low_s, high_s = interval(differences)
     mean_s = sum(differences) / len(differences)
+    processor = {way: statistics.median(b[way]["processor_us_a_token"] for b in blocks) for way in homes}
     cost = idle["with"] - idle["without"]
     return {
         "idle": {**idle, "cost_share_of_a_core": cost, "seconds": idle_s, "holds": cost < _MOST_IDLE_SHARE},
         "load": {
             "streams": _STREAMS,
             "blocks": blocks,
+            "processor_us_a_token": processor,
             "p99_difference_ms": mean_s * 1000,
             "p99_difference_95_ms": [low_s * 1000, high_s * 1000],
             "holds": high_s < _MOST_WORSE_SHARE * _TARGET_S,
@@ -167,8 +151,9 @@ def prove(idle_s: float, block_s: float, pairs: int) -> dict[str, Any]:
     }
 
 
-def _figures(found: list[float]) -> dict[str, float]:
-    return {"gaps": len(found), "p50_ms": percentile(found, 0.5) * 1000, "p99_ms": percentile(found, 0.99) * 1000}
+def _words(figures: dict[Way, dict[str, float]], way: Way) -> str:
+    found = figures[way]
+    return f"{way} p99 {found['p99_ms']:.2f} ms, {found['processor_us_a_token']:.0f} us of processor a token"
 
 
 def main(arguments: list[str]) -> int:
@@ -181,7 +166,8 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     load_before = os.getloadavg()[0]
     found = {"machine": describe(), "other_load": load_before, **prove(given.idle_s, given.block_s, given.pairs)}
-    print(json.dumps({"idle": found["idle"], "p99_difference_95_ms": found["load"]["p99_difference_95_ms"]}, indent=1))
+    shown = {name: figure for name, figure in found["load"].items() if name != "blocks"}
+    print(json.dumps({"idle": found["idle"], "load": shown}, indent=1))
     if given.out is not None:
         given.out.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if found["idle"]["holds"] and found["load"]["holds"] else 1

@@ -35,7 +35,7 @@ from edge.messages import ModelFacts, Stats
 from edge.observation import Observation, dcgm_names
 from edge.onnx.client import TensorClient
 from edge.onnx.messages import LoadTensors
-from edge.quiet import settle_collector
+from edge.quiet import settle_collector, yield_soon
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.residency import Fitted, Pool, PoolLimits
 from edge.settings import Settings
@@ -92,6 +92,7 @@ class StartObserver(Protocol):
 def serve(effective: Effective, observer: StartObserver) -> None:
     """Run a node until it is told to stop. Raises EdgeError with the cure when it cannot start."""
     settings = effective.settings
+    yield_soon()
     os.environ.setdefault(
         "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
     )  # devices have the numbers that the management library gives them

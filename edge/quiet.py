@@ -1,12 +1,15 @@
-"""Keeps Python's garbage collector out of the way of running answers."""
+"""Keeps Python's own housekeeping out of the way of running answers: its collector, and threads that hold the interpreter."""
 
 from __future__ import annotations
 
 import gc
+import sys
 
 _YOUNG_OBJECTS, _MIDDLE_ROUNDS, _OLD_ROUNDS = 700, 10, 1000
 """A collection takes as long as there are objects to look at: some 1.5 ms a thousand on a small box. So the young are looked at
 often and in small numbers, and all of them very seldom: requests leave hardly any cycles behind."""
+_SWITCH_INTERVAL_S = 0.0005
+"""A busy thread at the side may hold the interpreter this long while the loop wants it; Python's default is 5 ms."""
 
 
 def settle_collector() -> None:
@@ -18,3 +21,8 @@ def settle_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, _MIDDLE_ROUNDS, _OLD_ROUNDS)
+
+
+def yield_soon() -> None:
+    """Call at a process's begin: no thread of it keeps the loop from running for long."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)

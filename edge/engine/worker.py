@@ -62,11 +62,8 @@ from edge.messages import (
     Tokenized,
     to_child,
 )
-from edge.quiet import settle_collector
+from edge.quiet import settle_collector, yield_soon
 from edge.registry.digest import fingerprint
-
-_SWITCH_INTERVAL_S = 0.0005
-"""A busy reader thread may hold the interpreter this long while the loop wants it; Python's default is 5 ms."""
 
 
 class Reader(threading.Thread):
@@ -321,7 +318,7 @@ def serve(pipe: Pipe[ToChild], load: Load) -> int:
 def main(arguments: list[str]) -> int:
     """Entry point of the child."""
     end_with_parent()
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    yield_soon()
     pipe = Pipe(int(arguments[0]), to_child)
     first = next(iter(pipe.receive()), None)
     if not isinstance(first, Load):

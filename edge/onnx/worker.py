@@ -33,7 +33,7 @@ from edge.onnx.messages import (
 )
 from edge.onnx.model import Model
 from edge.onnx.tasks import Encoded
-from edge.quiet import settle_collector
+from edge.quiet import settle_collector, yield_soon
 
 
 class Reader(threading.Thread):
@@ -124,6 +124,7 @@ def _run(pipe: Pipe[ToTensorChild], model: Model, load: LoadTensors, begun_s: fl
 def main(arguments: list[str]) -> int:
     """Entry point of the child."""
     end_with_parent()
+    yield_soon()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would take the cores from the passes
     pipe = Pipe(int(arguments[0]), to_tensor_child)
     first = next(iter(pipe.receive()), None)
