@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ import httpx
 import psutil
 
 from bench import servers
+from bench.held import Held, chosen, parser, prove
 from bench.servers import Server
-from edge.bench.machine import describe, largest_gap_s
+from edge.bench.machine import largest_gap_s
 from edge.bench.outcome import percentile
 
 MODEL = Path("models/builtin/edge-builtin-q4_0.gguf")
@@ -36,18 +38,6 @@ SLO_MS = 50.0
 REFUSED_WITHIN_MS = 10.0
 SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)
 SLOTS, CONTEXT_TOKENS = 8, 2048
-
-
-class Held:
-    """Owner of what was promised and whether it held."""
-
-    def __init__(self) -> None:
-        self.all: list[dict[str, Any]] = []
-
-    def check(self, what: str, value: float, held: bool) -> None:
-        """One promise and its figure."""
-        self.all.append({"what": what, "value": round(value, 4), "held": held})
-        print(f"{'held' if held else 'NOT HELD'}: {what}: {value:.4g}", flush=True)
 
 
 @contextlib.contextmanager
@@ -252,29 +242,18 @@ def _until_ready(base: str) -> None:
 PARTS = {"overload": overload, "strict": strict, "late": late, "kill": kill}
 
 
-def main() -> None:
+def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all if none is named")
-    parser.add_argument("--saturation", type=float, default=25.0, help="requests a second that just saturate the node")
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--overload-seconds", type=float, default=120.0)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    a = parser.parse_args()
-    held = Held()
-    result: dict[str, Any] = {"machine": describe(), "model": MODEL.stem, "threads": a.threads, "parts": {}}
-    if unknown := set(a.part) - set(PARTS):
-        parser.error(f"unknown: {', '.join(unknown)}")
-    for name in a.part or PARTS:
-        result["parts"][name] = PARTS[name](a, held)
-        result["promises"] = held.all
-        print(json.dumps(result["parts"][name], indent=1), flush=True)
-        if a.out:
-            a.out.write_text(json.dumps(result, indent=1) + "\n")
-    sys.exit(0 if all(p["held"] for p in held.all) else 1)
+    given = parser(__doc__, tuple(PARTS))
+    given.add_argument("--saturation", type=float, default=25.0, help="requests a second that just saturate the node")
+    given.add_argument("--seconds", type=float, default=20.0)
+    given.add_argument("--overload-seconds", type=float, default=120.0)
+    given.add_argument("--kills", type=int, default=100)
+    given.add_argument("--threads", type=int, default=1)
+    a = given.parse_args()
+    parts = {name: partial(PARTS[name], a) for name in chosen(given, a, tuple(PARTS))}
+    return prove(parts, {"model": MODEL.stem, "threads": a.threads}, a.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

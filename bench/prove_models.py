@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ import httpx
 import psutil
 
 from bench import make_gguf, servers
-from bench.prove_fleet import Held, stand_in
+from bench.held import Held, chosen, parser, prove
+from bench.prove_fleet import stand_in
 from bench.servers import Server
-from edge.bench.machine import describe, largest_gap_s
+from edge.bench.machine import largest_gap_s
 from edge.bench.outcome import percentile
 
 BUILTIN = Path("models/builtin/edge-builtin-q4_0.gguf")
@@ -520,30 +522,21 @@ def _set_policy(engine: psutil.Process, policy: int) -> None:
 PARTS = {"among": among, "beside": beside, "instead": instead, "fleet": fleet, "behind": behind}
 
 
-def main() -> None:
+def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all if none is named")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of the load among three models")
-    parser.add_argument("--behind-seconds", type=float, default=40.0)
-    parser.add_argument("--clients", type=int, default=24)
-    parser.add_argument("--swaps", type=int, default=8)
-    parser.add_argument("--out", type=Path)
-    a = parser.parse_args()
-    if unknown := set(a.part) - set(PARTS):
-        parser.error(f"unknown: {', '.join(unknown)}")
-    held = Held()
-    result: dict[str, Any] = {"machine": describe(), "shape of the further models": SHAPE, "parts": {}}
+    given = parser(__doc__, tuple(PARTS))
+    given.add_argument("--seconds", type=float, default=120.0, help="of the load among three models")
+    given.add_argument("--behind-seconds", type=float, default=40.0)
+    given.add_argument("--clients", type=int, default=24)
+    given.add_argument("--swaps", type=int, default=8)
+    a = given.parse_args()
+    wanted = chosen(given, a, tuple(PARTS))
     with tempfile.TemporaryDirectory() as scratch:
         models = Models(Path(scratch))
-        for name in a.part or PARTS:
-            result["parts"][name] = PARTS[name](a, models, held)
-            result["promises"] = held.all
-            print(json.dumps(result["parts"][name], indent=1), flush=True)
-            if a.out:
-                a.out.write_text(json.dumps(result, indent=1) + "\n")
-    sys.exit(0 if all(p["held"] for p in held.all) else 1)
+        return prove(
+            {name: partial(PARTS[name], a, models) for name in wanted}, {"shape of the further models": SHAPE}, a.out
+        )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,10 +33,10 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from bench import make_onnx, servers
-from bench.prove_fleet import Held
+from bench.held import Held, chosen, parser, prove
 from bench.prove_models import BUILTIN, Load, Tally
 from bench.servers import Server
-from edge.bench.machine import describe, largest_gap_s
+from edge.bench.machine import largest_gap_s
 from edge.bench.outcome import percentile
 from edge.machine import usable_cores
 
@@ -252,31 +253,20 @@ def beside(a: argparse.Namespace, encoder: Path, held: Held) -> dict[str, Any]:
 PARTS = {"latency": latency, "throughput": throughput, "beside": beside}
 
 
-def main() -> None:
+def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all if none is named")
-    parser.add_argument("--sentences", type=int, default=300)
-    parser.add_argument("--texts", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=40.0, help="of the load on the language model, each way")
-    parser.add_argument("--out", type=Path)
-    a = parser.parse_args()
-    if unknown := set(a.part) - set(PARTS):
-        parser.error(f"unknown: {', '.join(unknown)}")
-    held = Held()
-    result: dict[str, Any] = {"machine": describe(), "encoder": f"{NAME}, float32, random weights", "parts": {}}
-    result["onnxruntime"] = onnxruntime.__version__
+    given = parser(__doc__, tuple(PARTS))
+    given.add_argument("--sentences", type=int, default=300)
+    given.add_argument("--texts", type=int, default=512)
+    given.add_argument("--rounds", type=int, default=5)
+    given.add_argument("--seconds", type=float, default=40.0, help="of the load on the language model, each way")
+    a = given.parse_args()
+    about = {"encoder": f"{NAME}, float32, random weights", "onnxruntime": onnxruntime.__version__}
+    wanted = chosen(given, a, tuple(PARTS))
     with tempfile.TemporaryDirectory() as scratch:
         encoder = make_onnx.write_encoder(Path(scratch) / NAME, make_onnx.SHAPES[NAME]).parent
-        for name in a.part or PARTS:
-            result["parts"][name] = PARTS[name](a, encoder, held)
-            result["promises"] = held.all
-            print(json.dumps(result["parts"][name], indent=1), flush=True)
-            if a.out:
-                a.out.write_text(json.dumps(result, indent=1) + "\n")
-    sys.exit(0 if all(p["held"] for p in held.all) else 1)
+        return prove({name: partial(PARTS[name], a, encoder) for name in wanted}, about, a.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,8 @@ import orjson
 
 from bench import servers
 from bench.broker import ACCESS, Broker, Relay
-from bench.prove_fleet import Held
+from bench.held import Held, chosen, parser, prove
 from bench.telemetry_node import INTERVAL_S, S, sample_of, trial_node
-from edge.bench.machine import describe
 from edge.telemetry.histogram import Histogram, merged
 from edge.telemetry.ranges import Ranges
 
@@ -492,32 +492,20 @@ PARTS = {
 }
 
 
-def main() -> None:
+def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all if none is named")
-    parser.add_argument("--kills", type=int, default=20, help="of the node, and of the broker")
-    parser.add_argument("--outbox-mib", type=int, default=4, help="the outbox's cap in `blackhole`")
-    parser.add_argument(
+    given = parser(__doc__, tuple(PARTS))
+    given.add_argument("--kills", type=int, default=20, help="of the node, and of the broker")
+    given.add_argument("--outbox-mib", type=int, default=4, help="the outbox's cap in `blackhole`")
+    given.add_argument(
         "--recovery-s", type=float, default=300.0, help="longest time that `blackhole` gives the backlog"
     )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=4)
-    parser.add_argument("--out", type=Path)
-    a = parser.parse_args()
-    if unknown := set(a.part) - set(PARTS):
-        parser.error(f"unknown: {', '.join(unknown)}")
-    held = Held()
-    result: dict[str, Any] = {"machine": describe(), "seed": a.seed, "parts": {}}
-    for name in a.part or PARTS:
-        begun_s = time.monotonic()
-        result["parts"][name] = {**PARTS[name](a, held), "part took, s": round(time.monotonic() - begun_s, 1)}
-        result["promises"] = held.all
-        print(json.dumps(result["parts"][name], indent=1), flush=True)
-        if a.out:
-            a.out.write_text(json.dumps(result, indent=1) + "\n")
-    sys.exit(0 if all(p["held"] for p in held.all) else 1)
+    given.add_argument("--threads", type=int, default=1)
+    given.add_argument("--seed", type=int, default=4)
+    a = given.parse_args()
+    parts = {name: partial(PARTS[name], a) for name in chosen(given, a, tuple(PARTS))}
+    return prove(parts, {"seed": a.seed}, a.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
