@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from edge.cli import words
+from edge import quantities
 from edge.effective import default_home
 
 if TYPE_CHECKING:  # `edge models --help` waits for neither the HTTP client nor pydantic
@@ -148,7 +148,7 @@ def verify(names: tuple[str, ...]) -> int:
 def remove(name: str) -> None:
     """Take the files of model NAME away, and its manifest if `edge models` wrote it."""
     freed = _inventory().remove(name)
-    click.echo(f"removed {name}, {words.size(freed)} freed" if freed else f"nothing of {name} takes space here")
+    click.echo(f"removed {name}, {quantities.size(freed)} freed" if freed else f"nothing of {name} takes space here")
 
 
 @command.command()
@@ -160,8 +160,8 @@ def prune(dry_run: bool, partials: bool) -> None:
     """Remove what no model needs: unused files, damaged ones, and downloads that nobody went on with for seven days."""
     leftovers = _inventory().prune(every_partial=partials, dry_run=dry_run)
     for leftover in leftovers:
-        click.echo(f"{words.size(leftover.size_bytes):>10}  {leftover.why}  {leftover.paths[-1].name}")
-    freed = words.size(sum(leftover.size_bytes for leftover in leftovers))
+        click.echo(f"{quantities.size(leftover.size_bytes):>10}  {leftover.why}  {leftover.paths[-1].name}")
+    freed = quantities.size(sum(leftover.size_bytes for leftover in leftovers))
     click.echo(f"{freed} {'would be' if dry_run else 'were'} freed" if leftovers else "nothing to remove")
 
 
@@ -179,7 +179,7 @@ def _say_pulled(pulled: Pulled) -> None:
     from edge.registry.manifest import LANGUAGE
 
     manifest = pulled.record.manifest
-    name, size = manifest.name, words.size(pulled.record.size_bytes)
+    name, size = manifest.name, quantities.size(pulled.record.size_bytes)
     if pulled.already:
         click.echo(f"{name} is here already, {size}")
         return
@@ -197,7 +197,7 @@ def _say_pulled(pulled: Pulled) -> None:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    size = "?" if row.size_bytes is None else words.size(row.size_bytes)
+    size = "?" if row.size_bytes is None else quantities.size(row.size_bytes)
     manifest = row.manifest
     if manifest is None:
         return (row.name, "?", "?", size, _state(row), "?", row.origin)

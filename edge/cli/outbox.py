@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import click
 
-from edge.cli import words
+from edge import quantities
 from edge.cli.flags import current
 from edge.errors import ConfigurationError, NodeUnreachable
 from edge.telemetry.alarms import Alarms
@@ -42,10 +42,10 @@ def stats(as_json: bool) -> None:
         click.echo(json.dumps({"records": counts, "bytes": size_bytes, "oldest_age_s": round(age_s, 1)}))
         return
     kinds = ", ".join(
-        words.count(n, {"event": "event", "gap": "gap"}.get(k, "metrics record")) for k, n in counts.items()
+        quantities.count(n, {"event": "event", "gap": "gap"}.get(k, "metrics record")) for k, n in counts.items()
     )
     click.echo(f"kept      {kinds or 'nothing'}")
-    click.echo(f"on disk   {words.size(size_bytes)} of {words.mib(_place().limits.cap_bytes)}")
+    click.echo(f"on disk   {quantities.size(size_bytes)} of {quantities.mib(_place().limits.cap_bytes)}")
     if counts:
         click.echo(f"oldest    {age_s:,.0f} s old")
 
@@ -88,7 +88,7 @@ def drain(timeout_s: float) -> None:
         outbox.close()
     if left:
         raise NodeUnreachable(f"{left} of {before} records are still here after {timeout_s:g} s: {reason}")
-    click.echo(f"sent {words.count(before, 'record')}, all acknowledged")
+    click.echo(f"sent {quantities.count(before, 'record')}, all acknowledged")
 
 
 def _place() -> Place:

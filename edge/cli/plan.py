@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from edge import quantities
 from edge.cli import words
 from edge.cli.flags import setting_flags
 from edge.cli.numbers import memory_size
@@ -100,7 +101,7 @@ def _print(answer: Answer, effective: Effective) -> None:
     if planned.others:
         out.print()
         for other in planned.others:
-            out.print(f"or       {_layout(other)}: {words.mib(other.total_bytes)}", markup=False)
+            out.print(f"or       {_layout(other)}: {quantities.mib(other.total_bytes)}", markup=False)
     if answer.promise is not None:
         out.print()
         _print_promise(out, answer, effective)
@@ -108,19 +109,19 @@ def _print(answer: Answer, effective: Effective) -> None:
 
 def _room(planned: Planned) -> str:
     budget = planned.budget
-    main = f"{words.mib(budget.host_bytes)} of main memory (by {budget.source})"
+    main = f"{quantities.mib(budget.host_bytes)} of main memory (by {budget.source})"
     if budget.device_bytes is None:
         return main
     if budget.unified:
         return f"{main}, which {budget.device} uses too"
-    return f"{words.mib(budget.device_bytes)} on {budget.device}, {main}"
+    return f"{quantities.mib(budget.device_bytes)} on {budget.device}, {main}"
 
 
 def _layout(plan: Plan) -> str:
     layout = plan.layout
     layers = f", {layout.gpu_layers} layers on the GPU" if layout.gpu_layers else ""
     return (
-        f"{words.count(layout.slots, 'answer')} at a time, {layout.context_tokens:,} tokens each, attention memory in "
+        f"{quantities.count(layout.slots, 'answer')} at a time, {layout.context_tokens:,} tokens each, attention memory in "
         f"{layout.kv_type}, passes of up to {layout.pass_tokens} tokens{layers}"
     )
 
@@ -144,7 +145,7 @@ def _parts(planned: Planned) -> Table:
     plan = planned.plan
     rows = [(_SAID[p.name], p.host_bytes, p.device_bytes) for p in plan.parts]
     for what, host, card in (*rows, ("all together", plan.host_bytes, plan.device_bytes)):
-        table.add_row(what, words.mib(host), *([words.mib(card)] if device else []))
+        table.add_row(what, quantities.mib(host), *([quantities.mib(card)] if device else []))
     return table
 
 
@@ -156,7 +157,7 @@ def _print_promise(out: Console, answer: Answer, effective: Effective) -> None:
         ("runs on", words.runs_on(facts)),
         (
             "memory",
-            f"{words.native_memory(facts)}; the engine's process holds {words.size(answer.promise.engine_bytes)}",
+            f"{words.native_memory(facts)}; the engine's process holds {quantities.size(answer.promise.engine_bytes)}",
         ),
         ("promise", words.promise(facts, slo.ttft_ms, slo.itl_ms, promises=promises)),
     ):

@@ -16,7 +16,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from edge.cli import words
+from edge import quantities
 
 _PLAIN_STEP = 0.1
 _PLAIN_STEP_BYTES = 256 << 20
@@ -58,8 +58,8 @@ class PullView:
     def far(self) -> str:
         """How far it came."""
         if self.size_bytes:
-            return f"{self.have_bytes / self.size_bytes:.0%} of {self._file} ({words.size(self.have_bytes)})"
-        return f"a part of {self._file} ({words.size(self.have_bytes)})"
+            return f"{self.have_bytes / self.size_bytes:.0%} of {self._file} ({quantities.size(self.have_bytes)})"
+        return f"a part of {self._file} ({quantities.size(self.have_bytes)})"
 
     def begins(self, file: str, have_bytes: int, size_bytes: int | None) -> None:
         """A file begins, or begins anew."""
@@ -68,8 +68,8 @@ class PullView:
         self._said_bytes = have_bytes
         if self._bar is None:
             if not again:
-                size = "" if size_bytes is None else f", {words.size(size_bytes)}"
-                here = f", {words.size(have_bytes)} of it are here" if have_bytes else ""
+                size = "" if size_bytes is None else f", {quantities.size(size_bytes)}"
+                here = f", {quantities.size(have_bytes)} of it are here" if have_bytes else ""
                 self._console.print(f"{file}{size}{here}", markup=False)
         elif again and self._task is not None:
             self._bar.reset(self._task, total=size_bytes, completed=have_bytes)
@@ -88,7 +88,7 @@ class PullView:
         if have_bytes - self._said_bytes >= step:
             self._said_bytes = have_bytes
             share = f"{have_bytes / self.size_bytes:.0%}, " if self.size_bytes else ""
-            self._console.print(f"  {share}{words.size(have_bytes)}", markup=False)
+            self._console.print(f"  {share}{quantities.size(have_bytes)}", markup=False)
 
     def notes(self, text: str) -> None:
         """A pause, or another try."""

@@ -7,7 +7,7 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from edge.cli import words
+from edge import quantities
 from edge.quantize.kinds import KINDS, ONNX_KINDS
 from edge.quantize.report import Agreement, FellBack, File, Report
 
@@ -38,8 +38,8 @@ def _onnx(report: Report) -> list[tuple[str, str]]:
         lines.append(
             (
                 "one sentence",
-                f"{t.source_ms:.1f} -> {t.result_ms:.1f} ms ({t.tokens} tokens, {words.count(t.threads, 'thread')} of the CPU; "
-                f"median of {t.runs})",
+                f"{t.source_ms:.1f} -> {t.result_ms:.1f} ms ({t.tokens} tokens, "
+                f"{quantities.count(t.threads, 'thread')} of the CPU; median of {t.runs})",
             )
         )
     return lines
@@ -61,7 +61,7 @@ def _files(report: Report) -> Table:
     for column, justify in (("", "left"), ("size", "right"), ("bits a weight", "right"), ("tensors", "left")):
         table.add_column(column, justify="right" if justify == "right" else "left")
     for name, file in (("source", report.source), (report.kind, report.result)):
-        table.add_row(name, words.size(file.bytes), f"{file.bits_per_weight:.2f}", _tensors(file))
+        table.add_row(name, quantities.size(file.bytes), f"{file.bits_per_weight:.2f}", _tensors(file))
     table.add_row("", f"{report.result.bytes / report.source.bytes:.1%}")
     return table
 
@@ -76,7 +76,7 @@ def _fell_back(tensors: list[FellBack]) -> str:
     changes = Counter(f"{t.wanted} to {t.got}" for t in tensors)
     shown = ", ".join(f"{count} from {change}" for change, count in changes.items())
     rows = ", ".join(f"{n:,}" for n in sorted({t.row_weights for t in tensors}))
-    return f"{words.count(len(tensors), 'tensor')}, whose rows of {rows} weights are no multiple of the block: {shown}"
+    return f"{quantities.count(len(tensors), 'tensor')}, whose rows of {rows} weights are no multiple of the block: {shown}"
 
 
 def _importance(report: Report) -> str:

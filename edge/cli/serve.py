@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from edge import __version__
+from edge import __version__, quantities
 from edge.cli import words
 from edge.cli.flags import setting_flags
 from edge.effective import Effective
@@ -96,8 +96,8 @@ def _account(started: Started) -> list[tuple[str, str]]:
         ("runs on", words.runs_on(facts)),
         (
             "memory",
-            f"{words.native_memory(facts)}; processes: engine {words.size(started.engine_bytes)}, "
-            f"front {words.size(started.front_bytes)}",
+            f"{words.native_memory(facts)}; processes: engine {quantities.size(started.engine_bytes)}, "
+            f"front {quantities.size(started.front_bytes)}",
         ),
         (
             "promise",

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from edge.cli import words
+from edge import quantities
 from edge.cli.flags import node_url
 from edge.errors import InvalidApiKey, NodeUnreachable, PermissionDenied
 
@@ -87,7 +87,7 @@ def _lines(base: str, load: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             (
                 "memory",
-                f"it ran out {words.count(reductions, 'time')}; the layout is smaller than planned until a restart",
+                f"it ran out {quantities.count(reductions, 'time')}; the layout is smaller than planned until a restart",
             )
         )
     if "load" in load:
@@ -95,7 +95,9 @@ def _lines(base: str, load: dict[str, Any]) -> list[tuple[str, str]]:
         lines += [("load", full), ("promise", _promise(load))]
     if len(load["models"]) > 1:
         memory = load["memory"]
-        lines.append(("memory", f"{words.size(memory['planned_bytes'])} of {words.size(memory['room_bytes'])} planned"))
+        lines.append(
+            ("memory", f"{quantities.size(memory['planned_bytes'])} of {quantities.size(memory['room_bytes'])} planned")
+        )
         lines += [("models" if n == 0 else "", _model(model)) for n, model in enumerate(load["models"])]
     if fleet := load.get("fleet"):
         lines.append(("fleet", "may be asked" if fleet["available"] else f"is not asked: {fleet['reason']}"))
@@ -115,9 +117,9 @@ def _model(model: dict[str, Any]) -> str:
         state += f": {model['reason']}"
     parts = [f"{model['name']}: {state}", "a new version is being loaded" if model["replacing"] else ""]
     if model["bytes_planned"] is not None:
-        parts.append(words.size(model["bytes_planned"]))
+        parts.append(quantities.size(model["bytes_planned"]))
     if model["in_flight"] or model["waiting"]:
-        parts.append(f"{words.count(model['in_flight'], 'answer')} under way, {model['waiting']} waiting for it")
+        parts.append(f"{quantities.count(model['in_flight'], 'answer')} under way, {model['waiting']} waiting for it")
     elif model["idle_s"] is not None and model["state"] == "ready" and not model["main"]:
         parts.append(f"idle for {model['idle_s']:,.0f} s")
     if model["pinned"]:

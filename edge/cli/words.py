@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edge.quantities import count, size
+
 if TYPE_CHECKING:
     from edge.messages import ModelFacts
     from edge.registry.resolve import ResolvedModel
@@ -42,18 +44,3 @@ def runs_on(facts: ModelFacts) -> str:
 def native_memory(facts: ModelFacts) -> str:
     """What libllama allocated."""
     return f"weights {size(facts.model_bytes)}, attention {size(facts.kv_bytes)}, compute {size(facts.compute_bytes)}"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 answer`, `2 answers`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def size(count_bytes: int) -> str:
-    """Bytes in GB or MB."""
-    return f"{count_bytes / 1e9:.2f} GB" if count_bytes >= 1e9 else f"{count_bytes / 1e6:.1f} MB"
-
-
-def mib(count_bytes: int) -> str:
-    """Bytes in whole MiB, rounded up."""
-    return f"{-(-count_bytes // 2**20):,} MiB"

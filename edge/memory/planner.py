@@ -12,6 +12,7 @@ from typing import Literal
 
 from edge.errors import DoesNotFit
 from edge.messages import KvType
+from edge.quantities import count, mib
 
 MIB = 1 << 20
 _LEAST_CONTEXT = 512
@@ -299,7 +300,7 @@ def _partly_offloaded(layout: Layout, budget: Budget, sizes_of: SizesOf) -> Plan
 def _refusal(shape: ModelShape, budget: Budget, wishes: Wishes, smallest: Plan, sizes_of: SizesOf) -> str:
     layout = smallest.layout
     said = (
-        f"the model does not fit: with {_count(layout.slots, 'slot')} of {layout.context_tokens:,} tokens, kv_type "
+        f"the model does not fit: with {count(layout.slots, 'slot')} of {layout.context_tokens:,} tokens, kv_type "
         f"{layout.kv_type}, it takes {_needs(smallest, budget)}"
     )
     free = replace(wishes, slots=None, context_tokens=None, kv_type=None, gpu_layers=None)
@@ -310,7 +311,7 @@ def _refusal(shape: ModelShape, budget: Budget, wishes: Wishes, smallest: Plan, 
             pass
         else:
             return (
-                f"{said}; {_count(nearest.slots, 'slot')} of {nearest.context_tokens:,} tokens with kv_type "
+                f"{said}; {count(nearest.slots, 'slot')} of {nearest.context_tokens:,} tokens with kv_type "
                 f"{nearest.kv_type} would fit: change engine.slots, engine.context_tokens or engine.kv_type, or leave them to "
                 "the planner"
             )
@@ -329,12 +330,3 @@ def _needs(found: Plan, budget: Budget) -> str:
 def _grants(source: str) -> str:
     """`--memory allows`, `this machine has left`."""
     return f"{source} {'allows' if source.startswith(('-', 'memory.')) else 'has left'}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def mib(size_bytes: int) -> str:
-    """A size as people read it: whole MiB, rounded up where it is needed memory."""
-    return f"{-(-size_bytes // MIB):,} MiB"

@@ -14,10 +14,11 @@ from typing import Protocol
 import httpx
 
 from edge.errors import DiskFull, DownloadFailed
+from edge.quantities import size
 from edge.registry.durable import FULL, storage_error
 from edge.registry.partial import Growing, Partial, State
 from edge.registry.source import Located
-from edge.registry.space import require_space, size_words
+from edge.registry.space import require_space
 from edge.registry.web import Answer, Interrupted, ask, chunks
 
 _LONG_READ_BYTES = 256 << 20
@@ -116,7 +117,7 @@ class Fetch:
             have = self._partial.have_bytes
             self._observer.begins(self._located.file, have, self._size)
             if have > _LONG_READ_BYTES:
-                self._observer.notes(f"reading the {size_words(have)} that are here, for the checksum")
+                self._observer.notes(f"reading the {size(have)} that are here, for the checksum")
             growing.take_in()
             self._until_whole(growing)
             growing.checkpoint()
@@ -140,11 +141,7 @@ class Fetch:
             failures = 0 if growing.have > before else failures + 1
             first = not interruption.reached and not growing.have
             if failures >= (min(self._patience.first_tries, self._patience.tries) if first else self._patience.tries):
-                kept = (
-                    f"; {size_words(growing.have)} are here, the same command goes on from there"
-                    if growing.have
-                    else ""
-                )
+                kept = f"; {size(growing.have)} are here, the same command goes on from there" if growing.have else ""
                 raise DownloadFailed(
                     f"{self._located.shown} cannot be fetched: {interruption.what}, {failures} times in a row{kept}"
                 )
@@ -252,8 +249,8 @@ class Fetch:
         where = self._partial.path.parent
         if error.errno not in FULL:
             return storage_error(error, where)
-        of = "" if self._size is None else f" of {size_words(self._size)}"
+        of = "" if self._size is None else f" of {size(self._size)}"
         return DiskFull(
-            f"the disk of {where} is full: {size_words(self._partial.have_bytes)}{of} of {self._located.file} are here and kept; "
+            f"the disk of {where} is full: {size(self._partial.have_bytes)}{of} of {self._located.file} are here and kept; "
             "free some space (`edge models prune`), then the same command goes on from there"
         )

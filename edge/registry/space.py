@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from edge.errors import DiskFull
+from edge.quantities import size
 from edge.registry.durable import storage_error
 
 RESERVE_BYTES = 64 << 20
@@ -26,15 +27,7 @@ def require_space(directory: Path, needed_bytes: int) -> None:
     free = free_bytes(directory)
     if needed_bytes and needed_bytes + RESERVE_BYTES > free:
         raise DiskFull(
-            f"not enough space: {size_words(needed_bytes)} are still to come and {size_words(RESERVE_BYTES)} must stay free, "
-            f"the disk of {directory} has {size_words(free)} free; `edge models prune` and `edge models remove NAME` make room, "
+            f"not enough space: {size(needed_bytes)} are still to come and {size(RESERVE_BYTES)} must stay free, "
+            f"the disk of {directory} has {size(free)} free; `edge models prune` and `edge models remove NAME` make room, "
             "or put EDGE_HOME on a larger disk"
         )
-
-
-def size_words(count_bytes: int) -> str:
-    """Bytes for people."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count_bytes >= factor:
-            return f"{count_bytes / factor:.2f} {unit}" if unit == "GB" else f"{count_bytes / factor:.1f} {unit}"
-    return f"{count_bytes} bytes"

@@ -54,6 +54,22 @@ async def idle_size_mib() -> int:
         await client.stop()
 
 
+@contextlib.asynccontextmanager
+async def at_work() -> AsyncIterator[tuple[EngineClient, Smaller, int]]:
+    """An engine of four slots that has answered once, so that all its threads run; what it may shrink to; its process."""
+    load = load_of(Q4_0, slots=4)
+    smaller = Smaller(load)
+    client = EngineClient(load, LIMITS, smaller=smaller)
+    await client.start()
+    try:
+        await client.wait_ready()
+        await collect(client, ASK)
+        assert client.status.pid is not None
+        yield client, smaller, client.status.pid
+    finally:
+        await client.stop()
+
+
 class Smaller:
     """Halves the slots each time, down to one; remembers what it gave."""
 
@@ -106,15 +122,7 @@ def test_without_a_smaller_layout_the_first_load_is_refused_for_want_of_memory()
 
 def test_an_engine_that_runs_out_of_memory_at_work_comes_back_smaller() -> None:
     async def body() -> None:
-        load = load_of(Q4_0, slots=4)
-        smaller = Smaller(load)
-        client = EngineClient(load, LIMITS, smaller=smaller)
-        await client.start()
-        try:
-            await client.wait_ready()
-            await collect(client, ASK)  # all threads run
-            pid = client.status.pid
-            assert pid is not None
+        async with at_work() as (client, smaller, pid):
             resource.prlimit(pid, resource.RLIMIT_AS, (psutil.Process(pid).memory_info().vms,) * 2)
             with pytest.raises(EngineDown):
                 await collect(
@@ -126,26 +134,16 @@ def test_an_engine_that_runs_out_of_memory_at_work_comes_back_smaller() -> None:
                 await asyncio.wait_for(client.changed(), 30)
             assert client.facts is not None and client.facts.slots == 2 and smaller.given == [2]
             assert (await collect(client, ASK)).finished is not None
-        finally:
-            await client.stop()
 
     asyncio.run(body())
 
 
 def test_an_engine_that_is_killed_for_other_reasons_keeps_its_layout() -> None:
     async def body() -> None:
-        load = load_of(Q4_0, slots=4)
-        smaller = Smaller(load)
-        client = EngineClient(load, LIMITS, smaller=smaller)
-        await client.start()
-        try:
-            await client.wait_ready()
-            assert client.status.pid is not None
-            os.kill(client.status.pid, signal.SIGKILL)
+        async with at_work() as (client, smaller, pid):
+            os.kill(pid, signal.SIGKILL)
             while client.status.restarts == 0 or client.status.phase != "ready":
                 await asyncio.wait_for(client.changed(), 30)
             assert client.facts is not None and client.facts.slots == 4 and not smaller.given
-        finally:
-            await client.stop()
 
     asyncio.run(body())

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.file_server import FileServer, Served
+from edge.quantities import size
 from tests.conftest import RunEdge
 from tests.registry.conftest import Node, sha
 
@@ -104,7 +105,7 @@ def test_ctrl_c_keeps_what_came_and_says_so(
     assert run_edge("models", "remove", "nothing").returncode == 1
     done = run_edge("models", "pull", f"{server.url}/m.gguf")
     assert done.returncode == 0
-    assert f"m.gguf, 3.0 MB, {kept / 1e6:.1f} MB of it are here" in done.stderr
+    assert f"m.gguf, 3.0 MB, {size(kept)} of it are here" in done.stderr
     assert server.gets("/m.gguf")[-1].headers["range"] == f"bytes={kept}-"
 
 
