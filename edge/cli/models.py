@@ -8,11 +8,13 @@ import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import click
 from rich.console import Console
 
 from edge import quantities
+from edge.cli.asking import RunningNode, node_options
 from edge.effective import default_home
 
 if TYPE_CHECKING:  # `edge models --help` waits for neither the HTTP client nor pydantic
@@ -27,7 +29,7 @@ _SUM = re.compile(r"[0-9a-f]{64}")
 @click.group(invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
-    """List, fetch, check and remove models. `edge serve --model NAME` serves one."""
+    """List, fetch, check and remove models, and have a running node load them. `edge serve --model NAME` serves one."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -163,6 +165,24 @@ def prune(dry_run: bool, partials: bool) -> None:
         click.echo(f"{quantities.size(leftover.size_bytes):>10}  {leftover.why}  {leftover.paths[-1].name}")
     freed = quantities.size(sum(leftover.size_bytes for leftover in leftovers))
     click.echo(f"{freed} {'would be' if dry_run else 'were'} freed" if leftovers else "nothing to remove")
+
+
+@command.command()
+@click.argument("name")
+@node_options("admin")
+def load(node: RunningNode, name: str) -> None:
+    """Have a running node load model NAME of its settings, or the new version of its file, and wait until it answers."""
+    found = node.post(f"/edge/v1/models/{quote(name)}/load")
+    size = found["bytes_planned"]
+    click.echo(f"{found['name']} is loaded" + (f", {quantities.size(size)}" if size else ""))
+
+
+@command.command()
+@click.argument("name")
+@node_options("admin")
+def unload(node: RunningNode, name: str) -> None:
+    """Have a running node unload model NAME when its last answer has ended. The next request for it loads it again."""
+    click.echo(f"{node.post(f'/edge/v1/models/{quote(name)}/unload')['name']} is not loaded any more")
 
 
 def _inventory() -> Inventory:

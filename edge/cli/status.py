@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import ssl
 import time
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,18 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from edge import quantities
-from edge.cli.flags import node_url
-from edge.errors import InvalidApiKey, NodeUnreachable, PermissionDenied
-
-_TIMEOUT_S = 5.0
+from edge.cli.asking import RunningNode, node_options
 
 
 @click.command()
-@click.option("--url", envvar="EDGE_URL", help="Address of the node [default: where `edge serve` would listen].")
-@click.option(
-    "--key", envvar="EDGE_API_KEY", default="", help="API key with the scope `metrics` [default: $EDGE_API_KEY]."
-)
-@click.option("--ca", type=click.Path(path_type=Path), help="PEM file of the CA that signed the node's certificate.")
+@node_options("metrics")
 @click.option(
     "--decisions",
     "limit",
@@ -34,49 +25,23 @@ _TIMEOUT_S = 5.0
     help="How many of the last requests to show.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def command(url: str | None, key: str, ca: Path | None, limit: int, as_json: bool) -> int:
+def command(node: RunningNode, limit: int, as_json: bool) -> int:
     """Say how a running node is: ready or why not, how full, what the fleet does, where the last requests went.
 
     Ends with 1 if the node is not ready.
     """
-    base = node_url(url)
-    load = _get(base, "/edge/v1/load", key, ca)
-    found = _get(base, f"/edge/v1/decisions?limit={limit}", key, ca)["decisions"] if limit else []
+    load = node.get("/edge/v1/load")
+    found = node.get(f"/edge/v1/decisions?limit={limit}")["decisions"] if limit else []
     if as_json:
         click.echo(json.dumps({**load, "last": found}, indent=1))
     else:
         out = Console(soft_wrap=True, highlight=False)
-        for label, text in _lines(base, load):
+        for label, text in _lines(node.url, load):
             out.print(f"{label:9} {text}", markup=False)
         if found:
             out.print()
             out.print(_table(found, several=len(load["models"]) > 1))
     return 0 if load["ready"] else 1
-
-
-def _get(base: str, path: str, key: str, ca: Path | None) -> dict[str, Any]:
-    import httpx
-
-    try:
-        verify = ssl.create_default_context(cafile=ca) if ca else True
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        answer = httpx.get(base + path, headers=headers, timeout=_TIMEOUT_S, verify=verify, trust_env=False)
-    except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol):
-        said = f"nothing answers at {base}; start a node with `edge serve`, or name one with --url"
-        raise NodeUnreachable(said) from None
-    except OSError as error:
-        raise NodeUnreachable(f"{ca} cannot be read: {error.strerror or error}") from None
-    if answer.status_code == httpx.codes.UNAUTHORIZED:
-        raise InvalidApiKey(f"the node at {base} wants an API key: give --key, or set EDGE_API_KEY")
-    if answer.status_code == httpx.codes.FORBIDDEN:
-        raise PermissionDenied("this key may not look at the node; make one: edge keys create NAME --scope metrics")
-    try:
-        found = answer.json()
-    except ValueError:
-        found = None
-    if answer.status_code != httpx.codes.OK or not isinstance(found, dict):
-        raise NodeUnreachable(f"what answers at {base} is no edge node of this version")
-    return found
 
 
 def _lines(base: str, load: dict[str, Any]) -> list[tuple[str, str]]:

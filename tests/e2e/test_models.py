@@ -205,3 +205,20 @@ def test_a_budget_that_is_too_small_stops_the_start_with_figures(run_edge: RunEd
     assert done.returncode == 1
     assert re.search(r"takes \d+ MiB of the 40 MiB that memory.budget_mib allows", done.stderr)
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_line_loads_and_unloads(node: RunningNode, run_edge: RunEdge) -> None:
+    loaded = run_edge("models", "load", "tree", "--url", node.base_url)
+    assert (loaded.returncode, loaded.stderr) == (0, "") and loaded.stdout.startswith("ash is loaded, ")
+    assert state(node, "ash")["state"] == "ready"
+    unloaded = run_edge("models", "unload", "ash", "--url", node.base_url)
+    assert (unloaded.returncode, unloaded.stdout) == (0, "ash is not loaded any more\n")
+    assert state(node, "ash")["state"] == "unloaded"
+
+
+def test_the_command_line_says_why_not(node: RunningNode, run_edge: RunEdge) -> None:
+    unknown = run_edge("models", "load", "oak", "--url", node.base_url)
+    assert unknown.returncode == 1 and "oak" in unknown.stderr and "ash" in unknown.stderr
+    own = run_edge("models", "unload", "edge-builtin", "--url", node.base_url)
+    assert own.returncode == 1 and own.stderr.startswith("edge: ")
+    assert state(node, "edge-builtin")["state"] == "ready"
