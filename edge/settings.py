@@ -179,7 +179,7 @@ class Engine(Section):
 
 
 class Onnx(Section):
-    """How ONNX models run, and how texts are gathered into passes."""
+    """How ONNX models run, and how texts are gathered into passes: those for GGUF models of the kind too."""
 
     provider: Literal["auto", "tensorrt", "cuda", "cpu"] = Field(
         "auto", description="What runs them; `auto`: the first of TensorRT, CUDA and CPU that is there."
@@ -192,6 +192,10 @@ class Onnx(Section):
     )
     most_rows: Annotated[int, Ge(1), Le(32)] = Field(
         32, description="Texts in one pass; less where the target or the memory asks for it."
+    )
+    pass_limit_s: Seconds = Field(
+        60.0,
+        description="Longest pass with a client's tensors (`/v2`) or over a picture; then it is ended and refused.",
     )
 
 

@@ -15,9 +15,11 @@ from edge.errors import EdgeError, InvalidRequest
 from edge.machine import resident_bytes
 from edge.messages import Abort, Failed, FrameTooLarge, Message, Quit
 from edge.onnx.batcher import Batch, Batcher, Costs, Wait, length_bucket
-from edge.onnx.messages import Embed, Embedded, Infer, Inferred, LoadTensors, Rerank, Scored, TensorStats
+from edge.onnx.messages import Asked, Detect, Embed, Embedded, Infer, Inferred, LoadTensors, Scored, TensorStats
 from edge.onnx.model import Model
-from edge.onnx.tasks import Encoded, Floats, cut
+from edge.onnx.pulse import PassStopped, Pulse
+from edge.onnx.tasks import Floats, cut
+from edge.onnx.texts import Encoded
 
 _STATS_S = 0.5
 _REMEMBERED = 512
@@ -28,9 +30,9 @@ Texts = list[Encoded]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A request that was read: its texts, or none where it has tensors."""
+    """A request that was read: its texts, or none where it has tensors or a picture."""
 
-    asked: Embed | Rerank | Infer | Message
+    asked: Asked
     request_id: int
     texts: Texts
 
@@ -66,6 +68,8 @@ class Loop:
         self._forward_s = time.monotonic()
         self._told_s = 0.0
         self._over = False
+        self._account = self._stats(self._forward_s)
+        self._pulse = Pulse(load.pass_limit_s, lambda: send([self._account]), model.stop_pass)
 
     def run(self) -> None:
         """Until Quit. Raises MemoryError where not even a short text can be read any more."""
@@ -117,7 +121,7 @@ class Loop:
 
     @property
     def _most_tokens(self) -> int:
-        return self._load.reading.max_tokens if self._load.reading is not None else 0
+        return self._model.max_tokens
 
     # --- passes -------------------------------------------------------------------------------------------------------
 
@@ -134,9 +138,11 @@ class Loop:
                 for row, vector in zip(batch.members, values, strict=True):
                     self._keep(row.request_id, row.index, vector)
             else:
-                self._infer(batch.members[0].request_id)
+                self._alone(batch.members[0].request_id)
         except EdgeError as error:
             self._fail(asked, error)
+        except PassStopped:
+            self._fail(asked, self._too_long())
         except MemoryError:
             self._fail(asked, self._too_much())
         self._passes += 1
@@ -149,12 +155,23 @@ class Loop:
             "send less at a time"
         )
 
-    def _infer(self, request_id: int) -> None:
+    def _too_long(self) -> InvalidRequest:
+        return InvalidRequest(
+            f"the pass took longer than the {self._load.pass_limit_s:g} s that onnx.pass_limit_s allows; send less at a time"
+        )
+
+    def _alone(self, request_id: int) -> None:
+        """A request that is a pass by itself."""
         asked = self._running[request_id].work.asked
-        assert isinstance(asked, Infer)
-        outputs = self._model.infer(asked)
+        answer: Message
+        with self._pulse.over():
+            if isinstance(asked, Detect):
+                answer = self._model.detect(asked)
+            else:
+                assert isinstance(asked, Infer)
+                answer = Inferred(request_id, self._model.infer(asked))
         self._running.pop(request_id)
-        self._answer(request_id, Inferred(request_id, outputs))
+        self._answer(request_id, answer)
 
     def _keep(self, request_id: int, index: int, vector: Floats) -> None:
         running = self._running[request_id]
@@ -227,20 +244,20 @@ class Loop:
         if now_s - self._told_s < _STATS_S:
             return
         self._told_s = now_s
+        self._account = self._stats(now_s)
+        self._send([self._account])
+
+    def _stats(self, now_s: float) -> TensorStats:
         took = sorted(self._took) or [0.0]
-        self._send(
-            [
-                TensorStats(
-                    waiting=len(self._batcher),
-                    passes=self._passes,
-                    rows=self._rows,
-                    pass_p50_s=_at(took, 0.5),
-                    pass_p99_s=_at(took, 0.99),
-                    wait_s=self._batcher.wait_s(),
-                    forward_age_s=now_s - self._forward_s,
-                    resident_bytes=resident_bytes(os.getpid()),
-                )
-            ]
+        return TensorStats(
+            waiting=len(self._batcher),
+            passes=self._passes,
+            rows=self._rows,
+            pass_p50_s=_at(took, 0.5),
+            pass_p99_s=_at(took, 0.99),
+            wait_s=self._batcher.wait_s(),
+            forward_age_s=now_s - self._forward_s,
+            resident_bytes=resident_bytes(os.getpid()),
         )
 
 

@@ -16,7 +16,9 @@ Task = Literal["chat", "completion", "embedding", "rerank", "classification", "d
 LANGUAGE: frozenset[str] = frozenset({"chat", "completion"})
 """Tasks of models that write text: the node's own model is one of them."""
 READING: frozenset[str] = frozenset({"embedding", "rerank", "classification"})
-"""Tasks of models that read text, and answer with numbers: this version runs them as ONNX."""
+"""Tasks of models that read text, and answer with numbers."""
+_AS_GGUF: frozenset[str] = frozenset({"embedding", "rerank"})
+"""Those of them that a GGUF file is served for."""
 
 TOKENIZER = "tokenizer.json"
 """The file that an ONNX model for text is read by."""
@@ -60,7 +62,8 @@ class Encoder(_Strict):
     """How a model for embedding, rerank or classification is used."""
 
     pooling: Literal["mean", "cls", "last", "none"] | None = None
-    """From a vector for each token to one for the text: their mean, the first, the last; `none`: the model does it itself."""
+    """From a vector for each token to one for the text: their mean, the first, the last; `none`: the model does it itself. A GGUF
+    file says so itself, as a rule: then this may be left out."""
     normalise: bool = True
     """Vectors are brought to length 1."""
     output: Annotated[str, Field(max_length=200)] = ""
@@ -123,7 +126,9 @@ class Manifest(_Strict):
             if encoder is not None:
                 raise ValueError(f"[encoder] is for embedding, rerank and classification, not for {self.task}")
             return
-        if self.task == "embedding" and (encoder is None or encoder.pooling is None):
+        if self.holds_gguf:
+            self._require_gguf_encoder()
+        elif self.task == "embedding" and (encoder is None or encoder.pooling is None):
             raise ValueError("a model for embedding needs [encoder] with `pooling`: mean, cls, last or none")
         labels = encoder.labels if encoder is not None else []
         if self.task == "classification" and not labels:
@@ -133,6 +138,14 @@ class Manifest(_Strict):
         if not self.holds_gguf and TOKENIZER not in [part.file for part in self.files]:
             raise ValueError(f"an ONNX model for {self.task} needs {TOKENIZER} among its [[files]]")
 
+    def _require_gguf_encoder(self) -> None:
+        if self.encoder is not None and self.encoder.pooling == "none":
+            raise ValueError(
+                "`pooling` none is for ONNX models: a GGUF file's is mean, cls or last, or left to the file"
+            )
+        if self.encoder is not None and self.encoder.output:
+            raise ValueError("`output` is for ONNX models: a GGUF file has one")
+
     @property
     def where(self) -> Source:
         """`source`, taken apart."""
@@ -141,7 +154,9 @@ class Manifest(_Strict):
     @property
     def served(self) -> bool:
         """Whether this version answers requests for such a model."""
-        return self.task in LANGUAGE or (self.task in READING and not self.holds_gguf)
+        if self.task in LANGUAGE:
+            return True
+        return self.task in _AS_GGUF if self.holds_gguf else self.task in READING
 
     @property
     def main_file(self) -> str:

@@ -28,7 +28,7 @@ class ResolvedModel:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedTensors:
-    """A model that answers with numbers. `manifest` None: an ONNX file of which nothing is known but itself."""
+    """A model that answers with numbers. `manifest` None: a file of which nothing is known but itself."""
 
     name: str
     path: Path
@@ -36,6 +36,15 @@ class ResolvedTensors:
     files: Mapping[str, Path]
     file_bytes: int
     """Of the main file."""
+    header: GgufHeader | None = None
+    """Of a GGUF file; None: it is ONNX."""
+
+    @property
+    def task(self) -> str:
+        """What it is for."""
+        if self.manifest is not None:
+            return self.manifest.task
+        return (self.header.reads if self.header is not None else None) or "tensors"
 
 
 Found = ResolvedModel | ResolvedTensors
@@ -83,10 +92,10 @@ class Registry:
         """
         found = self.find(wish, on_checksum)
         if isinstance(found, ResolvedTensors):
-            task = found.manifest.task if found.manifest is not None else "tensors"
+            source = f' and `source = "{found.path}"`' if found.manifest is None else ""
             raise ModelUnusable(
-                f"model {found.name} is for {task}, and the node's own model must write text: serve it beside one, with "
-                f"`[models.{found.name}]` in edge.toml"
+                f"model {found.name} is for {found.task}, and the node's own model must write text: serve it beside one, with "
+                f"`[models.{found.name}]`{source} in edge.toml"
             )
         return found
 
@@ -103,7 +112,7 @@ class Registry:
         if path.suffix == ".onnx":
             return _tensors(path.stem, path.absolute(), None, {path.name: path.absolute()})
         if os.path.exists(path) or path.suffix == ".gguf" or "/" in wish:
-            return ResolvedModel(path.stem, path.absolute(), read_header(path), None)
+            return _bare(path)
         names = ", ".join(sorted(known)) or "none"
         raise ModelUnusable(f"unknown model {wish!r}: known are {names}; or give the path of a .gguf or .onnx file")
 
@@ -189,15 +198,25 @@ def _checked(name: str, path: Path, manifest: Manifest, files: Mapping[str, Path
     header = read_header(path) if manifest.holds_gguf else None
     if header is not None and manifest.task in LANGUAGE:
         return ResolvedModel(name, path, header, manifest, files)
-    return _tensors(name, path, manifest, files)
+    return _tensors(name, path, manifest, files, header)
 
 
-def _tensors(name: str, path: Path, manifest: Manifest | None, files: Mapping[str, Path]) -> ResolvedTensors:
+def _bare(path: Path) -> Found:
+    """A GGUF file without a manifest: its header says what it is for."""
+    header, path = read_header(path), path.absolute()
+    if header.reads is None:
+        return ResolvedModel(path.stem, path, header, None)
+    return _tensors(path.stem, path, None, {path.name: path}, header)
+
+
+def _tensors(
+    name: str, path: Path, manifest: Manifest | None, files: Mapping[str, Path], header: GgufHeader | None = None
+) -> ResolvedTensors:
     try:
         size = path.stat().st_size
     except OSError as error:
         raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
-    return ResolvedTensors(name, path, manifest, files, size)
+    return ResolvedTensors(name, path, manifest, files, size, header)
 
 
 def _absent(manifest: Manifest, where: Path) -> str:

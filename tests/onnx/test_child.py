@@ -29,7 +29,7 @@ def vectors(found: Embedded) -> np.ndarray:
     return np.frombuffer(found.vectors, np.float32).reshape(-1, found.width)
 
 
-def by_hand(encoder: Path, texts: list[str]) -> np.ndarray:
+def by_hand(encoder: Path, texts: list[str], pooling: str = "mean") -> np.ndarray:
     """One text at a time, in the plainest way."""
     session = onnxruntime.InferenceSession(str(encoder / "model.onnx"), providers=["CPUExecutionProvider"])
     tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
@@ -37,8 +37,9 @@ def by_hand(encoder: Path, texts: list[str]) -> np.ndarray:
     for text in texts:
         ids = np.array([tokenizer.encode(text).ids])
         feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        mean = session.run(["last_hidden_state"], feeds)[0][0].mean(axis=0)
-        found.append(mean / np.linalg.norm(mean))
+        states = session.run(["last_hidden_state"], feeds)[0][0]
+        one = {"mean": states.mean(axis=0), "cls": states[0], "last": states[-1]}[pooling]
+        found.append(one / np.linalg.norm(one))
     return np.array(found)
 
 

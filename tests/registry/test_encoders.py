@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from bench.make_gguf_encoder import write_encoder
+from bench.make_onnx import SHAPES, Head
 from edge.errors import ConfigurationError, ModelUnusable
+from edge.registry.inventory import Inventory
 from edge.registry.manifest import Encoder, Manifest, manifest_text, read_manifest
 from edge.registry.resolve import Registry, ResolvedModel, ResolvedTensors
 from tests.engine.conftest import Q4_0
+from tests.registry.conftest import Watcher
 
 HEAD = 'name = "oak"\nsource = "file:/stick/model.onnx"\nlicence = "MIT"\ncontext_tokens = 128\ndescription = "Made."\n'
 TOKENIZER = '[[files]]\nfile = "tokenizer.json"\nsource = "file:/stick/tokenizer.json"\n'
@@ -46,6 +50,45 @@ def test_a_manifest_is_read_again_as_it_was_written(tmp_path: Path) -> None:
     assert manifest.encoder == Encoder(pooling="cls", query_prompt='q: "x" ', dimensions=[8, 16])
     (tmp_path / "again.toml").write_text(manifest_text(manifest, "a test"))
     assert read_manifest(tmp_path / "again.toml") == manifest
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[encoder]\npooling = "none"\n', "`pooling` none is for ONNX models"),
+        ('[encoder]\noutput = "x"\n', "`output` is for ONNX models"),
+    ],
+)
+def test_a_gguf_file_says_itself_how_it_pools(tmp_path: Path, text: str, said: str) -> None:
+    head = HEAD.replace("model.onnx", "model.gguf") + 'task = "embedding"\n'
+    (tmp_path / "oak.toml").write_text(head)
+    assert read_manifest(tmp_path / "oak.toml").served
+    (tmp_path / "oak.toml").write_text(head + text)
+    with pytest.raises(ConfigurationError, match=said):
+        read_manifest(tmp_path / "oak.toml")
+
+
+@pytest.mark.parametrize(("head", "task"), [(None, "embedding"), ("reranker", "rerank")])
+def test_a_bare_gguf_encoder_is_known_by_its_header_and_is_no_model_of_the_nodes_own(
+    home: Path, tmp_path: Path, head: Head | None, task: str
+) -> None:
+    path = write_encoder(tmp_path / "Oak-v2.gguf", SHAPES["tiny"], head=head)
+    registry = known(home)
+    found = registry.find(str(path))
+    assert isinstance(found, ResolvedTensors) and (found.task, found.name) == (task, "Oak-v2")
+    assert found.header is not None and found.header.context_tokens == 128
+    with pytest.raises(
+        ModelUnusable, match=rf"is for {task}, .* with `\[models\.Oak-v2\]` and `source = \"{path}\"` in edge"
+    ):
+        registry.resolve(str(path))
+
+
+def test_a_gguf_encoder_that_is_added_gets_a_manifest_of_its_task(home: Path, tmp_path: Path) -> None:
+    path = write_encoder(tmp_path / "oak.gguf", SHAPES["tiny"])
+    Inventory(home).add(path, Watcher(), name=None, link=True, licence="MIT")
+    found = Registry.at(home).find("oak")
+    assert isinstance(found, ResolvedTensors) and found.task == "embedding" and found.manifest is not None
+    assert found.manifest.context_tokens == 128 and found.manifest.encoder is None
 
 
 def known(home: Path, *, parts: bool = True) -> Registry:
@@ -100,5 +143,5 @@ def test_which_models_this_version_serves(tmp_path: Path) -> None:
         return Manifest.model_validate({**fields, "encoder": encoder, "files": files}).served
 
     assert all(served("hf:a/b:model.onnx", task) for task in ("embedding", "rerank", "classification"))
-    assert not served("hf:a/b:Q8_0", "embedding") and not served("hf:a/b:model.onnx", "detection")
-    assert served("hf:a/b:Q8_0", "chat")
+    assert all(served("hf:a/b:Q8_0", task) for task in ("embedding", "rerank", "chat"))
+    assert not served("hf:a/b:Q8_0", "classification")
