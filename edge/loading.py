@@ -19,9 +19,9 @@ from edge.machine import usable_cores
 from edge.memory.planner import Layout, Wishes
 from edge.memory.sizes import tensor_bytes
 from edge.messages import Load, Prompt
-from edge.onnx.messages import LoadTensors, Reading, Task
+from edge.onnx.messages import LoadTensors, Looking, Reading, Task
 from edge.pinned import read_pinned
-from edge.registry.manifest import READING, TOKENIZER, Encoder
+from edge.registry.manifest import READING, TOKENIZER, Encoder, Manifest
 from edge.registry.resolve import Found, Registry, ResolvedModel, ResolvedTensors
 from edge.residency import Fitted, Spec, Version, stamp_of
 from edge.settings import Engine, Settings
@@ -32,6 +32,9 @@ _MARGIN = 0.1
 """Part of each objective that is kept back for what no prediction sees."""
 _FRONT_S = 0.003
 """What the front adds to the time to the first token while it has little to do, on a small box (docs/bench.md)."""
+_USUAL_OVERLAP = 0.45
+_PIXEL_BYTES = 4
+"""Of a picture in memory; few have more, and none stays."""
 _USUAL_TOKENS = 512
 """What encoders read at least."""
 _MODEST_BYTES = 256 << 20
@@ -120,7 +123,35 @@ def tensor_load(
         background=settings.admission.mode != "off",
         runtime="onnxruntime" if model.header is None else "libllama",
         pass_limit_s=onnx.pass_limit_s,
+        looking=_looking(model.manifest, settings) if model.manifest is not None else None,
     )
+
+
+def _looking(manifest: Manifest, settings: Settings) -> Looking | None:
+    detector = manifest.detector
+    if detector is None:
+        return None
+    one_stage = detector.layout == "yolo"
+    return Looking(
+        labels=detector.labels,
+        layout=detector.layout,
+        height=detector.size[0],
+        width=detector.size[1],
+        fit=detector.fit,
+        mean=detector.mean,
+        std=detector.std,
+        scores=detector.scores or ("probabilities" if one_stage else "sigmoid"),
+        boxes=detector.boxes,
+        threshold=detector.threshold,
+        overlap=detector.overlap or (_USUAL_OVERLAP if one_stage else 1.0),
+        scores_output=detector.scores_output,
+        boxes_output=detector.boxes_output,
+        most_pixels=_most_pixels(settings),
+    )
+
+
+def _most_pixels(settings: Settings) -> int:
+    return int(settings.onnx.most_picture_mpx * 1e6)
 
 
 def _reading(model: ResolvedTensors, context_tokens: int) -> Reading:
@@ -175,7 +206,11 @@ class SettingsPlanner:
 
     def _fit_tensors(self, spec: Spec, model: ResolvedTensors, room_bytes: int) -> Fitted:
         pieces = model.header.vocabulary if model.header is not None else 0
-        planned_bytes = tensor_bytes(spec.name, model.file_bytes, room_bytes, pieces=pieces)
+        looks = model.task == "detection"
+        picture_bytes = _most_pixels(self._settings) * _PIXEL_BYTES if looks else 0
+        planned_bytes = tensor_bytes(
+            spec.name, model.file_bytes, room_bytes, pieces=pieces, further_bytes=picture_bytes
+        )
         load = tensor_load(model, self._settings, planned_bytes, context_tokens=spec.context_tokens)
         return Fitted(load, planned_bytes)
 

@@ -193,6 +193,10 @@ class Onnx(Section):
     most_rows: Annotated[int, Ge(1), Le(32)] = Field(
         32, description="Texts in one pass; less where the target or the memory asks for it."
     )
+    most_picture_mpx: Annotated[float, Gt(0), Le(1000)] = Field(
+        16.0,
+        description="Largest picture that is looked at, in millions of pixels; a detector's memory is planned for it.",
+    )
     pass_limit_s: Seconds = Field(
         60.0,
         description="Longest pass with a client's tensors (`/v2`) or over a picture; then it is ended and refused.",

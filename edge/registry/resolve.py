@@ -135,6 +135,10 @@ class Registry:
     def _resolve_known(self, manifest: Manifest, where: Path, on_checksum: Callable[[Path], None] | None) -> Found:
         name = manifest.name
         if not manifest.served:
+            if manifest.task == "detection" and not manifest.holds_gguf:
+                raise ModelUnusable(
+                    f"the manifest of model {name} has no [detector], which says how its outputs are read; add it to {where}"
+                )
             form = " as GGUF" if manifest.holds_gguf else ""
             raise ModelUnusable(
                 f"model {name} is for {manifest.task}{form}, which this version does not serve yet; `edge models list` shows "

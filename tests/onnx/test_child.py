@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import onnx
 import onnxruntime
 import psutil
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 from edge.engine.supervised import EngineLimits
@@ -157,6 +158,49 @@ def test_memory_beyond_the_plan_is_refused_and_the_child_lives_on(encoder: Path)
         assert client.status.restarts == 0
 
     run_with_child(load_of(encoder, limit_bytes=200 * MIB), use)
+
+
+def squares(path: Path) -> Path:
+    """A square matrix times itself, 64 times: a pass as long as its sender likes."""
+    nodes = [helper.make_node("MatMul", [f"x{n}", f"x{n}"], [f"x{n + 1}"]) for n in range(64)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ("side", "side")) for name in ("x0", "x64")]
+    graph = helper.make_graph(nodes, "squares", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def matrix(side: int) -> list[Tensor]:
+    return [Tensor("x0", "FP32", [side, side], np.full((side, side), 1 / side, np.float32).tobytes())]
+
+
+def test_a_long_pass_of_a_clients_tensors_is_no_wedge(tmp_path: Path) -> None:
+    wedge_s = 1.0
+
+    async def use(client: TensorClient) -> None:
+        side, took_s = 128, 0.0
+        while took_s < 2 * wedge_s:
+            side *= 2
+            begun_s = time.monotonic()
+            (found,) = await client.infer(matrix(side), [])
+            took_s = time.monotonic() - begun_s
+            assert np.frombuffer(found.data, np.float32) == pytest.approx(1 / side, rel=1e-3)
+        assert client.status.restarts == 0
+
+    load = load_of(tmp_path, path=str(squares(tmp_path / "model.onnx")), limit_bytes=1000 * MIB)
+    run_with_child(load, use, EngineLimits(8, wedge_s, 60.0, 2.0))
+
+
+def test_a_pass_beyond_its_limit_is_ended_and_the_child_lives_on(tmp_path: Path) -> None:
+    async def use(client: TensorClient) -> None:
+        with pytest.raises(InvalidRequest, match=r"took longer than the 0\.2 s that onnx\.pass_limit_s allows"):
+            for power in range(8, 13):
+                await client.infer(matrix(2**power), [])
+        await client.infer(matrix(8), [])
+        assert client.status.restarts == 0
+
+    load = load_of(tmp_path, path=str(squares(tmp_path / "model.onnx")), limit_bytes=1000 * MIB, pass_limit_s=0.2)
+    run_with_child(load, use)
 
 
 def test_less_memory_than_one_text_needs_is_said_at_the_load(encoder: Path) -> None:

@@ -91,6 +91,46 @@ def test_a_gguf_encoder_that_is_added_gets_a_manifest_of_its_task(home: Path, tm
     assert found.manifest.context_tokens == 128 and found.manifest.encoder is None
 
 
+EYES = '[detector]\nlayout = "detr"\nsize = [64, 64]\nlabels = ["a", "b"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (EYES.replace("detr", "ssd"), r"detector\.layout"),
+        (EYES.replace("[64, 64]", "[64]"), r"detector\.size"),
+        (EYES.replace('"a", "b"', ""), r"detector\.labels"),
+        (EYES + "threshold = 2.0\n", r"detector\.threshold"),
+        (EYES + "std = [1.0, 0.0, 1.0]\n", r"detector\.std"),
+    ],
+)
+def test_a_detector_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "oak.toml").write_text(HEAD + 'task = "detection"\n' + text)
+    with pytest.raises(ConfigurationError, match=said):
+        read_manifest(tmp_path / "oak.toml")
+
+
+def test_a_detector_is_read_as_it_was_written_and_without_its_section_it_is_not_served(home: Path) -> None:
+    (home / "oak").mkdir()
+    (home / "oak" / "model.onnx").write_bytes(b"a model")
+    path, registry = home / "oak.toml", Registry([home], home / "verified.json")
+    path.write_text(f'{HEAD}file = "oak/model.onnx"\ntask = "detection"\n')
+    with pytest.raises(
+        ModelUnusable, match=r"oak has no \[detector\], which says how its outputs are read; add it to .*oak\.toml"
+    ):
+        registry.find("oak")
+    path.write_text(f'{HEAD}file = "oak/model.onnx"\ntask = "detection"\n{EYES}fit = "letterbox"\n')
+    manifest = read_manifest(path)
+    assert manifest.served and manifest.detector is not None and manifest.detector.labels == ["a", "b"]
+    found = registry.find("oak")
+    assert isinstance(found, ResolvedTensors) and found.task == "detection"
+    path.write_text(manifest_text(manifest, "a test"))
+    assert read_manifest(path) == manifest
+    path.write_text(HEAD + 'task = "rerank"\n' + EYES + TOKENIZER)
+    with pytest.raises(ConfigurationError, match=r"\[detector\] is for detection, not for rerank"):
+        read_manifest(path)
+
+
 def known(home: Path, *, parts: bool = True) -> Registry:
     """A home with an encoder beside its manifest; what is in the file is not looked at here."""
     (home / "oak").mkdir()
