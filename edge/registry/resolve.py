@@ -35,7 +35,7 @@ class ResolvedTensors:
     manifest: Manifest | None
     files: Mapping[str, Path]
     file_bytes: int
-    """Of the main file."""
+    """Of the main file, and of those with weights beside it."""
     header: GgufHeader | None = None
     """Of a GGUF file; None: it is ONNX."""
 
@@ -46,6 +46,9 @@ class ResolvedTensors:
             return self.manifest.task
         return (self.header.reads if self.header is not None else None) or "tensors"
 
+
+_NO_WEIGHTS = frozenset({".json", ".txt", ".md", ".jinja"})
+"""Endings of files that take no memory worth planning."""
 
 Found = ResolvedModel | ResolvedTensors
 
@@ -110,7 +113,7 @@ class Registry:
             raise ModelUnusable(f"{wish} is not on this machine: `edge models pull {wish}` brings it here and names it")
         path = Path(wish).expanduser()
         if path.suffix == ".onnx":
-            return _tensors(path.stem, path.absolute(), None, {path.name: path.absolute()})
+            return _tensors(path.stem, path.absolute(), None, _with_weights(path.absolute()))
         if os.path.exists(path) or path.suffix == ".gguf" or "/" in wish:
             return _bare(path)
         names = ", ".join(sorted(known)) or "none"
@@ -178,7 +181,8 @@ class Registry:
         files = {stored.file: self.store.blob(stored.sha256) for stored in record.files}
         for stored in record.files:
             self._verify(files[stored.file], stored.sha256, f"that was fetched for {name}", cure, on_checksum)
-        return files
+        tree = self.store.tree(record)
+        return files if tree is None else {file: tree / file for file in files}
 
     def _verify(
         self, path: Path, sha256: str, whose: str, cure: str, on_checksum: Callable[[Path], None] | None
@@ -205,6 +209,12 @@ def _checked(name: str, path: Path, manifest: Manifest, files: Mapping[str, Path
     return _tensors(name, path, manifest, files, header)
 
 
+def _with_weights(path: Path) -> dict[str, Path]:
+    """A bare ONNX file, and the one with its weights as exporters call it, where that lies beside it."""
+    beside = (path.with_name(path.name + ending) for ending in ("_data", ".data"))
+    return {file.name: file for file in (path, *(file for file in beside if file.exists()))}
+
+
 def _bare(path: Path) -> Found:
     """A GGUF file without a manifest: its header says what it is for."""
     header, path = read_header(path), path.absolute()
@@ -217,7 +227,7 @@ def _tensors(
     name: str, path: Path, manifest: Manifest | None, files: Mapping[str, Path], header: GgufHeader | None = None
 ) -> ResolvedTensors:
     try:
-        size = path.stat().st_size
+        size = sum(file.stat().st_size for file in {path, *files.values()} if file.suffix not in _NO_WEIGHTS)
     except OSError as error:
         raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
     return ResolvedTensors(name, path, manifest, files, size, header)

@@ -21,7 +21,7 @@ from edge.engine.supervised import EngineLimits
 from edge.errors import DoesNotFit, EdgeError, EngineDown, EngineFault, InvalidRequest, ModelUnusable, Overloaded
 from edge.onnx.client import TensorClient
 from edge.onnx.messages import Embedded, Tensor
-from tests.onnx.conftest import LIMITS, MIB, load_of, reading_of, run_with_child
+from tests.onnx.conftest import LIMITS, MIB, detector_load_of, load_of, reading_of, run_with_child
 
 SENTENCES = ["pump three is on", "a valve", "the alarm in hall two rang at night, and nobody knew why it did", "x"] * 6
 
@@ -243,3 +243,30 @@ def test_a_child_in_the_background_takes_only_what_others_leave(encoder: Path) -
         assert {os.sched_getscheduler(thread.id) for thread in threads} == {os.SCHED_IDLE}
 
     run_with_child(load_of(encoder, reading_of(encoder), background=True, threads=2), use, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "said"),
+    [
+        ("onnxruntime", "embedding", r"onnxruntime is not installed: pip install 'edge-node\[onnx\]'"),
+        ("tokenizers", "embedding", r"tokenizers is not installed: pip install 'edge-node\[onnx\]'"),
+        ("PIL", "detection", r"Pillow is not installed: pip install 'edge-node\[onnx\]'"),
+    ],
+)
+def test_what_is_not_installed_is_said_with_the_cure(
+    encoder: Path, tmp_path: Path, name: str, task: str, said: str
+) -> None:
+    (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name='{name}')\n")
+    load = load_of(encoder, reading_of(encoder)) if task == "embedding" else detector_load_of(encoder / "model.onnx")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    async def main() -> None:
+        client = TensorClient(load, LIMITS, environment={"PYTHONPATH": path})
+        await client.start()
+        try:
+            await asyncio.wait_for(client.wait_ready(), 60)
+        finally:
+            await client.stop()
+
+    with pytest.raises(ModelUnusable, match=said):
+        asyncio.run(main())

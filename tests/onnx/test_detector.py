@@ -17,46 +17,11 @@ from PIL import Image
 from edge.errors import InvalidRequest, ModelUnusable
 from edge.onnx.boxes import things_in
 from edge.onnx.client import TensorClient
-from edge.onnx.messages import Found, LoadTensors, Looking
+from edge.onnx.messages import Found, Looking
 from edge.onnx.picture import Placed, placed
-from tests.onnx.conftest import MIB, run_with_child
+from tests.onnx.conftest import DETR, MIB, YOLO, detector_load_of, run_with_child
 from tests.onnx.detectors import LABELS, SIDE, picture, write_detector
 from tests.onnx.test_child import until_ready
-
-DETR: dict[str, Any] = {
-    "labels": LABELS,
-    "layout": "detr",
-    "height": SIDE,
-    "width": SIDE,
-    "fit": "stretch",
-    "mean": [0.0, 0.0, 0.0],
-    "std": [1.0, 1.0, 1.0],
-    "scores": "sigmoid",
-    "boxes": "cxcywh",
-    "threshold": 0.5,
-    "overlap": 1.0,
-    "scores_output": "",
-    "boxes_output": "",
-    "most_pixels": 4_000_000,
-}
-YOLO = {**DETR, "layout": "yolo", "scores": "probabilities", "overlap": 0.45}
-
-
-def load_of(path: Path, looking: dict[str, Any] = DETR, **changes: Any) -> LoadTensors:
-    fields: dict[str, Any] = {
-        "path": str(path),
-        "task": "detection",
-        "reading": None,
-        "provider": "auto",
-        "threads": 1,
-        "most_rows": 16,
-        "slo_s": 0.05,
-        "limit_bytes": 250 * MIB,
-        "heartbeat_s": 1.0,
-        "background": False,
-        "looking": Looking(**looking),
-    }
-    return LoadTensors(**{**fields, **changes})
 
 
 def seen(found: Found) -> list[tuple[str, list[int]]]:
@@ -81,7 +46,7 @@ def test_things_have_their_places_in_the_picture(
         everything = await client.detect(picture(200, 100, "...."), 0.0, 3)
         assert len(everything.things) == 3
 
-    run_with_child(load_of(path, layout), use)
+    run_with_child(detector_load_of(path, layout), use)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -180,7 +145,7 @@ def test_the_child_outlives_bad_pictures_and_comes_back_when_killed(tmp_path: Pa
         await until_ready(client)
         assert len((await client.detect(picture(64, 64), None, 10)).things) == 2
 
-    run_with_child(load_of(path), use)
+    run_with_child(detector_load_of(path), use)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +181,7 @@ def test_a_manifest_that_does_not_fit_the_model_is_said(
         raise AssertionError("it is loaded")
 
     with pytest.raises(ModelUnusable, match=said):
-        run_with_child(load_of(path, {**DETR, **looking}), use)
+        run_with_child(detector_load_of(path, {**DETR, **looking}), use)
 
 
 # --- outputs ----------------------------------------------------------------------------------------------------------

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import onnx
+import onnxruntime
 import pytest
 
 from bench.make_gguf_encoder import write_encoder
 from bench.make_onnx import SHAPES, Head
+from bench.make_onnx import write_encoder as write_onnx_encoder
 from edge.errors import ConfigurationError, ModelUnusable
+from edge.registry.digest import sha256_of
 from edge.registry.inventory import Inventory
 from edge.registry.manifest import Encoder, Manifest, manifest_text, read_manifest
 from edge.registry.resolve import Registry, ResolvedModel, ResolvedTensors
@@ -185,3 +190,74 @@ def test_which_models_this_version_serves(tmp_path: Path) -> None:
     assert all(served("hf:a/b:model.onnx", task) for task in ("embedding", "rerank", "classification"))
     assert all(served("hf:a/b:Q8_0", task) for task in ("embedding", "rerank", "chat"))
     assert not served("hf:a/b:Q8_0", "classification")
+
+
+# --- weights in a file of their own -----------------------------------------------------------------------------------
+
+
+def apart(directory: Path) -> Path:
+    """A model whose weights lie in `model.onnx_data`."""
+    write_onnx_encoder(directory, SHAPES["tiny"])
+    model = onnx.load(directory / "model.onnx")
+    (directory / "model.onnx").unlink()
+    onnx.save(
+        model, directory / "model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=1024
+    )
+    return directory
+
+
+def know_apart(home: Path, stick: Path) -> Registry:
+    (home / "models").mkdir(exist_ok=True)
+    parts = "".join(
+        f'[[files]]\nfile = "{name}"\nsource = "file:{stick / name}"\n'
+        for name in ("tokenizer.json", "model.onnx_data")
+    )
+    (home / "models" / "elm.toml").write_text(
+        f'name = "elm"\nsource = "file:{stick}/model.onnx"\nlicence = "MIT"\ncontext_tokens = 128\ndescription = "Made."\n'
+        f'task = "embedding"\n[encoder]\npooling = "mean"\n{parts}'
+    )
+    return Registry.at(home)
+
+
+def test_weights_in_a_second_file_are_found_from_the_store(home: Path, tmp_path: Path) -> None:
+    stick = apart(tmp_path / "stick")
+    registry, inventory = know_apart(home, stick), Inventory(home)
+    inventory.pull("elm", Watcher(), licence="MIT")
+    found = registry.find("elm")
+    assert isinstance(found, ResolvedTensors)
+    assert (
+        found.file_bytes == sum((stick / name).stat().st_size for name in ("model.onnx", "model.onnx_data")) > 600_000
+    )
+    bare = registry.find(str(stick / "model.onnx"))
+    assert isinstance(bare, ResolvedTensors) and bare.file_bytes == found.file_bytes
+    session = onnxruntime.InferenceSession(str(found.path), providers=["CPUExecutionProvider"])
+    assert [one.name for one in session.get_outputs()] == ["last_hidden_state", "pooler_output"]
+    assert found.path.samefile(registry.store.blob(sha256_of(stick / "model.onnx"))), "it takes its bytes once"
+
+
+def test_a_tree_goes_and_comes_back_with_its_model(home: Path, tmp_path: Path) -> None:
+    stick = apart(tmp_path / "stick")
+    registry, inventory = know_apart(home, stick), Inventory(home)
+
+    def trees() -> list[Path]:
+        return list((registry.store.root / "trees").iterdir())
+
+    inventory.pull("elm", Watcher(), licence="MIT")
+    (tree,) = trees()
+    shutil.rmtree(tree)  # as from a store of an older version
+    assert inventory.pull("elm", Watcher(), licence="MIT").already and trees() == [tree]
+    blob = registry.store.blob(sha256_of(stick / "model.onnx_data"))
+    blob.chmod(0o644)
+    with blob.open("r+b") as file:
+        file.write(b"damage")
+    checks = {check.file: check.verdict for check in inventory.verify(["elm"], lambda name, path: None)}
+    assert checks["model.onnx_data"] == "damaged" and trees() == [], "nobody loads what was set aside"
+    with pytest.raises(ModelUnusable, match=r"model\.onnx_data of model elm is not in the store any more"):
+        registry.find("elm")
+    inventory.pull("elm", Watcher(), licence="MIT")
+    assert trees() == [tree] and isinstance(registry.find("elm"), ResolvedTensors)
+    (registry.store.root / "trees" / ".left").mkdir()
+    inventory.prune(every_partial=False, dry_run=False)
+    assert trees() == [tree]
+    inventory.remove("elm")
+    assert trees() == []
