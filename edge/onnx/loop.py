@@ -15,7 +15,19 @@ from edge.errors import EdgeError, InvalidRequest
 from edge.machine import resident_bytes
 from edge.messages import Abort, Failed, FrameTooLarge, Message, Quit
 from edge.onnx.batcher import Batch, Batcher, Costs, Wait, length_bucket
-from edge.onnx.messages import Asked, Detect, Embed, Embedded, Infer, Inferred, LoadTensors, Scored, TensorStats
+from edge.onnx.joining import Joiner, may_join
+from edge.onnx.messages import (
+    Asked,
+    Detect,
+    Embed,
+    Embedded,
+    Infer,
+    Inferred,
+    LoadTensors,
+    Scored,
+    Tensor,
+    TensorStats,
+)
 from edge.onnx.model import Model
 from edge.onnx.pulse import PassStopped, Pulse
 from edge.onnx.tasks import Floats, cut
@@ -68,6 +80,13 @@ class Loop:
         self._forward_s = time.monotonic()
         self._told_s = 0.0
         self._over = False
+        self._joiner = Joiner(
+            self._one_pass,
+            self._excuse,
+            possible=may_join(model.engine.inputs, model.engine.outputs),
+            most_rows=load.most_rows,
+            slo_s=load.slo_s,
+        )
         self._account = self._stats(self._forward_s)
         self._pulse = Pulse(load.pass_limit_s, lambda: send([self._account]), model.stop_pass)
 
@@ -141,37 +160,52 @@ class Loop:
                 self._alone(batch.members[0].request_id)
         except EdgeError as error:
             self._fail(asked, error)
-        except PassStopped:
-            self._fail(asked, self._too_long())
-        except MemoryError:
-            self._fail(asked, self._too_much())
+        except (MemoryError, PassStopped) as error:
+            self._fail(asked, self._excuse(error))
         self._passes += 1
         self._forward_s = time.monotonic()
         self._took.append(self._forward_s - begun_s)
 
-    def _too_much(self) -> InvalidRequest:
+    def _excuse(self, error: Exception) -> EdgeError:
+        """What a client is told whose request is too much."""
+        if isinstance(error, PassStopped):
+            return InvalidRequest(
+                f"the pass took longer than the {self._load.pass_limit_s:g} s that onnx.pass_limit_s allows; send less at a time"
+            )
         return InvalidRequest(
             f"the model needs more memory for this than the {self._load.limit_bytes / 2**20:,.0f} MiB that are planned for it; "
             "send less at a time"
         )
 
-    def _too_long(self) -> InvalidRequest:
-        return InvalidRequest(
-            f"the pass took longer than the {self._load.pass_limit_s:g} s that onnx.pass_limit_s allows; send less at a time"
-        )
-
     def _alone(self, request_id: int) -> None:
-        """A request that is a pass by itself."""
+        """A request without texts: a picture is a pass by itself, tensors may share one with others that wait."""
         asked = self._running[request_id].work.asked
-        answer: Message
-        with self._pulse.over():
-            if isinstance(asked, Detect):
-                answer = self._model.detect(asked)
+        if isinstance(asked, Detect):
+            with self._pulse.over():
+                found = self._model.detect(asked)
+            self._running.pop(request_id)
+            self._answer(request_id, found)
+            return
+        assert isinstance(asked, Infer)
+        works = [asked, *self._joiner.partners(asked, self._waiting_tensors())]
+        begun_s = time.monotonic()
+        results = self._joiner.run(works) if len(works) > 1 else [self._one_pass(asked)]
+        self._joiner.took(works, time.monotonic() - begun_s)
+        for work, result in zip(works, results, strict=True):
+            self._batcher.drop(work.request_id)
+            self._running.pop(work.request_id)
+            if isinstance(result, EdgeError):
+                self._refuse(work.request_id, result)
             else:
-                assert isinstance(asked, Infer)
-                answer = Inferred(request_id, self._model.infer(asked))
-        self._running.pop(request_id)
-        self._answer(request_id, answer)
+                self._answer(work.request_id, Inferred(work.request_id, result))
+
+    def _waiting_tensors(self) -> list[Infer]:
+        waiting = (self._running[row.request_id].work.asked for row in self._batcher.waiting if not row.length)
+        return [asked for asked in waiting if isinstance(asked, Infer)]
+
+    def _one_pass(self, asked: Infer) -> list[Tensor]:
+        with self._pulse.over():
+            return self._model.infer(asked)
 
     def _keep(self, request_id: int, index: int, vector: Floats) -> None:
         running = self._running[request_id]
@@ -218,7 +252,7 @@ class Loop:
         except EdgeError as error:
             self._refuse(work.request_id, error)
         except MemoryError:
-            self._refuse(work.request_id, self._too_much())
+            self._refuse(work.request_id, self._excuse(MemoryError()))
         else:
             self._answer(work.request_id, self._whole(_Running(work, 0, dict(enumerate(rows)))))
 
