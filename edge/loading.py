@@ -122,6 +122,7 @@ def tensor_load(
         heartbeat_s=settings.engine.heartbeat_s,
         background=settings.admission.mode != "off",
         runtime="onnxruntime" if model.header is None else "libllama",
+        fixed_threads=onnx.threads > 0,
         pass_limit_s=onnx.pass_limit_s,
         looking=_looking(model.manifest, settings) if model.manifest is not None else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from edge.engine.llama.library import Library
 from edge.engine.llama.model import Model as Weights
 from edge.engine.llama.model import Vocabulary
 from edge.engine.llama.pairs import PairWriter
+from edge.engine.steps import Kind
+from edge.engine.threads import ThreadChoice, fewest_worth
 from edge.errors import DoesNotFit, EngineFault, ModelUnusable
 from edge.onnx.messages import LoadTensors, Reading
 from edge.onnx.model import Engine, Model, resident
@@ -17,6 +20,12 @@ from edge.onnx.tasks import Floats, relevance
 from edge.onnx.texts import Encoded, TextReader
 
 _ALL_LAYERS = -1
+_FEW_TOKENS = 64
+"""Passes of up to so many have a number of threads of their own: there is less for a second one to do."""
+_SHORT_TRIAL, _LONG_TRIAL, _TRIALS = 16, 128, 5
+_STRAIN = 1.5
+"""So many times as long as foreseen: other numbers of threads are tried."""
+_SLOWLY = 0.2
 _CELLS = (4096, 2048, 1024, 512, 256)
 """Tokens of a pass that are tried, besides those of the longest text."""
 
@@ -48,6 +57,8 @@ class LlamaModel(Model):
         super().__init__(load)
         assert load.reading is not None
         self._library = Library()
+        self._strained: dict[Kind, float] = {"decode": 1.0, "prompt": 1.0}
+        self._at_leisure = False
         layers = 0 if load.provider == "cpu" else _ALL_LAYERS
         self._weights = weights = Weights(
             self._library,
@@ -62,6 +73,7 @@ class LlamaModel(Model):
         offloaded = self._library.offloads and layers != 0
         self.engine = Engine("GPU" if offloaded else "CPU", f"libllama, {self._embedder.pooling} pooling")
         on_stage("measuring passes", 0.5)
+        self._threads = self._chosen_threads()
         self._measure()
         self.most_rows = min(self.most_rows, self._embedder.most_texts)
         if not offloaded:  # a device's driver maps far more than it uses
@@ -69,18 +81,66 @@ class LlamaModel(Model):
 
     def _pass(self, texts: Sequence[Encoded], rows: int, length: int) -> Floats:
         """Texts as long as they are: nothing is filled up."""
-        try:
-            found = self._embedder.vectors([text.tokens for text in texts])
-        except PassFailed as failure:
-            if failure.no_memory:
-                raise MemoryError(str(failure)) from None
-            raise EngineFault(f"libllama failed: {failure}; {self._library.complaint}") from None
+        tokens = sum(len(text.tokens) for text in texts)
+        kind: Kind = "prompt" if tokens > _FEW_TOKENS else "decode"
+        threads = self._threads.for_pass(kind, strained=self._strained[kind] > _STRAIN or self._at_leisure)
+        self._embedder.use_threads(threads)
+        begun_s = time.monotonic()
+        found = self._computed([text.tokens for text in texts])
+        self._learn(kind, threads, time.monotonic() - begun_s, len(texts), tokens)
         if self._pairs is None:
             return found
         return found[:, self._pairs.yes, None] if self._pairs.shares else relevance(found)[:, None]
 
+    def beat(self) -> None:
+        """A short pass; with another number of threads now and then, since nobody waits."""
+        self._at_leisure = True
+        try:
+            super().beat()
+        finally:
+            self._at_leisure = False
+
+    def _learn(self, kind: Kind, threads: int, took_s: float, texts: int, tokens: int) -> None:
+        """How long a pass took beside what was measured at the load says which number of threads does better."""
+        if self.costs is None:
+            return
+        foreseen_s = self.costs.pass_s(texts, -(-tokens // texts)) / self.costs.strain
+        ratio = took_s / max(1e-6, foreseen_s)
+        if threads == self._threads.of(kind):
+            self._strained[kind] += _SLOWLY * (ratio - self._strained[kind])
+        self._threads.tried(kind, threads, ratio)
+        if (longer := self._threads.decide(kind)) is not None:
+            self._strained[kind] = longer
+
+    def _chosen_threads(self) -> ThreadChoice:
+        """All that may be used, or one where a neighbour or so small a model makes that the quicker way."""
+        counts = [self._load.threads] if self._load.fixed_threads else sorted({1, self._load.threads})
+        took = {count: (self._tried(count, _SHORT_TRIAL), self._tried(count, _LONG_TRIAL)) for count in counts}
+        short = fewest_worth({count: seconds for count, (seconds, _) in took.items()})
+        long = fewest_worth({count: seconds for count, (_, seconds) in took.items()})
+        return ThreadChoice(decode=short, prompt=long, candidates=counts)
+
+    def _tried(self, threads: int, tokens: int) -> float:
+        """Seconds of a pass, the slow ones of a few."""
+        self._embedder.use_threads(threads)
+        text = self.reader.filler(min(tokens, self._longest))
+        took = []
+        for _ in range(_TRIALS):
+            begun_s = time.monotonic()
+            self._computed([text])
+            took.append(time.monotonic() - begun_s)
+        return sorted(took)[len(took) * 3 // 4]
+
     def stop_pass(self) -> None:
         """Its passes are over texts only, and those are bounded."""
+
+    def _computed(self, texts: Sequence[Sequence[int]]) -> Floats:
+        try:
+            return self._embedder.vectors(texts)
+        except PassFailed as failure:
+            if failure.no_memory:
+                raise MemoryError(str(failure)) from None
+            raise EngineFault(f"libllama failed: {failure}; {self._library.complaint}") from None
 
     def _cells_within(self, longest: int, grown_bytes: int) -> int:
         return self._embedder.most_tokens

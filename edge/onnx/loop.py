@@ -35,7 +35,6 @@ from edge.onnx.texts import Encoded
 
 _STATS_S = 0.5
 _REMEMBERED = 512
-_TRIAL_TOKENS = 16
 
 Texts = list[Encoded]
 
@@ -266,12 +265,10 @@ class Loop:
 
     def _beat(self, now_s: float) -> None:
         """A short pass when none was for a while: only a real one shows that the model still answers."""
-        reader = self._model.reader
-        if reader is None:
+        if self._model.reader is None:
             self._forward_s = now_s
         elif now_s - self._forward_s >= self._load.heartbeat_s and not len(self._batcher):
-            length = min(_TRIAL_TOKENS, self._most_tokens)
-            self._model.texts([Encoded(reader.filler(length), [0] * length)], 1, length)
+            self._model.beat()
             self._forward_s = time.monotonic()
 
     def _tell(self, now_s: float) -> None:

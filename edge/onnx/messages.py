@@ -92,6 +92,8 @@ class LoadTensors(Message, frozen=True):
     heartbeat_s: float
     background: bool
     runtime: Runtime = "onnxruntime"
+    fixed_threads: bool = True
+    """Else fewer than `threads` are used where those do better (libllama)."""
     pass_limit_s: float = 60.0
     """A pass with a client's tensors, or over a picture, is ended after so long."""
     looking: Looking | None = None

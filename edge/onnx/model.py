@@ -94,6 +94,12 @@ class Model(ABC):
             raise EngineFault("the model computed values that are no numbers for this text")
         return values
 
+    def beat(self) -> None:
+        """A short pass to see that the model still answers. Raises as `texts`."""
+        assert self.reader is not None
+        length = min(_SHORT_TOKENS, self.max_tokens)
+        self.texts([Encoded(self.reader.filler(length), [0] * length)], 1, length)
+
     def facts(self) -> TensorFacts:
         """For the front."""
         load, reading, engine = self._load, self._load.reading, self.engine

@@ -82,7 +82,7 @@ def test_vectors_are_those_of_the_same_weights_as_onnx(bert: Path, encoder: Path
         assert vectors(whole).shape == (len(SENTENCES), 64)
         assert likeness(vectors(whole), exact) > 0.9999
         apart = await asyncio.gather(*(client.embed([text], "", None) for text in SENTENCES))
-        assert np.concatenate([vectors(one) for one in apart]) == pytest.approx(vectors(whole), abs=2e-5)
+        assert np.concatenate([vectors(one) for one in apart]) == pytest.approx(vectors(whole), abs=3e-4)
         assert whole.tokens == sum(one.tokens for one in apart)
         assert client.facts is not None and (client.facts.provider, client.facts.inputs) == ("CPU", [])
 

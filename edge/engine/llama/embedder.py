@@ -78,6 +78,7 @@ class Embedder:
         self.width = int(ll.llama_model_n_cls_out(model.handle) if ranks else ll.llama_model_n_embd_out(model.handle))
         self._memory = ll.llama_get_memory(self._handle)
         self._batch = Batch(most_tokens)
+        self._threads = threads
 
     def vectors(self, texts: Sequence[Sequence[int]]) -> Vectors:
         """float32[texts, width], as the model gives them: not brought to any length. Raises PassFailed."""
@@ -96,6 +97,12 @@ class Embedder:
         if (status := run(self._handle, batch)) != 0:
             raise PassFailed(status)
         return np.stack([self._vector(number) for number in range(len(texts))])
+
+    def use_threads(self, threads: int) -> None:
+        """CPU threads of the passes that follow."""
+        if threads != self._threads:
+            self._threads = threads
+            ll.llama_set_n_threads(self._handle, threads, threads)
 
     def _vector(self, number: int) -> Vectors:
         pointer = ll.llama_get_embeddings_seq(self._handle, number)
