@@ -123,6 +123,7 @@ def tensor_load(
         background=settings.admission.mode != "off",
         runtime="onnxruntime" if model.header is None else "libllama",
         fixed_threads=onnx.threads > 0,
+        weights_bytes=model.file_bytes,
         pass_limit_s=onnx.pass_limit_s,
         looking=_looking(model.manifest, settings) if model.manifest is not None else None,
     )

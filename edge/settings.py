@@ -184,7 +184,9 @@ class Onnx(Section):
     provider: Literal["auto", "tensorrt", "cuda", "cpu"] = Field(
         "auto", description="What runs them; `auto`: the first of TensorRT, CUDA and CPU that is there."
     )
-    threads: Annotated[int, Ge(0), Le(1024)] = Field(0, description="CPU threads of each model; 0: all cores.")
+    threads: Annotated[int, Ge(0), Le(1024)] = Field(
+        0, description="CPU threads of each model; 0: all cores, with GGUF models one where that does better."
+    )
     slo_ms: Annotated[float, Gt(0), Le(600_000)] = Field(
         50.0,
         description="Request read to whole answer, in milliseconds: texts are gathered into passes within it. It is promised "

@@ -94,6 +94,8 @@ class LoadTensors(Message, frozen=True):
     runtime: Runtime = "onnxruntime"
     fixed_threads: bool = True
     """Else fewer than `threads` are used where those do better (libllama)."""
+    weights_bytes: int = 0
+    """Of all its files; 0: it has but one."""
     pass_limit_s: float = 60.0
     """A pass with a client's tensors, or over a picture, is ended after so long."""
     looking: Looking | None = None

@@ -112,7 +112,7 @@ class Model(ABC):
             note=engine.note,
             library=engine.library,
             threads=load.threads,
-            weights_bytes=Path(load.path).stat().st_size,
+            weights_bytes=load.weights_bytes or Path(load.path).stat().st_size,
             max_tokens=self.max_tokens,
             width=self.width,
             dimensions=reading.dimensions if reading is not None else [],
