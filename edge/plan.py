@@ -82,7 +82,8 @@ def _looked_at(
         header = read_header(path)
         if header.reads is not None:
             raise ModelUnusable(
-                f"{name} is for {header.reads}: its memory follows from its size, and layouts are planned for models that write text"
+                f"{name} is for {header.reads}: its memory follows from its size, and layouts are planned for models that write "
+                "text"
             )
         yield ResolvedModel(path.stem if name == elsewhere else name, path, header, None)
 

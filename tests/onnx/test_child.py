@@ -175,7 +175,7 @@ def matrix(side: int) -> list[Tensor]:
 
 
 def test_a_long_pass_of_a_clients_tensors_is_no_wedge(tmp_path: Path) -> None:
-    wedge_s = 1.0
+    wedge_s = 2.0
 
     async def use(client: TensorClient) -> None:
         side, took_s = 128, 0.0
@@ -193,13 +193,13 @@ def test_a_long_pass_of_a_clients_tensors_is_no_wedge(tmp_path: Path) -> None:
 
 def test_a_pass_beyond_its_limit_is_ended_and_the_child_lives_on(tmp_path: Path) -> None:
     async def use(client: TensorClient) -> None:
-        with pytest.raises(InvalidRequest, match=r"took longer than the 0\.2 s that onnx\.pass_limit_s allows"):
+        with pytest.raises(InvalidRequest, match=r"took longer than the 0\.5 s that onnx\.pass_limit_s allows"):
             for power in range(8, 13):
                 await client.infer(matrix(2**power), [])
         await client.infer(matrix(8), [])
         assert client.status.restarts == 0
 
-    load = load_of(tmp_path, path=str(squares(tmp_path / "model.onnx")), limit_bytes=1000 * MIB, pass_limit_s=0.2)
+    load = load_of(tmp_path, path=str(squares(tmp_path / "model.onnx")), limit_bytes=1000 * MIB, pass_limit_s=0.5)
     run_with_child(load, use)
 
 
