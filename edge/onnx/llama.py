@@ -75,6 +75,8 @@ class LlamaModel(Model):
         on_stage("measuring passes", 0.5)
         self._threads = self._chosen_threads()
         self._measure()
+        assert self.costs is not None
+        self.costs.spans = True
         self.most_rows = min(self.most_rows, self._embedder.most_texts)
         if not offloaded:  # a device's driver maps far more than it uses
             self._bound_memory()
@@ -87,7 +89,7 @@ class LlamaModel(Model):
         self._embedder.use_threads(threads)
         begun_s = time.monotonic()
         found = self._computed([text.tokens for text in texts])
-        self._learn(kind, threads, time.monotonic() - begun_s, len(texts), tokens)
+        self._learn(kind, threads, time.monotonic() - begun_s, tokens)
         if self._pairs is None:
             return found
         return found[:, self._pairs.yes, None] if self._pairs.shares else relevance(found)[:, None]
@@ -100,11 +102,11 @@ class LlamaModel(Model):
         finally:
             self._at_leisure = False
 
-    def _learn(self, kind: Kind, threads: int, took_s: float, texts: int, tokens: int) -> None:
+    def _learn(self, kind: Kind, threads: int, took_s: float, tokens: int) -> None:
         """How long a pass took beside what was measured at the load says which number of threads does better."""
         if self.costs is None:
             return
-        foreseen_s = self.costs.pass_s(texts, -(-tokens // texts)) / self.costs.strain
+        foreseen_s = self.costs.pass_s(1, tokens) / self.costs.strain
         ratio = took_s / max(1e-6, foreseen_s)
         if threads == self._threads.of(kind):
             self._strained[kind] += _SLOWLY * (ratio - self._strained[kind])
