@@ -44,16 +44,7 @@ def installed() -> Path | None:
 def export(source: Path, directory: Path) -> Path:
     """Write `model.onnx` and `tokenizer.json` from a directory with a BERT checkpoint; the model's path."""
     directory.mkdir(parents=True, exist_ok=True)
-    config = json.loads((source / "config.json").read_text("utf-8"))
-    shape = Shape(
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        hidden=config["intermediate_size"],
-        vocabulary=config["vocab_size"],
-        positions=config["max_position_embeddings"],
-    )
-    model = encoder(shape, _checkpoint(source / "model.safetensors"))
+    model = encoder(shape_of(source), checkpoint(source / "model.safetensors"))
     onnx.checker.check_model(model, full_check=True)
     path = directory / "model.onnx"
     path.write_bytes(model.SerializeToString(deterministic=True))
@@ -61,7 +52,20 @@ def export(source: Path, directory: Path) -> Path:
     return path
 
 
-def _checkpoint(path: Path) -> Callable[[str, tuple[int, ...], float, float], Values]:
+def shape_of(source: Path) -> Shape:
+    """Sizes of the checkpoint in a directory."""
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    return Shape(
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        heads=config["num_attention_heads"],
+        hidden=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+        positions=config["max_position_embeddings"],
+    )
+
+
+def checkpoint(path: Path) -> Callable[[str, tuple[int, ...], float, float], Values]:
     """The tensors of a safetensors file: a length, a JSON header with places, then the numbers."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")

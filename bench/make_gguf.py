@@ -25,6 +25,10 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_JUDGING = {
+    "name": "rerank",
+    "template": "<|im_start|>user\n<Query>: {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n",
+}
 _LETTERS = "etaoinshrdlucmfwypvbgkjxqz"
 
 
@@ -43,12 +47,15 @@ class Shape:
     """In each layer, two of which answer each token; 0: no mixture of experts."""
     sharpness: float = 1.0
     """Scale of the embedding, which is also the output: how far apart the logits are."""
+    judges: bool = False
+    """A reranker as Qwen3's: no logits but for yes and no, asked by a template in the file."""
 
 
 SHAPES = {
     "tiny": Shape(2, 256, 4, 2, 512, 1024, 2048),
     "tinymoe": Shape(2, 256, 4, 2, 256, 1024, 2048, experts=4, sharpness=0.15),
     "tinynarrow": Shape(2, 192, 3, 3, 320, 1024, 2048, sharpness=0.15),
+    "tinyjudge": Shape(2, 256, 4, 2, 512, 1024, 2048, judges=True),
     "tiny152k": Shape(1, 64, 2, 1, 128, 151936, 2048),
     "15m": Shape(6, 384, 6, 2, 1024, 8192),
     "135m": Shape(30, 576, 9, 3, 1536, 49152),
@@ -57,21 +64,32 @@ SHAPES = {
 }
 
 
-def write_model(path: Path, shape: Shape, *, kind: str, seed: int = 0, tensors_a_part: int = 0) -> None:
+def write_model(
+    path: Path,
+    shape: Shape,
+    *,
+    kind: str,
+    seed: int = 0,
+    tensors_a_part: int = 0,
+    pooling: gguf.PoolingType | None = None,
+) -> None:
     """Write a file of `kind` f16, or any that `edge quantize` knows. `tensors_a_part`: f16 only, in files of so many tensors
-    named `NAME-00001-of-00003.gguf` and so on; 0: one file. Raises EdgeError when libllama cannot quantize."""
+    named `NAME-00001-of-00003.gguf` and so on; 0: one file. `pooling`: it is an embedding model. Raises EdgeError when libllama
+    cannot quantize."""
     if kind == "f16":
-        _write_f16(path, shape, seed, tensors_a_part)
+        _write_f16(path, shape, seed, tensors_a_part, pooling)
         return
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         source = Path(scratch) / "f16.gguf"
-        _write_f16(source, shape, seed)
+        _write_f16(source, shape, seed, pooling=pooling)
         wish = Wish(source, path, kind, importance="off", report=False, force=True)
         quantize(wish, {}, lambda _stage, _share: None)
 
 
-def _write_f16(path: Path, shape: Shape, seed: int, tensors_a_part: int = 0) -> None:
-    writer = gguf.GGUFWriter(str(path), "llama", split_max_tensors=tensors_a_part)
+def _write_f16(
+    path: Path, shape: Shape, seed: int, tensors_a_part: int = 0, pooling: gguf.PoolingType | None = None
+) -> None:
+    writer = gguf.GGUFWriter(str(path), "qwen3" if shape.judges else "llama", split_max_tensors=tensors_a_part)
     writer.add_name("random weights")
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
@@ -84,9 +102,17 @@ def _write_f16(path: Path, shape: Shape, seed: int, tensors_a_part: int = 0) -> 
         writer.add_expert_used_count(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10_000.0)
+    if shape.judges:
+        writer.add_key_length(shape.width // shape.heads)
+        writer.add_value_length(shape.width // shape.heads)
+        writer.add_pooling_type(gguf.PoolingType.RANK)
+        writer.add_classifier_output_labels(["yes", "no"])
+    elif pooling is not None:
+        writer.add_pooling_type(pooling)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     _add_tokenizer(writer, shape.vocabulary)
+    writer.add_chat_template([{"name": "default", "template": CHATML}, _JUDGING] if shape.judges else CHATML)
     for name, array in _tensors(shape, np.random.default_rng(seed)):
         writer.add_tensor(name, array)
     writer.write_header_to_file()
@@ -104,9 +130,14 @@ def _tensors(shape: Shape, rng: np.random.Generator) -> Iterator[tuple[str, np.n
     ones = np.ones(shape.width, np.float32)
     yield "token_embd.weight", matrix(shape.vocabulary, shape.width, shape.sharpness * shape.width**0.5)
     yield "output_norm.weight", ones
+    if shape.judges:
+        yield "cls.output.weight", np.asarray(matrix(2, shape.width), np.float32)
     for layer in range(shape.layers):
         at = f"blk.{layer}."
         yield at + "attn_norm.weight", ones
+        if shape.judges:
+            for part in "qk":
+                yield f"{at}attn_{part}_norm.weight", np.ones(shape.width // shape.heads, np.float32)
         yield at + "ffn_norm.weight", ones
         yield at + "attn_q.weight", matrix(shape.width, shape.width)
         yield at + "attn_k.weight", matrix(narrow, shape.width)
@@ -140,7 +171,6 @@ def _add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
     writer.add_bos_token_id(tokens.index("<|endoftext|>"))
     writer.add_eos_token_id(tokens.index("<|im_end|>"))
     writer.add_add_bos_token(False)
-    writer.add_chat_template(CHATML)
 
 
 def _vocabulary(room: int) -> tuple[list[str], list[str]]:

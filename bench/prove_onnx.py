@@ -1,9 +1,10 @@
-"""An ONNX encoder of MiniLM's size behind the node: how soon, how many, and what the language model beside it feels.
+"""An encoder of MiniLM's size behind the node: how soon, how many, and what the language model beside it feels.
 
-`python -m bench.prove_onnx latency throughput beside --out FILE`. The encoder has random weights (bench/make_onnx.py). Each part
-runs a real node, prints its figures and whether what is promised held; the exit status is 1 if something did not.
+`python -m bench.prove_onnx latency gguf throughput beside --out FILE`. The encoder has random weights (bench/make_onnx.py). Each
+part runs a real node, prints its figures and whether what is promised held; the exit status is 1 if something did not.
 
 - latency: one sentence at a time, from an idle node.
+- gguf: the same with the same weights as GGUF, Q8_0.
 - throughput: texts a second by /v1/embeddings, beside a plain onnxruntime loop with whichever fixed batch is best; in turns.
 - beside: the language model's times alone, and while clients ask the encoder; in turns.
 """
@@ -32,7 +33,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from bench import make_onnx, servers
+from bench import make_gguf_encoder, make_onnx, servers
 from bench.held import Held, chosen, parser, prove
 from bench.prove_models import BUILTIN, Load, Tally
 from bench.servers import Server
@@ -48,8 +49,17 @@ _SYLLABLES = ("pump", "va", "lve", "to", "ring", "al", "arm", "en", "est", "or",
 _SHORT_WORDS = 6
 
 
-def manifest(name: str, directory: Path) -> str:
-    """How the node knows a made encoder."""
+def manifest(name: str, place: Path) -> str:
+    """How the node knows a made encoder: the directory of an ONNX one, or a GGUF file."""
+    if place.suffix == ".gguf":
+        return (
+            f'name = "{name}"\ntask = "embedding"\nsource = "file:{place}"\nfile = "{place}"\nlicence = "Apache-2.0"\n'
+            f'context_tokens = {CONTEXT_TOKENS}\ndescription = "Random weights."\n'
+        )
+    return _onnx_manifest(name, place)
+
+
+def _onnx_manifest(name: str, directory: Path) -> str:
     return (
         f'name = "{name}"\ntask = "embedding"\nsource = "file:{directory / "model.onnx"}"\nfile = "{directory / "model.onnx"}"\n'
         f'licence = "Apache-2.0"\ncontext_tokens = {CONTEXT_TOKENS}\ndescription = "Random weights."\n'
@@ -106,8 +116,17 @@ def latency(a: argparse.Namespace, encoder: Path, held: Held) -> dict[str, Any]:
             client = Client(server)
             took = [client.embed([sentence(chance, _SHORT_WORDS)]) * 1000 for _ in range(a.sentences)]
         found[mode] = {f"p{round(q * 100)}": round(percentile(took, q), 2) for q in (0.5, 0.9, 0.99)}
-        held.check(f"one sentence, admission.mode {mode}, p99 in ms", found[mode]["p99"], found[mode]["p99"] < 50)
+        form = "GGUF" if encoder.suffix == ".gguf" else "ONNX"
+        held.check(
+            f"one sentence, {form}, admission.mode {mode}, p99 in ms", found[mode]["p99"], found[mode]["p99"] < 50
+        )
     return {"one sentence, ms, by admission.mode": found, "sentences": a.sentences}
+
+
+def gguf_latency(a: argparse.Namespace, encoder: Path, held: Held) -> dict[str, Any]:
+    """The same weights by libllama."""
+    path = make_gguf_encoder.write_encoder(encoder / "model-q8_0.gguf", make_onnx.SHAPES[NAME], kind="q8_0")
+    return latency(a, path, held)
 
 
 class Plain:
@@ -250,7 +269,7 @@ def beside(a: argparse.Namespace, encoder: Path, held: Held) -> dict[str, Any]:
     return {**found, "spin_loop_largest_gap_ms": round(gap_ms, 2)}
 
 
-PARTS = {"latency": latency, "throughput": throughput, "beside": beside}
+PARTS = {"latency": latency, "gguf": gguf_latency, "throughput": throughput, "beside": beside}
 
 
 def main() -> int:

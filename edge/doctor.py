@@ -31,6 +31,7 @@ from edge.machine import usable_cores
 from edge.memory.host import host_memory
 from edge.messages import Load
 from edge.onnx.messages import LoadTensors
+from edge.registry.manifest import READING
 from edge.registry.resolve import Found, Registry, ResolvedModel, ResolvedTensors
 from edge.settings import Settings
 
@@ -40,6 +41,15 @@ _LITTLE_MEMORY_BYTES = 256 << 20
 _PROBE_S = 60
 _OLDEST_PLAUSIBLE = datetime(2026, 1, 1, tzinfo=UTC)
 _PROBE = "from edge.engine.llama.library import Library; o = Library(); print(int(o.offloads)); print(o.system)"
+
+_RUNTIME_PROBE = (
+    "import importlib, sys\n"
+    "for name in sys.argv[1:]:\n"
+    "    found = importlib.import_module(name)\n"
+    "    more = ', '.join(found.get_available_providers()) if name == 'onnxruntime' else ''\n"
+    "    print(f'{name} {found.__version__}' + (f' with {more}' if more else ''), flush=True)"
+)
+_ONNX_CURE = "pip install 'edge-node[onnx]', or 'edge-node[onnx-gpu]' on a machine with CUDA"
 
 _FEATURE = re.compile(r"(\w+) = 1")
 
@@ -184,12 +194,14 @@ def _models(effective: Effective) -> Iterator[Finding]:
     registry = Registry.at(effective.home)
     planner = SettingsPlanner(settings, effective.home, registry, fitter, models[1:])
     room: int | None = None
+    loaded: set[str] = set()
     for spec in models:
         subject = "model" if spec.main else f"model {spec.name}"
         missing: Level = "fail" if spec.main else "warn"
         try:
             version = asyncio.run(planner.find(spec))
             yield Finding("ok", subject, f"{version.model.name}: {_described(version.model)}")
+            yield from _runtime(version.model, loaded)
             if spec.main and isinstance(version.model, ResolvedModel):
                 room = fitter.fit(version.model.header, wishes_of(settings)).budget.bytes
             if room is None:
@@ -201,6 +213,31 @@ def _models(effective: Effective) -> Iterator[Finding]:
         if spec.fixed:
             room -= fitted.bytes
         yield Finding("ok", subject, f"fits, with {fitted.bytes / 2**20:,.0f} MiB{_layout(fitted.load)}")
+
+
+def _runtime(model: Found, loaded: set[str]) -> Iterator[Finding]:
+    """Whether what an ONNX model is run by can be loaded; `loaded` keeps what was said already."""
+    needs = [name for name in _packages(model) if name not in loaded]
+    if not needs:
+        return
+    loaded.update(needs)
+    command = [sys.executable, "-c", _RUNTIME_PROBE, *needs]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S, check=False)
+    said = done.stdout.splitlines()
+    if done.returncode == 0:
+        yield Finding("ok", "ONNX runtime", "; ".join(said))
+        return
+    words = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
+    yield Finding(
+        "warn", "ONNX runtime", f"{needs[len(said)]}, which {model.name} needs, does not load: {words}", _ONNX_CURE
+    )
+
+
+def _packages(model: Found) -> tuple[str, ...]:
+    if isinstance(model, ResolvedModel) or model.header is not None:
+        return ()
+    reads = ("tokenizers",) if model.task in READING else ()
+    return ("onnxruntime", *reads, *(("PIL",) if model.task == "detection" else ()))
 
 
 def _described(model: Found) -> str:

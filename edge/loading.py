@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -19,9 +19,9 @@ from edge.machine import usable_cores
 from edge.memory.planner import Layout, Wishes
 from edge.memory.sizes import tensor_bytes
 from edge.messages import Load, Prompt
-from edge.onnx.messages import LoadTensors, Reading, Task
+from edge.onnx.messages import LoadTensors, Looking, Reading, Task
 from edge.pinned import read_pinned
-from edge.registry.manifest import TOKENIZER, Encoder, Manifest
+from edge.registry.manifest import READING, TOKENIZER, Encoder, Manifest
 from edge.registry.resolve import Found, Registry, ResolvedModel, ResolvedTensors
 from edge.residency import Fitted, Spec, Version, stamp_of
 from edge.settings import Engine, Settings
@@ -32,6 +32,11 @@ _MARGIN = 0.1
 """Part of each objective that is kept back for what no prediction sees."""
 _FRONT_S = 0.003
 """What the front adds to the time to the first token while it has little to do, on a small box (docs/bench.md)."""
+_USUAL_OVERLAP = 0.45
+_PIXEL_BYTES = 4
+"""Of a picture in memory; few have more, and none stays."""
+_USUAL_TOKENS = 512
+"""What encoders read at least."""
 _MODEST_BYTES = 256 << 20
 """What a further model takes beside its weights when it is laid out modestly, about: the node's own leaves that much."""
 
@@ -99,29 +104,70 @@ def specs(settings: Settings, main_name: str) -> list[Spec]:
     ]
 
 
-def tensor_load(model: ResolvedTensors, settings: Settings, limit_bytes: int) -> LoadTensors:
-    """What a tensor child is told to load."""
-    onnx, manifest = settings.onnx, model.manifest
+def tensor_load(
+    model: ResolvedTensors, settings: Settings, limit_bytes: int, *, context_tokens: int = 0
+) -> LoadTensors:
+    """What a tensor child is told to load. `context_tokens`: of texts, at most; 0: as long as the model reads."""
+    onnx = settings.onnx
+    on_cpu = model.header is not None and settings.engine.gpu_layers == 0
     return LoadTensors(
         path=str(model.path),
-        task="tensors" if manifest is None else cast(Task, manifest.task),
-        reading=None if manifest is None else _reading(manifest, model.files),
-        provider=onnx.provider,
+        task=cast(Task, model.task),
+        reading=_reading(model, context_tokens) if model.task in READING else None,
+        provider="cpu" if on_cpu else onnx.provider,
         threads=onnx.threads or usable_cores(),
         most_rows=onnx.most_rows,
         slo_s=onnx.slo_ms / 1000 * (1 - _MARGIN) - _FRONT_S,
         limit_bytes=limit_bytes,
         heartbeat_s=settings.engine.heartbeat_s,
         background=settings.admission.mode != "off",
+        runtime="onnxruntime" if model.header is None else "libllama",
+        fixed_threads=onnx.threads > 0,
+        weights_bytes=model.file_bytes,
+        pass_limit_s=onnx.pass_limit_s,
+        looking=_looking(model.manifest, settings) if model.manifest is not None else None,
     )
 
 
-def _reading(manifest: Manifest, files: Mapping[str, Path]) -> Reading:
-    encoder = manifest.encoder or Encoder()
+def _looking(manifest: Manifest, settings: Settings) -> Looking | None:
+    detector = manifest.detector
+    if detector is None:
+        return None
+    one_stage = detector.layout == "yolo"
+    return Looking(
+        labels=detector.labels,
+        layout=detector.layout,
+        height=detector.size[0],
+        width=detector.size[1],
+        fit=detector.fit,
+        mean=detector.mean,
+        std=detector.std,
+        scores=detector.scores or ("probabilities" if one_stage else "sigmoid"),
+        boxes=detector.boxes,
+        threshold=detector.threshold,
+        overlap=detector.overlap or (_USUAL_OVERLAP if one_stage else 1.0),
+        scores_output=detector.scores_output,
+        boxes_output=detector.boxes_output,
+        most_pixels=_most_pixels(settings),
+    )
+
+
+def _most_pixels(settings: Settings) -> int:
+    return int(settings.onnx.most_picture_mpx * 1e6)
+
+
+def _reading(model: ResolvedTensors, context_tokens: int) -> Reading:
+    """What a file's header leaves open is shortened where there is no memory for all of it; what an operator fixed is not."""
+    manifest, header = model.manifest, model.header
+    encoder = (manifest.encoder if manifest is not None else None) or Encoder()
+    known = [manifest.context_tokens if manifest is not None else 0, header.context_tokens if header is not None else 0]
+    longest = next((length for length in known if length), _USUAL_TOKENS)
+    most = min(longest, context_tokens or longest)
     return Reading(
-        tokenizer=str(files.get(TOKENIZER, "")),
-        max_tokens=manifest.context_tokens,
-        pooling=encoder.pooling or "none",
+        tokenizer=str(model.files.get(TOKENIZER, "")),
+        max_tokens=most,
+        least_tokens=most if header is None or context_tokens else min(most, _USUAL_TOKENS),
+        pooling=encoder.pooling or ("none" if header is None else "file"),
         normalise=encoder.normalise,
         output=encoder.output,
         query_prompt=encoder.query_prompt,
@@ -157,9 +203,18 @@ class SettingsPlanner:
     async def fit(self, version: Version, room_bytes: int) -> Fitted:
         """The best layout within a room. Raises DoesNotFit, ModelUnusable, ConfigurationError."""
         if isinstance(version.model, ResolvedTensors):
-            planned_bytes = tensor_bytes(version.spec.name, version.model.file_bytes, room_bytes)
-            return Fitted(tensor_load(version.model, self._settings, planned_bytes), planned_bytes)
+            return self._fit_tensors(version.spec, version.model, room_bytes)
         return await self._fit_language(version, room_bytes)
+
+    def _fit_tensors(self, spec: Spec, model: ResolvedTensors, room_bytes: int) -> Fitted:
+        pieces = model.header.vocabulary if model.header is not None else 0
+        looks = model.task == "detection"
+        picture_bytes = _most_pixels(self._settings) * _PIXEL_BYTES if looks else 0
+        planned_bytes = tensor_bytes(
+            spec.name, model.file_bytes, room_bytes, pieces=pieces, further_bytes=picture_bytes
+        )
+        load = tensor_load(model, self._settings, planned_bytes, context_tokens=spec.context_tokens)
+        return Fitted(load, planned_bytes)
 
     async def _fit_language(self, version: Version, room_bytes: int) -> Fitted:
         kept = await self._kept_for_others() if version.spec.main else 0

@@ -79,7 +79,13 @@ def _looked_at(
         return
     with tempfile.TemporaryDirectory(prefix="edge-plan-") as place:
         path = sparse_copy(elsewhere, Path(place), Patience(tries=3))
-        yield ResolvedModel(path.stem if name == elsewhere else name, path, read_header(path), None)
+        header = read_header(path)
+        if header.reads is not None:
+            raise ModelUnusable(
+                f"{name} is for {header.reads}: its memory follows from its size, and layouts are planned for models that write "
+                "text"
+            )
+        yield ResolvedModel(path.stem if name == elsewhere else name, path, header, None)
 
 
 async def _promise(

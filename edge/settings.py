@@ -179,12 +179,14 @@ class Engine(Section):
 
 
 class Onnx(Section):
-    """How ONNX models run, and how texts are gathered into passes."""
+    """How ONNX models run, and how texts are gathered into passes: those for GGUF models of the kind too."""
 
     provider: Literal["auto", "tensorrt", "cuda", "cpu"] = Field(
         "auto", description="What runs them; `auto`: the first of TensorRT, CUDA and CPU that is there."
     )
-    threads: Annotated[int, Ge(0), Le(1024)] = Field(0, description="CPU threads of each model; 0: all cores.")
+    threads: Annotated[int, Ge(0), Le(1024)] = Field(
+        0, description="CPU threads of each model; 0: all cores, with GGUF models one where that does better."
+    )
     slo_ms: Annotated[float, Gt(0), Le(600_000)] = Field(
         50.0,
         description="Request read to whole answer, in milliseconds: texts are gathered into passes within it. It is promised "
@@ -192,6 +194,14 @@ class Onnx(Section):
     )
     most_rows: Annotated[int, Ge(1), Le(32)] = Field(
         32, description="Texts in one pass; less where the target or the memory asks for it."
+    )
+    most_picture_mpx: Annotated[float, Gt(0), Le(1000)] = Field(
+        16.0,
+        description="Largest picture that is looked at, in millions of pixels; a detector's memory is planned for it.",
+    )
+    pass_limit_s: Seconds = Field(
+        60.0,
+        description="Longest pass with a client's tensors (`/v2`) or over a picture; then it is ended and refused.",
     )
 
 

@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from edge.api import embeddings, health, inference, load, models, page, v2
+from edge.api import detect, embeddings, health, inference, load, models, page, v2
 from edge.api.front import Front
 from edge.api.gate import Gate
 from edge.api.job import ClientGone
@@ -27,6 +27,7 @@ def build_application(front: Front, version: str) -> FastAPI:
     app.state.front = front
     app.include_router(inference.router, tags=["inference"])
     app.include_router(embeddings.router, tags=["inference"])
+    app.include_router(detect.router, tags=["inference"])
     app.include_router(v2.router, tags=["open inference protocol"])
     app.include_router(models.router, tags=["models"])
     app.include_router(health.router, tags=["health"])

@@ -72,6 +72,7 @@ _ROUTES = {
     "embedding": "/v1/embeddings",
     "rerank": "/v1/rerank",
     "classification": "/v1/classify",
+    "detection": "/v1/detect",
     "tensors": "/v2",
 }
 
@@ -174,13 +175,13 @@ class Front:
         raise self._useless(name, lease)
 
     def served_tensors(self, model: str | None, tasks: Sequence[Task], lease: Lease | None = None) -> ServedTensors:
-        """The same of a model for one of these tasks, or for whatever it is if there are none. Raises WrongModel too."""
+        """The same of a model for one of these tasks, or if there are none of any that takes tensors. Raises WrongModel too."""
         name = self.pool.roster.require(model)
         lease = lease or self.pool.lease(name)
         engine = lease.engine
         if engine.kind == "tensors":
             facts = engine.facts
-            if facts is not None and (not tasks or facts.task in tasks):
+            if facts is not None and (facts.task in tasks if tasks else facts.inputs):
                 return ServedTensors(name, lease, engine, facts)
         raise self._useless(name, lease)
 

@@ -27,7 +27,7 @@ from edge.errors import BodyTooLarge, EdgeError, EngineFault, PermissionDenied, 
 log = logging.getLogger(__name__)
 
 GENERATION = frozenset({"/v1/chat/completions", "/v1/completions"})
-INFERENCE = GENERATION | {"/tokenize", "/detokenize", "/v1/embeddings", "/v1/rerank", "/v1/classify"}
+INFERENCE = GENERATION | {"/tokenize", "/detokenize", "/v1/embeddings", "/v1/rerank", "/v1/classify", "/v1/detect"}
 PUBLIC = frozenset(
     {PAGE, "/health", "/healthz", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
 )

@@ -233,6 +233,20 @@ class ClassifyRequest(RequestBody):
     input: TextInput
 
 
+class PictureQuestion(RequestBody):
+    """What is asked about a picture that is the body itself. `threshold`: the least score of what is told of."""
+
+    model: str
+    threshold: Probability | None = None
+    max_detections: Annotated[int, Ge(1), Le(1000)] | None = None
+
+
+class DetectRequest(PictureQuestion):
+    """Body of POST /v1/detect. `image`: base64, or a data URL."""
+
+    image: Annotated[str, MinLen(1)]
+
+
 class InferInput(RequestBody):
     """One input tensor. Without `data` its bytes follow the JSON part."""
 

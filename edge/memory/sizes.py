@@ -16,16 +16,19 @@ _DEVICE_CONTEXT_BYTES = 400 << 20
 
 
 _TENSOR_PROCESS_BYTES = 72 << 20
-"""A tensor child that has no model yet: Python, numpy, onnxruntime, and a tokenizer of 30,000 pieces."""
+"""A tensor child that has no model yet: Python, numpy, onnxruntime or libllama, and a tokenizer of 30,000 pieces."""
+_PIECE_BYTES = 350
+"""What libllama keeps of each piece of a vocabulary."""
 _REPACKED = 1.15
 """Weights in memory beside those in the file: onnxruntime keeps copies of some in the order that its kernels like."""
 _LEAST_PASS_BYTES, _GOOD_PASS_BYTES = 32 << 20, 128 << 20
 
 
-def tensor_bytes(name: str, file_bytes: int, room_bytes: int) -> int:
+def tensor_bytes(name: str, file_bytes: int, room_bytes: int, *, pieces: int = 0, further_bytes: int = 0) -> int:
     """What a model of tensors may take: its weights, its process, and working memory of as many texts at a time as there is room
-    for. The child measures what a text takes, and keeps within this. Raises DoesNotFit."""
-    fixed = _TENSOR_PROCESS_BYTES + int(file_bytes * _REPACKED)
+    for. The child measures what a text takes, and keeps within this. `pieces`: of a vocabulary that libllama reads;
+    `further_bytes`: what a pass takes besides. Raises DoesNotFit."""
+    fixed = _TENSOR_PROCESS_BYTES + int(file_bytes * _REPACKED) + pieces * _PIECE_BYTES + further_bytes
     least = fixed + _LEAST_PASS_BYTES + file_bytes // 8
     if least > room_bytes:
         raise DoesNotFit.of(name, least, room_bytes)

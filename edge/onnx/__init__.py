@@ -1,1 +1,2 @@
-"""Models in ONNX form beside the language models: embeddings, reranking, classification, and tensors as they are."""
+"""Models that answer with numbers, beside the language models: embeddings, reranking, classification, detection, and tensors as
+they are. In ONNX form through onnxruntime, as GGUF through libllama."""

@@ -60,12 +60,14 @@ class Wait:
 
 @dataclass(slots=True)
 class Costs:
-    """What a pass takes: base + rows * (token * length + square * length^2), times what lately was seen beside it."""
+    """What a pass takes: base + rows * (token * length + square * length^2), times what lately was seen beside it. `spans`: its
+    attention goes over the whole pass, all texts in a row as if they were one."""
 
     base_s: float
     token_s: float
     square_s: float
     strain: float = 1.0
+    spans: bool = False
 
     @classmethod
     def measured(cls, short: int, long: int, rows: int, one_s: float, several_s: float, long_s: float) -> Costs:
@@ -80,7 +82,8 @@ class Costs:
 
     def pass_s(self, rows: int, length: int) -> float:
         """Seconds of a pass, as things are."""
-        return self.strain * (self.base_s + rows * length * (self.token_s + self.square_s * length))
+        reach = rows * length if self.spans else length
+        return self.strain * (self.base_s + rows * length * (self.token_s + self.square_s * reach))
 
     def took(self, rows: int, length: int, seconds: float) -> None:
         """Learn from a pass."""

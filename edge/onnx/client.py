@@ -10,9 +10,12 @@ from edge.engine.supervised import Supervised
 from edge.errors import Overloaded
 from edge.messages import Abort, Failed, LoadFailed, Progress
 from edge.onnx.messages import (
+    Asked,
     Classify,
+    Detect,
     Embed,
     Embedded,
+    Found,
     FromTensorChild,
     Infer,
     Inferred,
@@ -72,11 +75,15 @@ class TensorClient(Supervised[LoadTensors, TensorFacts, FromTensorChild]):
         """A score for each label of each text. Raises EdgeError."""
         return cast(Scored, await self._ask(Classify(self._new_id(), texts)))
 
+    async def detect(self, picture: bytes, threshold: float | None, most: int) -> Found:
+        """What is in a picture. Raises EdgeError."""
+        return cast(Found, await self._ask(Detect(self._new_id(), picture, threshold, most)))
+
     async def infer(self, inputs: list[Tensor], outputs: list[str]) -> list[Tensor]:
         """One pass with tensors that were checked. Raises EdgeError."""
         return cast(Inferred, await self._ask(Infer(self._new_id(), inputs, outputs))).outputs
 
-    async def _ask(self, asked: Embed | Rerank | Classify | Infer) -> object:
+    async def _ask(self, asked: Asked) -> object:
         self.require_room()
         try:
             return await self._call(asked.request_id, asked)
@@ -85,12 +92,20 @@ class TensorClient(Supervised[LoadTensors, TensorFacts, FromTensorChild]):
                 self._child.say(Abort(asked.request_id))
             raise
 
+    def _say_if_shorter(self, facts: TensorFacts) -> None:
+        wanted = self._load.reading.max_tokens if self._load.reading is not None else 0
+        if facts.max_tokens < wanted:
+            log.warning(
+                "there is no memory for texts as long as the model reads; longer ones are refused",
+                extra={"event": "shorter_texts", "context_tokens": facts.max_tokens, "trained_tokens": wanted},
+            )
+
     def _decode(self, payload: bytes) -> list[FromTensorChild]:
         return from_tensor_child(payload)
 
     def _dispatch(self, message: FromTensorChild) -> None:
         match message:
-            case Embedded() | Scored() | Inferred():
+            case Embedded() | Scored() | Found() | Inferred():
                 self._answered(message.request_id, message)
             case Failed():
                 self._call_failed(message)
@@ -103,6 +118,7 @@ class TensorClient(Supervised[LoadTensors, TensorFacts, FromTensorChild]):
                 facts = message.facts
                 fields = {"event": "onnx_provider", "provider": facts.provider, "threads": facts.threads}
                 log.info("tensors run", extra={**fields, "why_not_faster": facts.note} if facts.note else fields)
+                self._say_if_shorter(facts)
                 self._became_ready(facts, message.seconds, facts.longest_s * facts.most_rows)
             case LoadFailed():
                 self._refused(message)

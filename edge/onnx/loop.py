@@ -15,22 +15,35 @@ from edge.errors import EdgeError, InvalidRequest
 from edge.machine import resident_bytes
 from edge.messages import Abort, Failed, FrameTooLarge, Message, Quit
 from edge.onnx.batcher import Batch, Batcher, Costs, Wait, length_bucket
-from edge.onnx.messages import Embed, Embedded, Infer, Inferred, LoadTensors, Rerank, Scored, TensorStats
+from edge.onnx.joining import Joiner, may_join
+from edge.onnx.messages import (
+    Asked,
+    Detect,
+    Embed,
+    Embedded,
+    Infer,
+    Inferred,
+    LoadTensors,
+    Scored,
+    Tensor,
+    TensorStats,
+)
 from edge.onnx.model import Model
-from edge.onnx.tasks import Encoded, Floats, cut
+from edge.onnx.pulse import PassStopped, Pulse
+from edge.onnx.tasks import Floats, cut
+from edge.onnx.texts import Encoded
 
 _STATS_S = 0.5
 _REMEMBERED = 512
-_TRIAL_TOKENS = 16
 
 Texts = list[Encoded]
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A request that was read: its texts, or none where it has tensors."""
+    """A request that was read: its texts, or none where it has tensors or a picture."""
 
-    asked: Embed | Rerank | Infer | Message
+    asked: Asked
     request_id: int
     texts: Texts
 
@@ -66,6 +79,15 @@ class Loop:
         self._forward_s = time.monotonic()
         self._told_s = 0.0
         self._over = False
+        self._joiner = Joiner(
+            self._one_pass,
+            self._excuse,
+            possible=may_join(model.engine.inputs, model.engine.outputs),
+            most_rows=load.most_rows,
+            slo_s=load.slo_s,
+        )
+        self._account = self._stats(self._forward_s)
+        self._pulse = Pulse(load.pass_limit_s, lambda: send([self._account]), model.stop_pass)
 
     def run(self) -> None:
         """Until Quit. Raises MemoryError where not even a short text can be read any more."""
@@ -117,7 +139,7 @@ class Loop:
 
     @property
     def _most_tokens(self) -> int:
-        return self._load.reading.max_tokens if self._load.reading is not None else 0
+        return self._model.max_tokens
 
     # --- passes -------------------------------------------------------------------------------------------------------
 
@@ -134,27 +156,55 @@ class Loop:
                 for row, vector in zip(batch.members, values, strict=True):
                     self._keep(row.request_id, row.index, vector)
             else:
-                self._infer(batch.members[0].request_id)
+                self._alone(batch.members[0].request_id)
         except EdgeError as error:
             self._fail(asked, error)
-        except MemoryError:
-            self._fail(asked, self._too_much())
+        except (MemoryError, PassStopped) as error:
+            self._fail(asked, self._excuse(error))
         self._passes += 1
         self._forward_s = time.monotonic()
         self._took.append(self._forward_s - begun_s)
 
-    def _too_much(self) -> InvalidRequest:
+    def _excuse(self, error: Exception) -> EdgeError:
+        """What a client is told whose request is too much."""
+        if isinstance(error, PassStopped):
+            return InvalidRequest(
+                f"the pass took longer than the {self._load.pass_limit_s:g} s that onnx.pass_limit_s allows; send less at a time"
+            )
         return InvalidRequest(
             f"the model needs more memory for this than the {self._load.limit_bytes / 2**20:,.0f} MiB that are planned for it; "
             "send less at a time"
         )
 
-    def _infer(self, request_id: int) -> None:
+    def _alone(self, request_id: int) -> None:
+        """A request without texts: a picture is a pass by itself, tensors may share one with others that wait."""
         asked = self._running[request_id].work.asked
+        if isinstance(asked, Detect):
+            with self._pulse.over():
+                found = self._model.detect(asked)
+            self._running.pop(request_id)
+            self._answer(request_id, found)
+            return
         assert isinstance(asked, Infer)
-        outputs = self._model.infer(asked)
-        self._running.pop(request_id)
-        self._answer(request_id, Inferred(request_id, outputs))
+        works = [asked, *self._joiner.partners(asked, self._waiting_tensors())]
+        begun_s = time.monotonic()
+        results = self._joiner.run(works) if len(works) > 1 else [self._one_pass(asked)]
+        self._joiner.took(works, time.monotonic() - begun_s)
+        for work, result in zip(works, results, strict=True):
+            self._batcher.drop(work.request_id)
+            self._running.pop(work.request_id)
+            if isinstance(result, EdgeError):
+                self._refuse(work.request_id, result)
+            else:
+                self._answer(work.request_id, Inferred(work.request_id, result))
+
+    def _waiting_tensors(self) -> list[Infer]:
+        waiting = (self._running[row.request_id].work.asked for row in self._batcher.waiting if not row.length)
+        return [asked for asked in waiting if isinstance(asked, Infer)]
+
+    def _one_pass(self, asked: Infer) -> list[Tensor]:
+        with self._pulse.over():
+            return self._model.infer(asked)
 
     def _keep(self, request_id: int, index: int, vector: Floats) -> None:
         running = self._running[request_id]
@@ -201,7 +251,7 @@ class Loop:
         except EdgeError as error:
             self._refuse(work.request_id, error)
         except MemoryError:
-            self._refuse(work.request_id, self._too_much())
+            self._refuse(work.request_id, self._excuse(MemoryError()))
         else:
             self._answer(work.request_id, self._whole(_Running(work, 0, dict(enumerate(rows)))))
 
@@ -215,32 +265,30 @@ class Loop:
 
     def _beat(self, now_s: float) -> None:
         """A short pass when none was for a while: only a real one shows that the model still answers."""
-        reader = self._model.reader
-        if reader is None:
+        if self._model.reader is None:
             self._forward_s = now_s
         elif now_s - self._forward_s >= self._load.heartbeat_s and not len(self._batcher):
-            length = min(_TRIAL_TOKENS, self._most_tokens)
-            self._model.texts([Encoded(reader.filler(length), [0] * length)], 1, length)
+            self._model.beat()
             self._forward_s = time.monotonic()
 
     def _tell(self, now_s: float) -> None:
         if now_s - self._told_s < _STATS_S:
             return
         self._told_s = now_s
+        self._account = self._stats(now_s)
+        self._send([self._account])
+
+    def _stats(self, now_s: float) -> TensorStats:
         took = sorted(self._took) or [0.0]
-        self._send(
-            [
-                TensorStats(
-                    waiting=len(self._batcher),
-                    passes=self._passes,
-                    rows=self._rows,
-                    pass_p50_s=_at(took, 0.5),
-                    pass_p99_s=_at(took, 0.99),
-                    wait_s=self._batcher.wait_s(),
-                    forward_age_s=now_s - self._forward_s,
-                    resident_bytes=resident_bytes(os.getpid()),
-                )
-            ]
+        return TensorStats(
+            waiting=len(self._batcher),
+            passes=self._passes,
+            rows=self._rows,
+            pass_p50_s=_at(took, 0.5),
+            pass_p99_s=_at(took, 0.99),
+            wait_s=self._batcher.wait_s(),
+            forward_age_s=now_s - self._forward_s,
+            resident_bytes=resident_bytes(os.getpid()),
         )
 
 

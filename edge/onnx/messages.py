@@ -9,9 +9,11 @@ import msgspec
 
 from edge.messages import Abort, Failed, LoadFailed, Message, Progress, Quit
 
-Task = Literal["embedding", "rerank", "classification", "tensors"]
-"""`tensors`: any model; it is asked by the Open Inference Protocol only, as all others may be too."""
-Pooling = Literal["mean", "cls", "last", "none"]
+Task = Literal["embedding", "rerank", "classification", "detection", "tensors"]
+"""`tensors`: any model; it is asked by the Open Inference Protocol only, as all other ONNX models may be too."""
+Runtime = Literal["onnxruntime", "libllama"]
+Pooling = Literal["mean", "cls", "last", "none", "file"]
+"""`none`: the model does it itself. `file`: as a GGUF file says."""
 Kind = Literal["", "query", "document"]
 """What a text is, for models that were trained with a prompt for each."""
 Provider = Literal["auto", "tensorrt", "cuda", "cpu"]
@@ -23,7 +25,10 @@ class Reading(msgspec.Struct, frozen=True):
     """How texts become what a model takes, and what becomes of its output. `max_tokens` with special tokens."""
 
     tokenizer: str
+    """A file; empty where the model's own has it."""
     max_tokens: int
+    least_tokens: int = 0
+    """So few will do where there is no memory for more; 0: all of them are wanted."""
     pooling: Pooling = "mean"
     normalise: bool = True
     output: str = ""
@@ -35,6 +40,36 @@ class Reading(msgspec.Struct, frozen=True):
     labels: list[str] = []
     multi_label: bool = False
     """Each label for itself; else one of them."""
+
+
+Layout = Literal["detr", "yolo"]
+"""`detr`: class scores [1, things, classes] and boxes [1, things, 4], from 0 to 1 of the picture's sides. `yolo`: one output
+[1, 4 + classes, things] or the same turned, boxes in the input's pixels, several of one thing."""
+
+
+class Looking(msgspec.Struct, frozen=True):
+    """How pictures become what a detector takes, and what becomes of its outputs."""
+
+    labels: list[str]
+    layout: Layout
+    height: int
+    width: int
+    fit: Literal["stretch", "letterbox"]
+    """To that size: each side by itself, or both alike with grey beside the picture."""
+    mean: list[float]
+    std: list[float]
+    """Of each colour, from 0 to 1."""
+    scores: Literal["sigmoid", "softmax", "probabilities"]
+    """What the classes' numbers are. `softmax`: the last class is that nothing is there."""
+    boxes: Literal["cxcywh", "xyxy"]
+    threshold: float
+    overlap: float
+    """Two boxes of one label that cover so much of each other are one thing; 1: they stay two."""
+    scores_output: str
+    boxes_output: str
+    """Names of the outputs; empty: found by their shapes."""
+    most_pixels: int
+    """Of a picture as it comes."""
 
 
 # --- front to child ---------------------------------------------------------------------------------------------------
@@ -56,6 +91,15 @@ class LoadTensors(Message, frozen=True):
     """Memory that the process may take."""
     heartbeat_s: float
     background: bool
+    runtime: Runtime = "onnxruntime"
+    fixed_threads: bool = True
+    """Else fewer than `threads` are used where those do better (libllama)."""
+    weights_bytes: int = 0
+    """Of all its files; 0: it has but one."""
+    pass_limit_s: float = 60.0
+    """A pass with a client's tensors, or over a picture, is ended after so long."""
+    looking: Looking | None = None
+    """None where no pictures are looked at."""
 
 
 class Embed(Message, frozen=True):
@@ -80,6 +124,15 @@ class Classify(Message, frozen=True):
 
     request_id: int
     texts: list[Text]
+
+
+class Detect(Message, frozen=True):
+    """What is in a picture, given as its file. `threshold` None: the manifest's."""
+
+    request_id: int
+    picture: bytes
+    threshold: float | None
+    most: int
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -162,6 +215,23 @@ class Scored(Message, frozen=True):
     tokens: int
 
 
+class Thing(msgspec.Struct, frozen=True):
+    """One thing in a picture; `box` is left, top, right, bottom, in pixels."""
+
+    label: int
+    score: float
+    box: tuple[float, float, float, float]
+
+
+class Found(Message, frozen=True):
+    """All things in a picture of that many pixels, the surest first."""
+
+    request_id: int
+    width: int
+    height: int
+    things: list[Thing]
+
+
 class Inferred(Message, frozen=True):
     """What a pass gave."""
 
@@ -185,8 +255,8 @@ class TensorStats(Message, frozen=True):
     resident_bytes: int
 
 
-Asked = Embed | Rerank | Classify | Infer
-Answer = Embedded | Scored | Inferred
+Asked = Embed | Rerank | Classify | Detect | Infer
+Answer = Embedded | Scored | Found | Inferred
 ToTensorChild = LoadTensors | Asked | Abort | Quit
 FromTensorChild = Progress | TensorsLoaded | LoadFailed | Answer | Failed | TensorStats
 

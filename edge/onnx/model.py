@@ -1,11 +1,14 @@
-"""One loaded model with its reading: what a pass of texts, or of tensors, is made of and what comes of it."""
+"""One loaded model: what a pass of texts, or of tensors, is made of and what comes of it, and what it takes. What computes is for
+the heirs to say: `edge.onnx.graph` by onnxruntime, `edge.onnx.llama` by libllama."""
 
 from __future__ import annotations
 
 import os
 import resource
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,139 +17,148 @@ import numpy as np
 from edge.errors import DoesNotFit, EngineFault, InvalidRequest, ModelUnusable
 from edge.machine import resident_bytes
 from edge.onnx.batcher import ROW_BUCKETS, Costs, length_bucket
-from edge.onnx.messages import Infer, LoadTensors, Tensor, TensorFacts
-from edge.onnx.session import Session, dtype_of, to_array, to_tensor
-from edge.onnx.tasks import Encoded, Floats, Reader, filled, pooled, probabilities, relevance
+from edge.onnx.messages import Detect, Found, Infer, LoadTensors, Tensor, TensorFacts, TensorSpec
+from edge.onnx.tasks import Floats
+from edge.onnx.texts import Encoded, TextReader
 from edge.registry.digest import fingerprint
 
-_TOKENS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"
 _SHORT_TOKENS = 16
 _TRIALS = 5
+_LONG_TRIAL_S = 1.0
+"""A pass that takes so long is timed well enough by one."""
 _SEVERAL = 8
 _LEAST_SPARE_BYTES = 32 << 20
 _BREATH_BYTES = 16 << 20
 """What the process's own parts may still take once a model is loaded."""
 
 
-class Model:
-    """Owner of one session and its tokenizer. Built and used by the loop's thread; `reader` by any."""
+@dataclass(slots=True)
+class Engine:
+    """Who computes, and what it takes and gives, for people and for `/v2`."""
 
-    def __init__(self, load: LoadTensors, on_stage: Callable[[str, float], None]) -> None:
-        """Load, try and measure. Raises ModelUnusable, DoesNotFit."""
+    provider: str
+    library: str
+    note: str = ""
+    inputs: list[TensorSpec] = field(default_factory=list)
+    outputs: list[TensorSpec] = field(default_factory=list)
+
+
+class Model(ABC):
+    """Owner of one model. Built and used by the loop's thread; `reader` by any."""
+
+    engine: Engine
+    reader: TextReader | None
+
+    def __init__(self, load: LoadTensors) -> None:
         self._load = load
-        path = Path(load.path)
-        on_stage("reading the weights", 0.0)
-        self.session = Session(path, load.provider, load.threads)
-        self.reader = Reader(load.reading) if load.reading is not None else None
-        self._output = self._chosen_output()
-        self._names = {spec.name for spec in self.session.inputs}
         self.costs: Costs | None = None
         self.width = 0
         self.most_rows, self.most_cells = 1, 0
         self._one_s = self._longest_s = 0.0
-        if self.reader is not None:
-            on_stage("measuring passes", 0.5)
-            self._measure()
-        self._bound_memory()
-        self._digest = fingerprint(path)
+        self._digest = fingerprint(Path(load.path))
+
+    # --- what heirs say -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _pass(self, texts: Sequence[Encoded], rows: int, length: int) -> Floats:
+        """One pass over texts, filled up to `rows` of `length` where that is needed: a row of numbers for each text. Raises
+        EdgeError, MemoryError."""
+
+    @abstractmethod
+    def _cells_within(self, longest: int, grown_bytes: int) -> int:
+        """Texts times length that one pass may have. `grown_bytes`: what the first text of length `longest` took."""
+
+    @abstractmethod
+    def stop_pass(self) -> None:
+        """End the pass that another thread runs, as soon as may be."""
+
+    def infer(self, work: Infer) -> list[Tensor]:
+        """One pass with a client's tensors. Raises EdgeError, MemoryError."""
+        raise InvalidRequest("the model takes texts, and no tensors")
+
+    def detect(self, work: Detect) -> Found:
+        """What is in a picture. Raises EdgeError, MemoryError."""
+        raise InvalidRequest("the model looks at no pictures")
+
+    # --- use ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def max_tokens(self) -> int:
+        """Of a text; 0 where none is read."""
+        return self.reader.max_tokens if self.reader is not None else 0
 
     def texts(self, texts: Sequence[Encoded], rows: int, length: int) -> Floats:
         """Rows of the output that counts, one for each text. Raises EdgeError, MemoryError."""
-        assert self.reader is not None and self._load.reading is not None
-        tokens, mask, types = filled(texts, rows, length, self.reader.pad)
-        given = {_TOKENS: tokens, _MASK: mask, _TYPES: types}
-        feeds: dict[str, Any] = {
-            spec.name: given[spec.name].astype(dtype_of(spec), copy=False)
-            for spec in self.session.inputs
-            if spec.name in given
-        }
-        (found,) = self.session.run(feeds, [self._output])
-        if self._load.task == "embedding":
-            values = pooled(found, mask, self._load.reading.pooling)[: len(texts)]
-        else:
-            values = self._scores(found.astype(np.float32, copy=False))[: len(texts)]
+        values = self._pass(texts, rows, length)
         if not np.isfinite(values).all():
             raise EngineFault("the model computed values that are no numbers for this text")
         return values
 
-    def infer(self, work: Infer) -> list[Tensor]:
-        """One pass with a client's tensors. Raises EdgeError, MemoryError."""
-        feeds = {tensor.name: to_array(tensor) for tensor in work.inputs}
-        specs = {spec.name: spec for spec in self.session.outputs}
-        names = work.outputs or list(specs)
-        found = self.session.run(feeds, names)
-        return [to_tensor(specs[name], values) for name, values in zip(names, found, strict=True)]
+    def beat(self) -> None:
+        """A short pass to see that the model still answers. Raises as `texts`."""
+        assert self.reader is not None
+        length = min(_SHORT_TOKENS, self.max_tokens)
+        self.texts([Encoded(self.reader.filler(length), [0] * length)], 1, length)
 
     def facts(self) -> TensorFacts:
         """For the front."""
-        load, reading, session = self._load, self._load.reading, self.session
+        load, reading, engine = self._load, self._load.reading, self.engine
         return TensorFacts(
             task=load.task,
             digest=self._digest,
-            inputs=session.inputs,
-            outputs=session.outputs,
-            provider=session.provider,
-            note=session.note,
-            library=session.library,
+            inputs=engine.inputs,
+            outputs=engine.outputs,
+            provider=engine.provider,
+            note=engine.note,
+            library=engine.library,
             threads=load.threads,
-            weights_bytes=Path(load.path).stat().st_size,
-            max_tokens=reading.max_tokens if reading is not None else 0,
+            weights_bytes=load.weights_bytes or Path(load.path).stat().st_size,
+            max_tokens=self.max_tokens,
             width=self.width,
             dimensions=reading.dimensions if reading is not None else [],
-            labels=reading.labels if reading is not None else [],
+            labels=self._labels(),
             most_rows=self.most_rows,
             one_s=self._one_s,
             one_tokens=_SHORT_TOKENS,
             longest_s=self._longest_s,
         )
 
+    def _labels(self) -> list[str]:
+        if self._load.looking is not None:
+            return self._load.looking.labels
+        return self._load.reading.labels if self._load.reading is not None else []
+
     # --- what it takes ------------------------------------------------------------------------------------------------
 
-    def _chosen_output(self) -> str:
-        names = [spec.name for spec in self.session.outputs]
-        reading = self._load.reading
-        if reading is None:
-            return names[0]
-        known = {spec.name for spec in self.session.inputs}
-        if _TOKENS not in known or (unknown := known - {_TOKENS, _MASK, _TYPES}):
-            odd = next(iter(unknown if _TOKENS in known else known), "nothing")
-            raise ModelUnusable(
-                f"the model takes {odd!r}; text models take input_ids, attention_mask and token_type_ids. Give the file's path "
-                "as `source` to serve its tensors by /v2"
-            )
-        if reading.output and reading.output not in names:
-            raise ModelUnusable(f"the model has no output {reading.output!r}: it has {', '.join(names)}")
-        return reading.output or names[0]
-
-    def _scores(self, logits: Floats) -> Floats:
-        assert self._load.reading is not None
-        if self._load.task == "rerank":
-            return relevance(logits)[:, None]
-        return probabilities(logits, multi_label=self._load.reading.multi_label)
-
     def _measure(self) -> None:
-        """Try the shortest, the longest and several; find how many at a time the memory allows."""
-        assert self.reader is not None and self._load.reading is not None
-        longest = length_bucket(self._load.reading.max_tokens, self._load.reading.max_tokens)
+        """Try the shortest, the longest and several; find how many at a time the memory allows. Raises ModelUnusable,
+        DoesNotFit."""
+        longest = length_bucket(self.max_tokens, self.max_tokens)
         short = min(_SHORT_TOKENS, longest)
-        several = min(_SEVERAL, self._load.most_rows)
         self._one_s = self._trial(1, short, check=True)
-        before = _resident()
+        before = resident()
         self._longest_s = self._trial(1, longest)
-        grown = max(1 << 16, _resident() - before)
-        if _resident() > self._load.limit_bytes:
-            raise DoesNotFit(
-                f"with one text of {longest:,} tokens the model takes {_resident() / 2**20:,.0f} MiB, and "
-                f"{self._load.limit_bytes / 2**20:,.0f} MiB were planned; raise memory.budget_mib, or lower context_tokens in "
-                "its manifest"
-            )
-        spare = max(0, self._load.limit_bytes - _resident() - _BREATH_BYTES)
-        self.most_cells = longest * (1 + spare // grown)
+        grown = max(1 << 16, resident() - before)
+        self._require_within_plan(f"with one text of {longest:,} tokens", "or lower context_tokens in its manifest")
+        self.most_cells = self._cells_within(longest, grown)
         fits = [rows for rows in ROW_BUCKETS if rows <= self._load.most_rows and rows * short <= self.most_cells]
         self.most_rows = fits[-1]
-        several = min(several, self.most_rows)
+        several = min(_SEVERAL, self.most_rows)
         several_s = self._trial(several, short)
         self.costs = Costs.measured(short, longest, several, self._one_s, several_s, self._longest_s)
+
+    def _require_within_plan(self, when: str, cure: str, further_bytes: int = 0) -> None:
+        """Raises DoesNotFit unless the process, and what it is about to take, is within what was planned."""
+        taken, limit = resident() + further_bytes, self._load.limit_bytes
+        if taken > limit:
+            raise DoesNotFit(
+                f"{when} the model takes {taken / 2**20:,.0f} MiB, and {limit / 2**20:,.0f} MiB were planned; raise "
+                f"memory.budget_mib, {cure}"
+            )
+
+    def _spare_bytes(self) -> int:
+        """What passes may still take."""
+        return max(0, self._load.limit_bytes - resident() - _BREATH_BYTES)
 
     def _trial(self, rows: int, length: int, *, check: bool = False) -> float:
         """The quicker of a few passes; the first has the library's memory laid out."""
@@ -162,14 +174,16 @@ class Model:
             best_s = min(best_s, time.monotonic() - begun_s)
             if check:
                 self._check_output(values)
+            if best_s > _LONG_TRIAL_S:
+                break
         return best_s
 
     def _check_output(self, values: Any) -> None:
         """Raises ModelUnusable unless the output is what the manifest says."""
         if values.ndim != 2:
             raise ModelUnusable(
-                f"the output {self._output!r} has {values.ndim} axes after pooling, not 2: `pooling` in the manifest does not "
-                "fit this model"
+                f"the output that counts has {values.ndim} axes after pooling, not 2: `pooling` in the manifest does not fit "
+                "this model"
             )
         assert self._load.reading is not None
         self.width = int(values.shape[1])
@@ -181,14 +195,13 @@ class Model:
 
     def _bound_memory(self) -> None:
         """From now on an allocation beyond the plan fails, in place of taking what is others'."""
-        if self.session.provider != "CPUExecutionProvider":
-            return  # a device's driver maps far more than it uses
-        spare = max(_LEAST_SPARE_BYTES, self._load.limit_bytes - _resident())
+        spare = max(_LEAST_SPARE_BYTES, self._load.limit_bytes - resident())
         most = _data_bytes() + spare
         resource.setrlimit(resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY))
 
 
-def _resident() -> int:
+def resident() -> int:
+    """Bytes that this process has in memory."""
     return resident_bytes(os.getpid())
 
 

@@ -18,6 +18,7 @@ except ModuleNotFoundError:
 from edge.errors import DoesNotFit, EngineFault, InvalidRequest, ModelUnusable
 from edge.onnx.datatypes import BYTES, strings, with_lengths
 from edge.onnx.messages import Provider, Tensor, TensorSpec
+from edge.onnx.pulse import PassStopped
 
 Array = npt.NDArray[Any]
 
@@ -109,18 +110,22 @@ class Session:
         self.inputs = [_spec(found) for found in self._session.get_inputs()]
         self.outputs = [_spec(found) for found in self._session.get_outputs()]
         self._binding = self._session.io_binding()
+        self._run_options = ort.RunOptions()
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """One pass. Raises InvalidRequest for what the model does not take, EngineFault, MemoryError."""
+        """One pass. Raises InvalidRequest for what the model does not take, PassStopped, EngineFault, MemoryError."""
         binding = self._binding
+        self._run_options = options = ort.RunOptions()  # a new one: `stop` is for this pass
         try:
             for name, values in feeds.items():
                 binding.bind_cpu_input(name, values)
             for name in outputs:
                 binding.bind_output(name, "cpu")
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, options)
             return list(binding.copy_outputs_to_cpu())
         except Exception as error:
+            if options.terminate:
+                raise PassStopped from None
             if _is_memory(error):
                 raise MemoryError(_said(error)) from None
             if _is_about_input(error):
@@ -129,6 +134,10 @@ class Session:
         finally:
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
+
+    def stop(self) -> None:
+        """End the pass that runs, before the graph's next node; for another thread."""
+        self._run_options.terminate = True
 
 
 def to_array(tensor: Tensor) -> Array:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 
 import msgspec
 
@@ -23,6 +24,7 @@ from edge.onnx.loop import InboxItem, Loop, Work
 from edge.onnx.messages import (
     Asked,
     Classify,
+    Detect,
     Embed,
     Infer,
     LoadTensors,
@@ -32,7 +34,7 @@ from edge.onnx.messages import (
     to_tensor_child,
 )
 from edge.onnx.model import Model
-from edge.onnx.tasks import Encoded
+from edge.onnx.texts import Encoded
 from edge.quiet import settle_collector, yield_soon
 
 
@@ -70,7 +72,7 @@ class Reader(threading.Thread):
             self._pipe.send([Failed(asked.request_id, EngineFault.code or "", words)])
 
     def _texts(self, asked: Asked) -> list[Encoded]:
-        if isinstance(asked, Infer):
+        if isinstance(asked, Infer | Detect):
             return []
         reader = self._model.reader
         if reader is None:
@@ -84,6 +86,21 @@ class Reader(threading.Thread):
                 return reader.pairs(asked.query, asked.documents)
 
 
+def opened(load: LoadTensors, on_stage: Callable[[str, float], None]) -> Model:
+    """The model, loaded by what runs it: only that is imported. Raises ModelUnusable, DoesNotFit."""
+    if load.runtime == "libllama":
+        from edge.onnx.llama import LlamaModel
+
+        return LlamaModel(load, on_stage)
+    if load.looking is not None:
+        from edge.onnx.detector import Detector
+
+        return Detector(load, on_stage)
+    from edge.onnx.graph import GraphModel
+
+    return GraphModel(load, on_stage)
+
+
 def serve(pipe: Pipe[ToTensorChild], load: LoadTensors) -> int:
     """Load and run until Quit. Returns the exit status."""
     begun_s = time.monotonic()
@@ -93,7 +110,7 @@ def serve(pipe: Pipe[ToTensorChild], load: LoadTensors) -> int:
 
     refused: Message
     try:
-        model = Model(load, on_stage)
+        model = opened(load, on_stage)
     except EdgeError as error:
         refused = LoadFailed(error.code or "", error.message)
     except MemoryError:

@@ -27,7 +27,7 @@ def described(name: str, source: str, shown: str, licence: str) -> Describe:
             )
         return Manifest(
             name=name,
-            task="chat" if header.chat_template else "completion",
+            task=header.reads or ("chat" if header.chat_template else "completion"),
             source=source,
             sha256=sha256,
             size_bytes=header.file_bytes,

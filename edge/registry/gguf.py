@@ -11,7 +11,7 @@ import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from edge.errors import ModelUnusable
 
@@ -78,6 +78,22 @@ _TYPES = {
     41: ("Q1_0", 128, 18),
 }
 
+_RANK = 4
+_ENCODERS = frozenset(
+    {
+        "bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "modern-bert",
+        "neo-bert",
+        "eurobert",
+        "gemma-embedding",
+    }
+)
+"""Architectures that write no text. Others are embedding models where the file names a pooling."""
+
 Value = int | float | bool | str
 
 
@@ -104,6 +120,15 @@ class GgufHeader:
     needed_bytes: int
     experts: int
     """Experts in each layer; 0 for dense models."""
+    pooling: int | None = None
+    """How one vector is made of a text's: 0 not at all, 1 mean, 2 first, 3 last, 4 a score; None: the file does not say."""
+
+    @property
+    def reads(self) -> Literal["embedding", "rerank"] | None:
+        """What a model is for that reads texts and writes none; None for those that write."""
+        if self.pooling == _RANK:
+            return "rerank"
+        return "embedding" if self.pooling or self.architecture in _ENCODERS else None
 
     @property
     def quantization(self) -> str:
@@ -350,7 +375,12 @@ class _Parser:
             file_bytes=self._window.size,
             needed_bytes=needed,
             experts=self._number(f"{architecture}.expert_count"),
+            pooling=self._pooling(architecture),
         )
+
+    def _pooling(self, architecture: str) -> int | None:
+        value = self._values.get(f"{architecture}.pooling_type")
+        return value if isinstance(value, int) else None
 
     def _text(self, key: str) -> str:
         value = self._values.get(key, "")

@@ -136,6 +136,7 @@ class Inventory:
             if self._registry.beside(manifest, where) is not None:
                 raise ModelUnusable(f"{name} is here already, at {where.parent / manifest.file}; nothing is fetched")
             if record is not None and record.fits(manifest) and not self._store.missing(record):
+                self._store.lay_out(record)
                 return Pulled(record, already=True)
             with Puller(self._store, observer, patience) as puller:
                 places = [puller.locate(wanted) for wanted in wanted_files(manifest, record)]

@@ -16,7 +16,9 @@ Task = Literal["chat", "completion", "embedding", "rerank", "classification", "d
 LANGUAGE: frozenset[str] = frozenset({"chat", "completion"})
 """Tasks of models that write text: the node's own model is one of them."""
 READING: frozenset[str] = frozenset({"embedding", "rerank", "classification"})
-"""Tasks of models that read text, and answer with numbers: this version runs them as ONNX."""
+"""Tasks of models that read text, and answer with numbers."""
+_AS_GGUF: frozenset[str] = frozenset({"embedding", "rerank"})
+"""Those of them that a GGUF file is served for."""
 
 TOKENIZER = "tokenizer.json"
 """The file that an ONNX model for text is read by."""
@@ -28,6 +30,7 @@ ModelName = Annotated[str, Field(pattern=NAME_PATTERN)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(gt=0)]
+Colour = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
 class _Strict(BaseModel):
@@ -60,7 +63,8 @@ class Encoder(_Strict):
     """How a model for embedding, rerank or classification is used."""
 
     pooling: Literal["mean", "cls", "last", "none"] | None = None
-    """From a vector for each token to one for the text: their mean, the first, the last; `none`: the model does it itself."""
+    """From a vector for each token to one for the text: their mean, the first, the last; `none`: the model does it itself. A GGUF
+    file says so itself, as a rule: then this may be left out."""
     normalise: bool = True
     """Vectors are brought to length 1."""
     output: Annotated[str, Field(max_length=200)] = ""
@@ -75,6 +79,36 @@ class Encoder(_Strict):
     """Names of what a classifier tells apart, in the order of its outputs."""
     multi_label: bool = False
     """Each label counts for itself; else a text is one of them."""
+
+
+class Detector(_Strict):
+    """How a model for detection is used: what it is given, and how its outputs are read."""
+
+    labels: Annotated[list[Text], Field(min_length=1, max_length=10_000)]
+    """Names of the things, in the order of the model's classes."""
+    layout: Literal["detr", "yolo"]
+    """`detr`: scores [1, things, classes] and boxes [1, things, 4] from 0 to 1. `yolo`: one output [1, 4 + classes, things],
+    boxes in the input's pixels."""
+    size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)]
+    """Height and width of the model's input."""
+    fit: Literal["stretch", "letterbox"] = "stretch"
+    """How a picture is brought to that size: each side by itself, or both alike with grey beside it."""
+    mean: Colour = [0.0, 0.0, 0.0]
+    """Of red, green and blue from 0 to 1, taken off."""
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] = [1.0, 1.0, 1.0]
+    """By which they are divided then."""
+    scores: Literal["sigmoid", "softmax", "probabilities"] | None = None
+    """What the classes' numbers are; `softmax`: with a last class for nothing. None: sigmoid for detr, probabilities for yolo."""
+    boxes: Literal["cxcywh", "xyxy"] = "cxcywh"
+    """Centre and sides, or corners."""
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Least score of a thing, where a request names none."""
+    overlap: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Boxes of one label that cover so much of each other are one thing; 1: never. None: 1 for detr, 0.45 for yolo."""
+    scores_output: Annotated[str, Field(max_length=200)] = ""
+    """Name of the output with the scores; empty: `logits` for detr, the first for yolo."""
+    boxes_output: Annotated[str, Field(max_length=200)] = ""
+    """Name of the output with the boxes; empty: `pred_boxes` for detr."""
 
 
 class Manifest(_Strict):
@@ -99,6 +133,7 @@ class Manifest(_Strict):
     """How the model writes tool calls."""
     description: Text
     encoder: Encoder | None = None
+    detector: Detector | None = None
     evaluation: Text | None = None
     """JSON file with cases of the model's task, relative to the manifest; `edge quantize` counts the right answers."""
 
@@ -111,6 +146,8 @@ class Manifest(_Strict):
         if self.task in LANGUAGE | READING and not self.context_tokens:
             raise ValueError(f"a model for {self.task} needs `context_tokens`")
         self._require_encoder()
+        if self.detector is not None and self.task != "detection":
+            raise ValueError(f"[detector] is for detection, not for {self.task}")
         names = [self.main_file, *(part.file for part in self.files)]
         if len(set(names)) != len(names):
             raise ValueError("two files have the same name")
@@ -123,7 +160,9 @@ class Manifest(_Strict):
             if encoder is not None:
                 raise ValueError(f"[encoder] is for embedding, rerank and classification, not for {self.task}")
             return
-        if self.task == "embedding" and (encoder is None or encoder.pooling is None):
+        if self.holds_gguf:
+            self._require_gguf_encoder()
+        elif self.task == "embedding" and (encoder is None or encoder.pooling is None):
             raise ValueError("a model for embedding needs [encoder] with `pooling`: mean, cls, last or none")
         labels = encoder.labels if encoder is not None else []
         if self.task == "classification" and not labels:
@@ -133,6 +172,14 @@ class Manifest(_Strict):
         if not self.holds_gguf and TOKENIZER not in [part.file for part in self.files]:
             raise ValueError(f"an ONNX model for {self.task} needs {TOKENIZER} among its [[files]]")
 
+    def _require_gguf_encoder(self) -> None:
+        if self.encoder is not None and self.encoder.pooling == "none":
+            raise ValueError(
+                "`pooling` none is for ONNX models: a GGUF file's is mean, cls or last, or left to the file"
+            )
+        if self.encoder is not None and self.encoder.output:
+            raise ValueError("`output` is for ONNX models: a GGUF file has one")
+
     @property
     def where(self) -> Source:
         """`source`, taken apart."""
@@ -141,7 +188,11 @@ class Manifest(_Strict):
     @property
     def served(self) -> bool:
         """Whether this version answers requests for such a model."""
-        return self.task in LANGUAGE or (self.task in READING and not self.holds_gguf)
+        if self.task in LANGUAGE:
+            return True
+        if self.task == "detection":
+            return self.detector is not None and not self.holds_gguf
+        return self.task in _AS_GGUF if self.holds_gguf else self.task in READING
 
     @property
     def main_file(self) -> str:
@@ -179,13 +230,15 @@ def read_manifest(path: Path) -> Manifest:
 def manifest_text(manifest: Manifest, command: str) -> str:
     """A manifest as TOML, with the mark that `edge models` made it."""
     fields = manifest.model_dump(exclude_none=True, exclude_defaults=True)
-    parts, encoder = fields.pop("files", []), fields.pop("encoder", None)
+    parts = fields.pop("files", [])
+    tables = {name: fields.pop(name, None) for name in ("encoder", "detector")}
     lines = [
         f"{WRITTEN_MARK}: {command}. Edit what you know better; `edge models remove {manifest.name}` takes it away."
     ]
     lines += [f"{key} = {_toml(value)}" for key, value in fields.items()]
-    if encoder:
-        lines += ["", "[encoder]", *(f"{key} = {_toml(value)}" for key, value in encoder.items())]
+    for name, table in tables.items():
+        if table:
+            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
     for part in parts:
         lines += ["", "[[files]]", *(f"{key} = {_toml(value)}" for key, value in part.items())]
     return "\n".join(lines) + "\n"

@@ -28,15 +28,27 @@ class ResolvedModel:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedTensors:
-    """A model that answers with numbers. `manifest` None: an ONNX file of which nothing is known but itself."""
+    """A model that answers with numbers. `manifest` None: a file of which nothing is known but itself."""
 
     name: str
     path: Path
     manifest: Manifest | None
     files: Mapping[str, Path]
     file_bytes: int
-    """Of the main file."""
+    """Of the main file, and of those with weights beside it."""
+    header: GgufHeader | None = None
+    """Of a GGUF file; None: it is ONNX."""
 
+    @property
+    def task(self) -> str:
+        """What it is for."""
+        if self.manifest is not None:
+            return self.manifest.task
+        return (self.header.reads if self.header is not None else None) or "tensors"
+
+
+_NO_WEIGHTS = frozenset({".json", ".txt", ".md", ".jinja"})
+"""Endings of files that take no memory worth planning."""
 
 Found = ResolvedModel | ResolvedTensors
 
@@ -83,10 +95,10 @@ class Registry:
         """
         found = self.find(wish, on_checksum)
         if isinstance(found, ResolvedTensors):
-            task = found.manifest.task if found.manifest is not None else "tensors"
+            source = f' and `source = "{found.path}"`' if found.manifest is None else ""
             raise ModelUnusable(
-                f"model {found.name} is for {task}, and the node's own model must write text: serve it beside one, with "
-                f"`[models.{found.name}]` in edge.toml"
+                f"model {found.name} is for {found.task}, and the node's own model must write text: serve it beside one, with "
+                f"`[models.{found.name}]`{source} in edge.toml"
             )
         return found
 
@@ -101,9 +113,9 @@ class Registry:
             raise ModelUnusable(f"{wish} is not on this machine: `edge models pull {wish}` brings it here and names it")
         path = Path(wish).expanduser()
         if path.suffix == ".onnx":
-            return _tensors(path.stem, path.absolute(), None, {path.name: path.absolute()})
+            return _tensors(path.stem, path.absolute(), None, _with_weights(path.absolute()))
         if os.path.exists(path) or path.suffix == ".gguf" or "/" in wish:
-            return ResolvedModel(path.stem, path.absolute(), read_header(path), None)
+            return _bare(path)
         names = ", ".join(sorted(known)) or "none"
         raise ModelUnusable(f"unknown model {wish!r}: known are {names}; or give the path of a .gguf or .onnx file")
 
@@ -126,6 +138,10 @@ class Registry:
     def _resolve_known(self, manifest: Manifest, where: Path, on_checksum: Callable[[Path], None] | None) -> Found:
         name = manifest.name
         if not manifest.served:
+            if manifest.task == "detection" and not manifest.holds_gguf:
+                raise ModelUnusable(
+                    f"the manifest of model {name} has no [detector], which says how its outputs are read; add it to {where}"
+                )
             form = " as GGUF" if manifest.holds_gguf else ""
             raise ModelUnusable(
                 f"model {name} is for {manifest.task}{form}, which this version does not serve yet; `edge models list` shows "
@@ -165,7 +181,8 @@ class Registry:
         files = {stored.file: self.store.blob(stored.sha256) for stored in record.files}
         for stored in record.files:
             self._verify(files[stored.file], stored.sha256, f"that was fetched for {name}", cure, on_checksum)
-        return files
+        tree = self.store.tree(record)
+        return files if tree is None else {file: tree / file for file in files}
 
     def _verify(
         self, path: Path, sha256: str, whose: str, cure: str, on_checksum: Callable[[Path], None] | None
@@ -189,15 +206,31 @@ def _checked(name: str, path: Path, manifest: Manifest, files: Mapping[str, Path
     header = read_header(path) if manifest.holds_gguf else None
     if header is not None and manifest.task in LANGUAGE:
         return ResolvedModel(name, path, header, manifest, files)
-    return _tensors(name, path, manifest, files)
+    return _tensors(name, path, manifest, files, header)
 
 
-def _tensors(name: str, path: Path, manifest: Manifest | None, files: Mapping[str, Path]) -> ResolvedTensors:
+def _with_weights(path: Path) -> dict[str, Path]:
+    """A bare ONNX file, and the one with its weights as exporters call it, where that lies beside it."""
+    beside = (path.with_name(path.name + ending) for ending in ("_data", ".data"))
+    return {file.name: file for file in (path, *(file for file in beside if file.exists()))}
+
+
+def _bare(path: Path) -> Found:
+    """A GGUF file without a manifest: its header says what it is for."""
+    header, path = read_header(path), path.absolute()
+    if header.reads is None:
+        return ResolvedModel(path.stem, path, header, None)
+    return _tensors(path.stem, path, None, {path.name: path}, header)
+
+
+def _tensors(
+    name: str, path: Path, manifest: Manifest | None, files: Mapping[str, Path], header: GgufHeader | None = None
+) -> ResolvedTensors:
     try:
-        size = path.stat().st_size
+        size = sum(file.stat().st_size for file in {path, *files.values()} if file.suffix not in _NO_WEIGHTS)
     except OSError as error:
         raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
-    return ResolvedTensors(name, path, manifest, files, size)
+    return ResolvedTensors(name, path, manifest, files, size, header)
 
 
 def _absent(manifest: Manifest, where: Path) -> str:

@@ -2,6 +2,7 @@
 
     store/blobs/SHA256         whole, checked, read-only
     store/names/NAME.json      a model's files, by sum
+    store/trees/KEY/           files of one model side by side, where it has several (hard links)
     store/partial/             unfinished downloads
     store/damaged/             what `verify` set aside
     store/locks/               empty files to lock
@@ -27,6 +28,7 @@ from edge.registry.digest import Checksums
 from edge.registry.durable import locked, storage_error, sync_directory, write_atomically
 from edge.registry.manifest import Manifest
 from edge.registry.partial import Partial
+from edge.registry.trees import Trees
 
 _STALE_S = 7 * 86400
 _DRAFT_S = 3600
@@ -64,6 +66,16 @@ class Record(BaseModel):
         )
 
     @property
+    def sums(self) -> dict[str, str]:
+        """Sums of its files by name."""
+        return {stored.file: stored.sha256 for stored in self.files}
+
+    @property
+    def lies_apart(self) -> bool:
+        """It is loaded from several files, which must find each other by name."""
+        return len(self.files) > 1 and not self.manifest.holds_gguf
+
+    @property
     def size_bytes(self) -> int:
         """All files together."""
         return sum(stored.size_bytes for stored in self.files)
@@ -94,6 +106,7 @@ class Store:
         self._checksums = checksums
         self._blobs, self._names, self.partials = root / "blobs", root / "names", root / "partial"
         self._damaged, self._locks = root / "damaged", root / "locks"
+        self._trees = Trees(root / "trees")
 
     def prepare(self) -> None:
         """Make the directories. Raises StoreUnwritable, DiskFull."""
@@ -125,6 +138,22 @@ class Store:
         """Files of a record that are not in the store."""
         return [stored for stored in record.files if not self.blob(stored.sha256).exists()]
 
+    def tree(self, record: Record) -> Path | None:
+        """Where a model's files lie side by side; None for those of one file."""
+        return self._trees.of(record.sums) if record.lies_apart else None
+
+    def lay_out(self, record: Record) -> None:
+        """Put a model's files side by side if it has several. Raises DiskFull, StoreUnwritable."""
+        try:
+            with self._store_lock():
+                self._lay_out(record)
+        except OSError as error:
+            raise storage_error(error, self.root) from None
+
+    def _lay_out(self, record: Record) -> None:
+        if record.lies_apart:
+            self._trees.lay_out(record.sums, self._blobs)
+
     def partial(self, identity: str) -> Partial:
         """The unfinished download of what `identity` names: a sum where one is known, else an address."""
         return Partial(self.partials, hashlib.sha256(identity.encode()).hexdigest()[:40])
@@ -154,6 +183,7 @@ class Store:
                 for ready in files:
                     self._place(ready)
                 sync_directory(self._blobs)
+                self._lay_out(record)
                 write_atomically(self._record_path(manifest.name), record.model_dump_json(indent=1).encode())
                 self._drop_unused(former)
         except OSError as error:
@@ -201,6 +231,7 @@ class Store:
                 self._checksums.forget(blob)
                 blob.replace(aside)
                 sync_directory(self._blobs)
+                self._drop_trees(without=stored.sha256)
             return aside
         except OSError as error:
             raise storage_error(error, self.root) from None
@@ -234,12 +265,14 @@ class Store:
                     for path in leftover.paths:
                         self._checksums.forget(path)
                         path.unlink(missing_ok=True)
+                self._drop_trees()
             return found
         except OSError as error:
             raise storage_error(error, self.root) from None
 
     def _drop_unused(self, former: Record | None) -> int:
         """Remove what only a former record used. Returns bytes freed."""
+        self._drop_trees()
         used = {stored.sha256 for record in self.records().values() for stored in record.files}
         freed = 0
         for stored in former.files if former is not None else []:
@@ -249,6 +282,11 @@ class Store:
                 self._checksums.forget(blob)
                 blob.unlink()
         return freed
+
+    def _drop_trees(self, without: str = "") -> None:
+        """Trees that no model has, and those with the file `without`: they would keep its bytes."""
+        records = self.records().values()
+        self._trees.drop_all_but(record.sums for record in records if without not in record.sums.values())
 
     def _record_path(self, name: str) -> Path:
         return self._names / f"{name}.json"

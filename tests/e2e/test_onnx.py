@@ -429,4 +429,6 @@ def test_an_encoder_cannot_be_the_nodes_own_model(run_edge: RunEdge, home: Path)
         done = run_edge("serve", "--port", "0", "--model", name)
         assert done.returncode == 1 and "must write text: serve it beside one, with `[models." in done.stderr
     listed = run_edge("models", "list")
-    assert re.search(r"^birch +embedding ", listed.stdout, re.MULTILINE) and "detection*" in listed.stdout
+    assert re.search(r"^birch +embedding ", listed.stdout, re.MULTILINE) and re.search(
+        r"^rtdetr-r18 +detection ", listed.stdout, re.MULTILINE
+    )

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.file_server import FileServer, Served
+from bench.make_gguf_encoder import write_encoder
+from bench.make_onnx import SHAPES
 from tests.conftest import RunEdge
 from tests.engine.conftest import Q4_0
 
@@ -111,3 +113,10 @@ def test_a_known_model_that_was_not_fetched_is_planned_where_it_lies(run_edge: R
         gone = run_edge("plan", f"{server.url}/other.gguf")
     assert done.returncode == 0 and re.search(r"^model +far: .*http", done.stdout, re.MULTILINE), done.stderr
     assert gone.returncode == 1 and "404" in gone.stderr
+
+
+def test_an_encoder_elsewhere_is_not_planned_as_if_it_wrote_text(run_edge: RunEdge, tmp_path: Path) -> None:
+    with FileServer() as server:
+        server.routes["/bert.gguf"] = Served(write_encoder(tmp_path / "bert.gguf", SHAPES["tiny"]).read_bytes())
+        done = run_edge("plan", f"{server.url}/bert.gguf")
+    assert done.returncode == 1 and "is for embedding: its memory follows from its size" in done.stderr

@@ -12,7 +12,8 @@ import pytest
 from bench.make_onnx import SHAPES, write_encoder
 from edge.engine.supervised import EngineLimits
 from edge.onnx.client import TensorClient
-from edge.onnx.messages import LoadTensors, Reading
+from edge.onnx.messages import LoadTensors, Looking, Reading
+from tests.onnx.detectors import LABELS, SIDE
 
 LIMITS = EngineLimits(max_waiting=64, wedge_timeout_s=20.0, load_timeout_s=60.0, restart_backoff_max_s=2.0)
 MIB = 1 << 20
@@ -54,6 +55,43 @@ def load_of(directory: Path, reading: Reading | None = None, **changes: Any) -> 
         "limit_bytes": 300 * MIB,
         "heartbeat_s": 1.0,
         "background": False,
+    }
+    return LoadTensors(**{**fields, **changes})
+
+
+DETR: dict[str, Any] = {
+    "labels": LABELS,
+    "layout": "detr",
+    "height": SIDE,
+    "width": SIDE,
+    "fit": "stretch",
+    "mean": [0.0, 0.0, 0.0],
+    "std": [1.0, 1.0, 1.0],
+    "scores": "sigmoid",
+    "boxes": "cxcywh",
+    "threshold": 0.5,
+    "overlap": 1.0,
+    "scores_output": "",
+    "boxes_output": "",
+    "most_pixels": 4_000_000,
+}
+YOLO = {**DETR, "layout": "yolo", "scores": "probabilities", "overlap": 0.45}
+
+
+def detector_load_of(path: Path, looking: dict[str, Any] = DETR, **changes: Any) -> LoadTensors:
+    """A load of a made detector."""
+    fields: dict[str, Any] = {
+        "path": str(path),
+        "task": "detection",
+        "reading": None,
+        "provider": "auto",
+        "threads": 1,
+        "most_rows": 16,
+        "slo_s": 0.05,
+        "limit_bytes": 250 * MIB,
+        "heartbeat_s": 1.0,
+        "background": False,
+        "looking": Looking(**looking),
     }
     return LoadTensors(**{**fields, **changes})
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edge.onnx.batcher import ROW_BUCKETS, Batch, Batcher, Costs, Row, Wait, length_bucket
 
-COSTS = st.builds(Costs, st.floats(0, 0.005), st.floats(1e-7, 2e-4), st.floats(0, 1e-7))
+COSTS = st.builds(Costs, st.floats(0, 0.005), st.floats(1e-7, 2e-4), st.floats(0, 1e-7), spans=st.booleans())
 LENGTHS = st.lists(st.integers(1, 512).map(lambda n: length_bucket(n, 512)) | st.just(0), min_size=1, max_size=40)
 STEPS = st.lists(st.tuples(LENGTHS, st.floats(0, 0.05)), min_size=1, max_size=8)
 
@@ -142,6 +142,11 @@ def test_costs_are_found_again_from_three_passes(base_s: float, token_s: float, 
     found = Costs.measured(16, 256, rows, true.pass_s(1, 16), true.pass_s(rows, 16), true.pass_s(1, 256))
     for r, length in ((1, 16), (8, 64), (32, 128), (2, 256)):
         assert abs(found.pass_s(r, length) - true.pass_s(r, length)) <= 0.05 * true.pass_s(r, length) + 1e-6
+
+
+def test_where_attention_spans_the_pass_texts_cost_as_much_as_one_of_their_length() -> None:
+    costs = Costs(0.001, 1e-5, 1e-7, spans=True)
+    assert costs.pass_s(8, 64) == costs.pass_s(1, 512) > Costs(0.001, 1e-5, 1e-7).pass_s(8, 64)
 
 
 def test_passes_that_take_longer_than_foreseen_make_the_next_ones_smaller() -> None:

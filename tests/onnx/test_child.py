@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import onnx
 import onnxruntime
 import psutil
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 from edge.engine.supervised import EngineLimits
 from edge.errors import DoesNotFit, EdgeError, EngineDown, EngineFault, InvalidRequest, ModelUnusable, Overloaded
 from edge.onnx.client import TensorClient
 from edge.onnx.messages import Embedded, Tensor
-from tests.onnx.conftest import LIMITS, MIB, load_of, reading_of, run_with_child
+from tests.onnx.conftest import LIMITS, MIB, detector_load_of, load_of, reading_of, run_with_child
 
 SENTENCES = ["pump three is on", "a valve", "the alarm in hall two rang at night, and nobody knew why it did", "x"] * 6
 
@@ -29,7 +30,7 @@ def vectors(found: Embedded) -> np.ndarray:
     return np.frombuffer(found.vectors, np.float32).reshape(-1, found.width)
 
 
-def by_hand(encoder: Path, texts: list[str]) -> np.ndarray:
+def by_hand(encoder: Path, texts: list[str], pooling: str = "mean") -> np.ndarray:
     """One text at a time, in the plainest way."""
     session = onnxruntime.InferenceSession(str(encoder / "model.onnx"), providers=["CPUExecutionProvider"])
     tokenizer = Tokenizer.from_file(str(encoder / "tokenizer.json"))
@@ -37,8 +38,9 @@ def by_hand(encoder: Path, texts: list[str]) -> np.ndarray:
     for text in texts:
         ids = np.array([tokenizer.encode(text).ids])
         feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        mean = session.run(["last_hidden_state"], feeds)[0][0].mean(axis=0)
-        found.append(mean / np.linalg.norm(mean))
+        states = session.run(["last_hidden_state"], feeds)[0][0]
+        one = {"mean": states.mean(axis=0), "cls": states[0], "last": states[-1]}[pooling]
+        found.append(one / np.linalg.norm(one))
     return np.array(found)
 
 
@@ -158,6 +160,49 @@ def test_memory_beyond_the_plan_is_refused_and_the_child_lives_on(encoder: Path)
     run_with_child(load_of(encoder, limit_bytes=200 * MIB), use)
 
 
+def squares(path: Path) -> Path:
+    """A square matrix times itself, 64 times: a pass as long as its sender likes."""
+    nodes = [helper.make_node("MatMul", [f"x{n}", f"x{n}"], [f"x{n + 1}"]) for n in range(64)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ("side", "side")) for name in ("x0", "x64")]
+    graph = helper.make_graph(nodes, "squares", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def matrix(side: int) -> list[Tensor]:
+    return [Tensor("x0", "FP32", [side, side], np.full((side, side), 1 / side, np.float32).tobytes())]
+
+
+def test_a_long_pass_of_a_clients_tensors_is_no_wedge(tmp_path: Path) -> None:
+    wedge_s = 2.0
+
+    async def use(client: TensorClient) -> None:
+        side, took_s = 128, 0.0
+        while took_s < 2 * wedge_s:
+            side *= 2
+            begun_s = time.monotonic()
+            (found,) = await client.infer(matrix(side), [])
+            took_s = time.monotonic() - begun_s
+            assert np.frombuffer(found.data, np.float32) == pytest.approx(1 / side, rel=1e-3)
+        assert client.status.restarts == 0
+
+    load = load_of(tmp_path, path=str(squares(tmp_path / "model.onnx")), limit_bytes=1000 * MIB)
+    run_with_child(load, use, EngineLimits(8, wedge_s, 60.0, 2.0))
+
+
+def test_a_pass_beyond_its_limit_is_ended_and_the_child_lives_on(tmp_path: Path) -> None:
+    async def use(client: TensorClient) -> None:
+        with pytest.raises(InvalidRequest, match=r"took longer than the 0\.5 s that onnx\.pass_limit_s allows"):
+            for power in range(8, 13):
+                await client.infer(matrix(2**power), [])
+        await client.infer(matrix(8), [])
+        assert client.status.restarts == 0
+
+    load = load_of(tmp_path, path=str(squares(tmp_path / "model.onnx")), limit_bytes=1000 * MIB, pass_limit_s=0.5)
+    run_with_child(load, use)
+
+
 def test_less_memory_than_one_text_needs_is_said_at_the_load(encoder: Path) -> None:
     with pytest.raises(DoesNotFit, match=r"raise memory\.budget_mib"):
         run_with_child(load_of(encoder, reading_of(encoder), limit_bytes=40 * MIB), _nothing)
@@ -198,3 +243,30 @@ def test_a_child_in_the_background_takes_only_what_others_leave(encoder: Path) -
         assert {os.sched_getscheduler(thread.id) for thread in threads} == {os.SCHED_IDLE}
 
     run_with_child(load_of(encoder, reading_of(encoder), background=True, threads=2), use, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "said"),
+    [
+        ("onnxruntime", "embedding", r"onnxruntime is not installed: pip install 'edge-node\[onnx\]'"),
+        ("tokenizers", "embedding", r"tokenizers is not installed: pip install 'edge-node\[onnx\]'"),
+        ("PIL", "detection", r"Pillow is not installed: pip install 'edge-node\[onnx\]'"),
+    ],
+)
+def test_what_is_not_installed_is_said_with_the_cure(
+    encoder: Path, tmp_path: Path, name: str, task: str, said: str
+) -> None:
+    (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name='{name}')\n")
+    load = load_of(encoder, reading_of(encoder)) if task == "embedding" else detector_load_of(encoder / "model.onnx")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    async def main() -> None:
+        client = TensorClient(load, LIMITS, environment={"PYTHONPATH": path})
+        await client.start()
+        try:
+            await asyncio.wait_for(client.wait_ready(), 60)
+        finally:
+            await client.stop()
+
+    with pytest.raises(ModelUnusable, match=said):
+        asyncio.run(main())

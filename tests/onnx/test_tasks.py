@@ -9,7 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from edge.errors import ContextLengthExceeded, InvalidRequest, ModelUnusable
-from edge.onnx.tasks import Encoded, Reader, cut, filled, pooled, probabilities, relevance
+from edge.onnx.tasks import cut, filled, pooled, probabilities, relevance
+from edge.onnx.texts import Encoded
+from edge.onnx.tokenizer import FileReader
 from tests.onnx.conftest import reading_of
 
 STATES = np.random.default_rng(0).standard_normal((3, 5, 4), np.float32)
@@ -52,7 +54,7 @@ def test_empty_rows_and_places_are_marked_so() -> None:
 
 
 def test_texts_are_read_as_the_tokenizer_has_it(encoder: Path) -> None:
-    reader = Reader(reading_of(encoder, query_prompt="find: ", document_prompt="text: "))
+    reader = FileReader(reading_of(encoder, query_prompt="find: ", document_prompt="text: "))
     plain = Tokenizer.from_file(str(encoder / "tokenizer.json"))
     assert reader.texts(["pump one"])[0].tokens == plain.encode("pump one").ids
     assert reader.texts(["pump one"], "query")[0].tokens == plain.encode("find: pump one").ids
@@ -64,7 +66,7 @@ def test_texts_are_read_as_the_tokenizer_has_it(encoder: Path) -> None:
 
 
 def test_what_is_too_long_is_refused_with_its_place_and_never_cut(encoder: Path) -> None:
-    reader = Reader(reading_of(encoder, max_tokens=8))
+    reader = FileReader(reading_of(encoder, max_tokens=8))
     assert len(reader.texts(["a b c d e f"])[0].tokens) == 8
     with pytest.raises(ContextLengthExceeded, match="text 1 has 9 tokens, and the model reads 8") as caught:
         reader.texts(["a", "a b c d e f g"])
@@ -78,10 +80,10 @@ def test_what_is_too_long_is_refused_with_its_place_and_never_cut(encoder: Path)
 @pytest.mark.parametrize("tokens", [[-1], [1024], []])
 def test_tokens_that_the_vocabulary_has_not_are_refused(encoder: Path, tokens: list[int]) -> None:
     with pytest.raises(InvalidRequest, match="vocabulary of 1,024"):
-        Reader(reading_of(encoder)).texts([tokens])
+        FileReader(reading_of(encoder)).texts([tokens])
 
 
 def test_a_tokenizer_that_is_none_is_said(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelUnusable, match="cannot be read"):
-        Reader(reading_of(tmp_path))
+        FileReader(reading_of(tmp_path))

@@ -197,8 +197,13 @@ def test_a_manifest_with_another_sum_asks_for_the_new_file(
 
 def test_a_task_that_is_not_served_is_said_when_it_is_asked_for(node: Node) -> None:
     node.know("embed", "hf:a/b:model.onnx", task="detection")
-    with pytest.raises(ModelUnusable, match="model embed is for detection, which this version does not serve yet"):
+    node.know("odd", "hf:a/b:Q8_0", task="detection")
+    with pytest.raises(ModelUnusable, match=r"the manifest of model embed has no \[detector\]"):
         Registry.at(node.home).resolve("embed")
+    with pytest.raises(
+        ModelUnusable, match="model odd is for detection as GGUF, which this version does not serve yet"
+    ):
+        Registry.at(node.home).resolve("odd")
 
 
 def test_an_absent_model_says_how_it_comes(node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from edge import __version__
 from tests.conftest import RunEdge
+from tests.e2e.test_onnx import put_models as put_onnx_models
 from tests.fleet.upstream import Upstream, running
 
 
@@ -196,6 +198,28 @@ def test_doctor_finds_a_sound_machine(run_edge: RunEdge) -> None:
     assert done.returncode == 0, done.stdout
     for subject in ("python", "native library", "cores", "memory", "EDGE_HOME", "clock", "settings", "model", "port"):
         assert re.search(rf"^(ok  |warn)  {subject} ", done.stdout, re.MULTILINE), done.stdout
+
+
+def absent(directory: Path, *names: str) -> str:
+    """A PYTHONPATH on which these packages cannot be imported, as where they are not installed."""
+    for name in names:
+        directory.mkdir(exist_ok=True)
+        (directory / f"{name}.py").write_text(
+            f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')\n"
+        )
+    return os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def test_doctor_looks_for_what_onnx_models_need(run_edge: RunEdge, home: Path, tmp_path: Path) -> None:
+    put_onnx_models(home)
+    done = run_edge("doctor", EDGE_SERVER__PORT="0")
+    assert re.search(r"ok +ONNX runtime +onnxruntime \d.* with .*CPUExecutionProvider; tokenizers \d", done.stdout), (
+        done.stdout
+    )
+    done = run_edge("doctor", EDGE_SERVER__PORT="0", PYTHONPATH=absent(tmp_path / "absent", "onnxruntime"))
+    assert done.returncode == 0, "the node starts without it"
+    assert re.search(r"warn +ONNX runtime +onnxruntime, which \S+ needs, does not load: .*No module named", done.stdout)
+    assert "pip install 'edge-node[onnx]'" in done.stdout
 
 
 def test_doctor_names_each_fault_and_its_cure(run_edge: RunEdge, tmp_path: Path) -> None:
