@@ -28,6 +28,7 @@ _COMMANDS = {
     "serve": "Load a model and answer the API until told to stop.",
     "chat": "Talk to a running node.",
     "status": "Say how a running node is, and what it decided lately.",
+    "health": "Say in one line whether a node would take a request now.",
     "bench": "Measure how many requests a second a server answers in time.",
     "plan": "Say how a model fits into this machine's memory, without serving it.",
     "models": "List, fetch, check and remove models.",

@@ -7,6 +7,7 @@ import ctypes
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from llama_cpp import llama_cpp as ll
 
@@ -27,6 +28,7 @@ class Library:
         self._partial = ""
         self._callback = ll.llama_log_callback(self._log)
         ll.llama_log_set(self._callback, ctypes.c_void_p(0))
+        _load_backends(Path(ll.__file__).parent / "lib")
         ll.llama_backend_init()
 
     def _log(self, level: int, text: bytes, _: ctypes.c_void_p) -> None:
@@ -85,3 +87,14 @@ class Library:
     def system(self) -> str:
         """CPU and GPU features this build uses, as the library words them."""
         return str(ll.llama_print_system_info().decode("utf-8", "replace").strip())
+
+
+def _load_backends(directory: Path) -> None:
+    """In a build for many machines each processor's code, and CUDA's, is a library of its own: have the best ones loaded.
+
+    By itself ggml would look for them beside Python's executable and in the current directory, whoever owns that.
+    """
+    if not any(directory.glob("libggml-cpu-*.so")):
+        return  # a build for one machine has its backends linked in
+    address = ctypes.cast(ll._lib.ggml_backend_load_all_from_path, ctypes.c_void_p).value
+    ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address or 0)(str(directory).encode())
