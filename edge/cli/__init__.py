@@ -36,6 +36,7 @@ _COMMANDS = {
     "doctor": "Check this machine and the settings; name what is missing and the cure.",
     "outbox": "Look at what was not yet acknowledged by the fleet, or send it.",
     "fleet": "The other side of the uplink: a sink, and commands to nodes.",
+    "install": "Make the node a service of this machine.",
     "keys": "Create, list and revoke API keys.",
     "settings": "Show every setting, its value and where that came from.",
     "version": "Show the version.",
