@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
 _VERSION_OF = {"libllama.so": ("llama.cpp", "llama_version"), "libggml-base.so": ("ggml", "ggml_version")}
 """Libraries that say themselves of which project and version they are."""
 
@@ -30,8 +33,12 @@ def main(arguments: Sequence[str]) -> int:
     bill = of_environment(chosen.python)
     bill["components"] += native(chosen.native)
     bill["components"] += base_packages(chosen.facts)
+    text = json.dumps(bill, indent=1, sort_keys=True) + "\n"
+    if (wrong := JsonStrictValidator(SchemaVersion.from_version(bill["specVersion"])).validate_str(text)) is not None:
+        print(f"edge: the bill of materials is not valid: {wrong}", file=sys.stderr)
+        return 1
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps(bill, indent=1, sort_keys=True) + "\n", "utf-8")
+    chosen.out.write_text(text, "utf-8")
     print(f"bill of materials: {len(bill['components'])} components")
     return 0
 

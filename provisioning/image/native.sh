@@ -14,11 +14,11 @@ python3 -m venv "$work/tools"
 "$work/tools/bin/pip" install --quiet --no-index --no-deps --find-links "$wheelhouse" --require-hashes \
   --requirement "$wheelhouse/requirements.txt"
 set -- "-DCMAKE_PROJECT_llama_cpp_INCLUDE=$here/../native/portable.cmake" -DLLAVA_BUILD=OFF "$@"
-tar -xzf "$wheelhouse"/llama_cpp_python-*.tar.gz --strip-components=1 -C "$work/source"
 (
   cd "$wheelhouse"
   sha256sum --check --quiet sources.sha256
 )
+tar -xzf "$wheelhouse"/llama_cpp_python-*.tar.gz --strip-components=1 -C "$work/source"
 export PATH="$work/tools/bin:$PATH"
 export CMAKE_ARGS="$*"
 export CFLAGS="-ffile-prefix-map=$work=." CXXFLAGS="-ffile-prefix-map=$work=."

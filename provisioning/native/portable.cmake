@@ -1,10 +1,12 @@
-# Injected like libllama-only.cmake, for a wheel that is carried to other machines: an image, a wheelhouse. The code for each
-# processor is a library of its own, and ggml takes the best one that the machine can run when it starts.
+# Injected like libllama-only.cmake, for a wheel that is carried to other machines. The code for each processor is a library of its
+# own, and ggml takes the best one that the machine can run when it starts; with GGML_CPU_ARM_ARCH there is one for that alone.
 include("${CMAKE_CURRENT_LIST_DIR}/libllama-only.cmake")
 
 set(GGML_NATIVE OFF CACHE BOOL "" FORCE)
 set(GGML_BACKEND_DL ON CACHE BOOL "" FORCE)
-set(GGML_CPU_ALL_VARIANTS ON CACHE BOOL "" FORCE)
+if(NOT GGML_CPU_ARM_ARCH)
+    set(GGML_CPU_ALL_VARIANTS ON CACHE BOOL "" FORCE)
+endif()
 
 # One directory, beside libllama: `edge.engine.llama.library` has the backends loaded from there. The project's own install
 # rules know nothing of the variants.

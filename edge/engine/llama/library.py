@@ -8,6 +8,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from llama_cpp import llama_cpp as ll
 
@@ -94,7 +95,10 @@ def _load_backends(directory: Path) -> None:
 
     By itself ggml would look for them beside Python's executable and in the current directory, whoever owns that.
     """
-    if not any(directory.glob("libggml-cpu-*.so")):
-        return  # a build for one machine has its backends linked in
-    address = ctypes.cast(ll._lib.ggml_backend_load_all_from_path, ctypes.c_void_p).value
-    ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address or 0)(str(directory).encode())
+    if _native("ggml_backend_reg_count", ctypes.c_size_t)() == 0:  # a build for one machine has its backends linked in
+        _native("ggml_backend_load_all_from_path", None, ctypes.c_char_p)(str(directory).encode())
+
+
+def _native(name: str, result: Any, *arguments: Any) -> Any:
+    """A prototype of our own: the bindings have none for ggml's part of the library."""
+    return ctypes.CFUNCTYPE(result, *arguments)(ctypes.cast(getattr(ll._lib, name), ctypes.c_void_p).value or 0)
