@@ -1,8 +1,8 @@
-"""State outlives a version of this program, in both directions: what a newer version wrote must not stop an older one, and must not
-be lost to it (docs/state.md).
+"""State outlives a version of this program, in both directions: what a newer version wrote must not stop an older one, and must
+not be lost to it (docs/state.md).
 
-A state file has a `version`. One that an older version may read as if it were its own, leaving out what it does not know, says so:
-`readable_by` is the lowest version that may. Whoever leaves out a restriction would grant too much, so only the writer can tell.
+A state file has a `version`. One that an older version may read as its own, leaving out what it does not know, says so:
+`readable_by` is the lowest version that may. Whoever leaves out a restriction grants too much, so only the writer can tell.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pack a model into an image of its own, so that code and weights are updated apart: `python -m provisioning.pack_model`.
 
-The image holds the model's files and its manifest, and nothing that runs. Mounted at EDGE_HOME/models, read-only, the node knows the
-model by its name (docs/install/container.md). The same files give the same digest.
+The image holds the model's files and its manifest, and nothing that runs. Mounted at EDGE_HOME/models, read-only, the node knows
+the model by its name (docs/install/container.md). The same files give the same digest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a model of this machine, by name, or the path of a GGUF file")
     parser.add_argument("--name", help="what the node will call it [default: its name, or made from the file's]")
-    parser.add_argument("--licence", default="LicenseRef-unknown", help="SPDX identifier, for a file without a manifest")
+    parser.add_argument(
+        "--licence", default="LicenseRef-unknown", help="SPDX identifier, for a file without a manifest"
+    )
     parser.add_argument("--tag", help="of the image [default: localhost/edge-model-NAME:the sum's first 12 digits]")
     parser.add_argument("--builder", choices=_BUILDERS, help="[default: the first that is there]")
     chosen = parser.parse_args(arguments)
@@ -57,7 +59,9 @@ def gathered(wish: str, name: str | None, licence: str) -> tuple[Manifest, Mappi
         return made.model_copy(update={"file": path.name, "source": f"file:/{path.name}"}), {path.name: path}
     found = Registry.at(default_home(os.environ)).find(wish)
     if found.manifest is None:
-        raise ConfigurationError(f"{wish} has no manifest, and only GGUF files say enough of themselves: write one first")
+        raise ConfigurationError(
+            f"{wish} has no manifest, and only GGUF files say enough of themselves: write one first"
+        )
     main_file = found.manifest.main_file or found.path.name
     update = {"file": main_file, "sha256": found.manifest.sha256 or sha256_of(found.path), "evaluation": None}
     if name is not None:
@@ -84,7 +88,9 @@ def build(builder: str, tag: str, manifest: Manifest, files: Mapping[str, Path])
         for path in context.iterdir():
             path.chmod(0o444)
         recipe = Path(draft) / "Containerfile"
-        recipe.write_text(f'FROM scratch\nCOPY . /\nLABEL org.opencontainers.image.licenses="{manifest.licence}"\n', "utf-8")
+        recipe.write_text(
+            f'FROM scratch\nCOPY . /\nLABEL org.opencontainers.image.licenses="{manifest.licence}"\n', "utf-8"
+        )
         stamped = ["--build-arg", "SOURCE_DATE_EPOCH=0"] if builder == "docker" else ["--timestamp", "0"]
         options = os.environ.get("EDGE_BUILD_OPTIONS", "").split()
         command = [builder, _BUILDERS[builder], *stamped, *options, "--file", str(recipe), "--tag", tag, str(context)]

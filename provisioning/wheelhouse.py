@@ -4,8 +4,8 @@
     tools/    what builds the node's own wheel and writes the bill of materials
     run/      what the node runs on
 
-Each has a `requirements.txt` with the sum of every file, and the image installs these files and nothing else: a wheelhouse that is
-kept is a release that can be built again. Needs a virtual environment's pip and nothing of the project.
+Each has a `requirements.txt` with the sum of every file, and the image installs these files and nothing else: a wheelhouse that
+is kept is a release that can be built again. Needs pip, and nothing of the project.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def platforms(machine: str, glibc: str) -> list[str]:
     """Wheel tags that a machine with this glibc takes, the newest first. Raises FetchFailed."""
     major, _, minor = glibc.partition(".")
     if machine not in ("x86_64", "aarch64") or major != "2" or not minor.isdigit():
-        raise FetchFailed(f"there are no wheels for {machine} with glibc {glibc}: give --machine x86_64 or aarch64 and --glibc 2.N")
+        raise FetchFailed(
+            f"there are no wheels for {machine} with glibc {glibc}: give --machine x86_64 or aarch64, and --glibc 2.N"
+        )
     newest_first = range(int(minor), _OLDEST_GLIBC_MINOR - 1, -1)
     return [*(f"manylinux_2_{minor}_{machine}" for minor in newest_first), f"manylinux2014_{machine}"]
 

@@ -124,6 +124,9 @@ class KeyStore:
         data = msgspec.json.format(msgspec.json.encode(_File(SCHEMA_VERSION, keys)))
         try:
             with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                if os.geteuid() == 0:  # for a service: it must be able to read what root made in its directory
+                    owner = self._path.parent.stat()
+                    os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -1,5 +1,7 @@
-"""`edge health`: one question to the node on this machine, for container runtimes and scripts. The standard library asks it, since
-it is asked every half minute."""
+"""`edge health`: one question to the node on this machine, for container runtimes and scripts.
+
+The standard library asks it, since it is asked every half minute.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,7 @@ def command(url: str | None, live: bool) -> int:
     base = node_url(url)
     try:
         status, body = _ask(base, "/health/live" if live else "/health/ready")
-    except ssl.SSLError as error:
-        if "CERTIFICATE_REQUIRED" not in str(error).upper().replace(" ", "_"):
-            raise NodeUnreachable(f"what answers at {base} speaks no TLS that is understood here: {error.reason}") from None
+    except _NoCertificate:
         click.echo("it runs; whether it is ready it tells those with a client certificate only")
         return 0
     except (OSError, http.client.HTTPException) as error:
@@ -44,8 +44,12 @@ def command(url: str | None, live: bool) -> int:
     return 1
 
 
+class _NoCertificate(Exception):
+    """The handshake went well, and then the other side hung up: it wants a certificate."""
+
+
 def _ask(base: str, path: str) -> tuple[int, bytes]:
-    """The address is this machine's own, and a certificate is made for names that others use: it is not checked."""
+    """The address is this machine's own, and its certificate is made for names that others use: it is not checked."""
     parts = urlsplit(base)
     host = parts.hostname or ""
     connection: http.client.HTTPConnection
@@ -57,8 +61,14 @@ def _ask(base: str, path: str) -> tuple[int, bytes]:
     else:
         connection = http.client.HTTPConnection(host, parts.port, timeout=_TIMEOUT_S)
     try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
+        connection.connect()
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+        except (ssl.SSLError, ConnectionResetError):
+            if parts.scheme != "https":
+                raise
+            raise _NoCertificate from None
         return answer.status, answer.read()
     finally:
         connection.close()

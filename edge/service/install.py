@@ -93,7 +93,9 @@ def _user(root: Path | None) -> tuple[int, int]:
         name, _, uid, gid = line.split(":")[:4]
         if name == USER:
             return int(uid), int(gid)
-    raise StepFailed(f"there is no user {USER} after systemd-sysusers: make one (`useradd --system {USER}`), then try again")
+    raise StepFailed(
+        f"there is no user {USER} after systemd-sysusers: make one (`useradd --system {USER}`), then try again"
+    )
 
 
 def _run(command: tuple[str, ...]) -> None:

@@ -91,7 +91,7 @@ def install_steps(machine: Machine, *, start: bool) -> list[Step]:
     if ENVIRONMENT not in machine.found:
         steps.append(WriteFile(ENVIRONMENT, ENVIRONMENT_TEXT, 0o640))
     if changed or not machine.state_exists:
-        steps += [Run(("systemd-sysusers", *_of(machine), str(USERS))), MakeState(STATE)]
+        steps += [Run(("systemd-sysusers", *_of(machine), USERS.name)), MakeState(STATE)]
     if machine.root is not None:
         return [*steps, Run(("systemctl", *_of(machine), "enable", UNIT.name))] if changed else steps
     if changed:
@@ -114,7 +114,9 @@ def uninstall_steps(machine: Machine) -> list[Step]:
 def require(machine: Machine) -> None:
     """Raises ConfigurationError where no step could be carried out."""
     if not machine.is_superuser:
-        raise ConfigurationError("only root can install a service: run it with sudo; --dry-run shows what would be done")
+        raise ConfigurationError(
+            "only root can install a service: run it with sudo; --dry-run shows what would be done"
+        )
     if machine.root is None and not machine.systemd_runs:
         raise ConfigurationError(
             "systemd does not run here, so there is nothing to install a service into; start the node with `edge serve`, or "

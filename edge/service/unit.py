@@ -101,8 +101,8 @@ SystemCallArchitectures=native
 SystemCallErrorNumber=EPERM
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
-# Left open on purpose: ProcSubset= (memory and pressure are read from /proc), MemoryDenyWriteExecute= (GPU drivers make code while
-# they run), PrivateDevices= (it would take the GPUs away).
+# Left open on purpose: ProcSubset= (memory and pressure are read from /proc), MemoryDenyWriteExecute= (GPU drivers make code
+# while they run), PrivateDevices= (it would take the GPUs away).
 
 [Install]
 WantedBy=multi-user.target

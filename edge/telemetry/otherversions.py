@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sqlite3
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.telemetry.outboxfile import FORM, SHIFT, OutboxFile
+from edge.telemetry.outboxfile import FORM, OutboxFile
 from edge.telemetry.records import Record
 from edge.telemetry.repair import read_all
 
@@ -69,7 +68,9 @@ def bring_back(file: OutboxFile, of: Waiting, make_room: Callable[[OutboxFile], 
     """
     saved = read_all(of.path)
     if not saved.boots:  # whoever wants to look can
-        log.error("nothing can be read of an outbox that waited", extra={"event": "outbox_damaged", "file": str(of.path)})
+        log.error(
+            "nothing can be read of an outbox that waited", extra={"event": "outbox_damaged", "file": str(of.path)}
+        )
         return 0
     by_boot: dict[str, list[Record]] = defaultdict(list)
     for row_id in sorted(saved.records):

@@ -26,7 +26,8 @@ SHIFT = 40
 FORM = 1
 """Of the tables below, as the file's `user_version`; files of before that have 0."""
 _READABLE_BY = "readable_by"
-"""In `meta`: the lowest form whose programs may use this file as it is (edge.versions). Added tables and columns alone allow that."""
+"""In `meta`: the lowest form whose programs may use this file as it is (edge.versions). Only what adds tables or columns allows
+that."""
 _SCHEMA = """
 CREATE TABLE records (
   id INTEGER PRIMARY KEY, kind TEXT NOT NULL, mono_ns INTEGER NOT NULL, span_ns INTEGER NOT NULL, size INTEGER NOT NULL,

@@ -1,5 +1,5 @@
-"""Write an image's bill of materials (CycloneDX JSON): the Python packages that are installed, the native code that came with them,
-and the base image's packages. Runs in the build, with cyclonedx-py beside it; needs nothing else.
+"""Write an image's bill of materials (CycloneDX JSON): the Python packages that are installed, the native code that came with
+them, and the base image's packages. Runs in the build, with cyclonedx-py beside it.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def _asked(library: Path, function: str) -> str:
 
 def base_packages(facts: Path) -> Iterator[dict[str, Any]]:
     """What the base image's package manager lists."""
-    system = dict(
-        line.split("=", 1) for line in (facts / "os-release").read_text("utf-8").splitlines() if "=" in line
-    )
+    system = dict(line.split("=", 1) for line in (facts / "os-release").read_text("utf-8").splitlines() if "=" in line)
     vendor, release = system["ID"].strip('"'), system.get("VERSION_ID", "").strip('"')
     for line in sorted((facts / "packages.tsv").read_text("utf-8").splitlines()):
         name, version, architecture, source = line.split("\t")
-        about = f"arch={architecture}&distro={vendor}-{release}" + (f"&upstream={quote(source)}" if source != name else "")
+        about = f"arch={architecture}&distro={vendor}-{release}" + (
+            f"&upstream={quote(source)}" if source != name else ""
+        )
         purl = f"pkg:deb/{vendor}/{quote(name)}@{quote(version, safe='')}?{about}"
         yield {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
 

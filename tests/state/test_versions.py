@@ -57,7 +57,9 @@ def test_marks_that_are_no_numbers_are_nobodys() -> None:
 
 
 def _keys(path: Path) -> str:
-    return KeyStore(path).create("robot", scopes=("inference",), requests_per_minute=None, created="2026-01-01T00:00:00Z")
+    return KeyStore(path).create(
+        "robot", scopes=("inference",), requests_per_minute=None, created="2026-01-01T00:00:00Z"
+    )
 
 
 def _change(path: Path, **marks: object) -> bytes:
