@@ -4,10 +4,16 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 RUNTIME ?=
+IMAGE ?= localhost/edge-node:dev
+JETPACK ?= 6
+JETPACK_6 :=
+JETPACK_7 := --build-arg BUILD_IMAGE=docker.io/nvidia/cuda:13.0.2-devel-ubuntu24.04 \
+	--build-arg BASE_IMAGE=docker.io/nvidia/cuda:13.0.2-runtime-ubuntu24.04 \
+	--build-arg PYTHON_PACKAGE=python3 --build-arg CUDA_ARCHITECTURES="87;110"
 SETUP := $(PYTHON) provisioning/install.py $(if $(RUNTIME),--extra $(RUNTIME))
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability prove-telemetry clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability prove-telemetry prove-image wheelhouse image image-cuda image-jetson clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +36,8 @@ check: dev ## Lint, types, import rules, generated documents
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m edge.reference --check
+	$(BIN)/hadolint Dockerfile Dockerfile.jetson
+	$(BIN)/shellcheck provisioning/image/*.sh .ci/run
 
 format: dev ## Put the code into its one format
 	$(BIN)/ruff check --fix .
@@ -70,6 +78,21 @@ prove-observability: dev ## What metrics, probes, traces and the status page cos
 
 prove-telemetry: dev ## Nodes, broker, links and disks that fail, and what the fleet knows afterwards; ten minutes
 	@$(BIN)/python -m bench.prove_telemetry $(ARGS)
+
+wheelhouse: ## Fetch what images are built from; then they need no network: make wheelhouse ARGS="--help"
+	@$(PYTHON) provisioning/wheelhouse.py $(ARGS)
+
+image: ## The container image, from the wheelhouse: make image ARGS="--build-arg BASE_IMAGE=..."
+	@provisioning/image/build.sh cpu $(IMAGE) $(ARGS)
+
+image-cuda: ## The same with CUDA; make wheelhouse ARGS="--variant cuda" comes first
+	@provisioning/image/build.sh cuda $(IMAGE)-cuda $(ARGS)
+
+image-jetson: ## For Jetson boards: make image-jetson JETPACK=7
+	@provisioning/image/build.sh jetson $(IMAGE)-jetson$(JETPACK) $(JETPACK_$(JETPACK)) $(ARGS)
+
+prove-image: dev ## The image, built twice without a network and run confined; half an hour, as root, on Debian
+	@$(BIN)/python -m bench.prove_image $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -36,7 +36,7 @@ def settings_page() -> str:
     for setting in declared():
         if setting.section != section:
             section = setting.section
-            lines += ["", f"## [{section}]", "", f"{SECTIONS[section].__doc__}", ""]
+            lines += ["", f"## [{section}]", "", cleandoc(SECTIONS[section].__doc__ or ""), ""]
             lines += ["| setting | default | values | meaning | environment |", "|---|---|---|---|---|"]
         lines.append(f"{_row(setting)} `{setting.env}` |")
     lines += ["", "## [models.NAME]", "", f"{cleandoc(FurtherModel.__doc__ or '')}", ""]

@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 
 from edge.errors import ConfigurationError, InvalidApiKey, PermissionDenied, RateLimited
+from edge.versions import Fit, fit
 
 PREFIX = "edge-"
 SCHEMA_VERSION = 1
@@ -39,9 +40,10 @@ class ApiKey(msgspec.Struct, frozen=True):
     requests_per_minute: int | None = None
 
 
-class _File(msgspec.Struct, frozen=True):
+class _File(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int
     keys: list[ApiKey]
+    readable_by: int | None = None
 
 
 class KeyStore:
@@ -51,13 +53,15 @@ class KeyStore:
         self._path = path
         self._seen: tuple[int, int, int] | None = None
         self._keys: list[ApiKey] = []
+        self._newer = False
+        """A newer version wrote the file: it may be read, and writing it would lose what is not known here."""
 
     def all(self) -> list[ApiKey]:
         """The keys as they stand in the file now."""
         try:
             found = self._path.stat()
         except FileNotFoundError:
-            self._seen, self._keys = None, []
+            self._seen, self._keys, self._newer = None, [], False
             return []
         seen = (found.st_mtime_ns, found.st_ino, found.st_size)
         if seen != self._seen:
@@ -99,19 +103,30 @@ class KeyStore:
             raise ConfigurationError(
                 f"the key file {self._path} cannot be read ({error}); restore it, or delete it and create keys anew"
             ) from error
-        if stored.version > SCHEMA_VERSION:
+        found = fit(stored.version, stored.readable_by, SCHEMA_VERSION)
+        if found is Fit.FOREIGN:
             raise ConfigurationError(
-                f"the key file {self._path} was written by a newer version of edge; upgrade this one"
+                f"the key file {self._path} was written by a newer version of edge (form {stored.version}, this one reads "
+                f"{SCHEMA_VERSION}); upgrade this one, or move the file away and create keys anew"
             )
+        self._newer = found is Fit.NEWER
         return stored.keys
 
     def _write(self, keys: list[ApiKey]) -> None:
         """Whole or not at all, readable by the owner only, on disk before it counts."""
+        if self._newer:
+            raise ConfigurationError(
+                f"the key file {self._path} was written by a newer version of edge: its keys are good here, but changing them "
+                "takes that version"
+            )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         data = msgspec.json.format(msgspec.json.encode(_File(SCHEMA_VERSION, keys)))
         try:
             with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                if os.geteuid() == 0:  # for a service: it must be able to read what root made in its directory
+                    owner = self._path.parent.stat()
+                    os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

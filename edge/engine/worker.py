@@ -81,12 +81,13 @@ class Reader(threading.Thread):
     def run(self) -> None:
         try:
             for message in self._pipe.receive():
-                self._handle(message)
+                self._take(message)
         except (OSError, msgspec.DecodeError, FrameTooLarge) as error:
             print(f"engine: the front's messages cannot be read: {error}", file=sys.stderr, flush=True)
-        self._inbox.put(Quit())
+        finally:  # whatever it was: an engine that hears nothing must end, or requests would wait for ever
+            self._inbox.put(Quit())
 
-    def _handle(self, message: ToChild) -> None:
+    def _take(self, message: ToChild) -> None:
         match message:
             case Submit():
                 self._answer(message.request_id, lambda: self._submit(message))

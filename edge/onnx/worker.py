@@ -56,7 +56,8 @@ class Reader(threading.Thread):
                     self._accept(message)
         except (OSError, msgspec.DecodeError, FrameTooLarge) as error:
             print(f"engine: the front's messages cannot be read: {error}", file=sys.stderr, flush=True)
-        self._inbox.put(Quit())
+        finally:  # whatever it was: an engine that hears nothing must end, or requests would wait for ever
+            self._inbox.put(Quit())
 
     def _accept(self, asked: Asked) -> None:
         """Hand it to the loop, or send the one terminal Failed: a request that trips over our own bug ends too."""

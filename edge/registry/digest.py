@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 BLOCK_BYTES = 1 << 20
+CHECKSUMS_VERSION = 1
 _HEX = re.compile(r"[0-9a-f]{64}")
 _REPR_DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]+):", re.IGNORECASE)
 
@@ -75,13 +76,18 @@ class Checksums:
             found = json.loads(self._path.read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            return {}
+        if "version" not in found:  # as the first versions wrote it: paths, and nothing else
+            return found
+        files = found.get("files")
+        return files if found["version"] == CHECKSUMS_VERSION and isinstance(files, dict) else {}
 
     def _write(self, known: dict[str, object]) -> None:
         draft = self._path.with_suffix(f".{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(known, indent=1), "utf-8")
+            draft.write_text(json.dumps({"version": CHECKSUMS_VERSION, "files": known}, indent=1), "utf-8")
             draft.replace(self._path)
         except OSError:  # a read-only or full home: sums are computed at every start
             with contextlib.suppress(OSError):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edge.errors import ConfigurationError
 from edge.registry.source import Builtin, Hub, Source, file_name, parse_source
+from edge.versions import Fit, fit_of, without_unknown
 
 Task = Literal["chat", "completion", "embedding", "rerank", "classification", "detection"]
 LANGUAGE: frozenset[str] = frozenset({"chat", "completion"})
@@ -22,6 +24,8 @@ _AS_GGUF: frozenset[str] = frozenset({"embedding", "rerank"})
 
 TOKENIZER = "tokenizer.json"
 """The file that an ONNX model for text is read by."""
+MANIFEST_VERSION = 1
+"""Of the form of manifests: `schema_version` in the file, 1 where it is left out."""
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 WRITTEN_MARK = "# Written by `edge models`"
 """First words of manifests that `edge models` made itself, and may remove."""
@@ -114,6 +118,8 @@ class Detector(_Strict):
 class Manifest(_Strict):
     """What is known of a model before its file is opened. Unknown keys are refused."""
 
+    schema_version: Annotated[int, Field(ge=1)] = MANIFEST_VERSION
+    readable_by: Annotated[int, Field(ge=1)] | None = None
     name: ModelName
     task: Task
     source: Text
@@ -211,10 +217,35 @@ class Manifest(_Strict):
         return None if None in sizes else sum(size for size in sizes if size)
 
 
+class NewerManifest(ConfigurationError):
+    """A manifest that only a newer version can read. It is no mistake, so the other models are served without it."""
+
+
+def known_part(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What this version knows of a newer manifest that it may read."""
+    known = without_unknown(found, frozenset(Manifest.model_fields))
+    if isinstance(encoder := known.get("encoder"), dict):
+        known["encoder"] = without_unknown(encoder, frozenset(Encoder.model_fields))
+    if isinstance(files := known.get("files"), list):
+        known["files"] = [
+            without_unknown(part, frozenset(Part.model_fields)) if isinstance(part, dict) else part for part in files
+        ]
+    return known
+
+
 def read_manifest(path: Path) -> Manifest:
-    """Parse one manifest strictly. Raises ConfigurationError that names file, key and problem."""
+    """Parse one manifest strictly. Raises ConfigurationError that names file, key and problem, NewerManifest."""
     try:
-        return Manifest.model_validate(tomllib.loads(path.read_text("utf-8")))
+        found = tomllib.loads(path.read_text("utf-8"))
+        match fit_of(found, MANIFEST_VERSION, "schema_version"):
+            case Fit.FOREIGN:
+                raise NewerManifest(
+                    f"{path} was written for a newer version of edge (form {found['schema_version']}, this one reads "
+                    f"{MANIFEST_VERSION}): upgrade this one, or pull or add the model anew under another name"
+                )
+            case Fit.NEWER:
+                found = known_part(found)
+        return Manifest.model_validate(found)
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -15,6 +15,7 @@ from edge.registry.durable import is_locked, locked, sync_directory, write_atomi
 
 CHECKPOINT_BYTES = 32 << 20
 """At most so much is lost to a power cut; a process that is killed loses nothing."""
+STATE_VERSION = 1
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -23,6 +24,7 @@ class State(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
+    version: int = STATE_VERSION
     model: str
     source: str
     """As it was asked for, so that it can be asked for again; without credentials."""
@@ -49,11 +51,12 @@ class Partial:
 
     @property
     def state(self) -> State | None:
-        """None if there is none, or none that can be read."""
+        """None if there is none, or none that can be read: of a newer version too, and then the download begins anew."""
         try:
-            return State.model_validate_json(self._state_path.read_bytes())
+            found = State.model_validate_json(self._state_path.read_bytes())
         except (OSError, ValidationError):
             return None
+        return found if found.version <= STATE_VERSION else None
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from edge.errors import ModelUnusable
 from edge.registry.digest import Checksums, sha256_of
 from edge.registry.gguf import GgufHeader, read_header
-from edge.registry.manifest import LANGUAGE, Manifest, read_manifest
+from edge.registry.manifest import LANGUAGE, Manifest, NewerManifest, read_manifest
 from edge.registry.source import Builtin, Hub, LocalFile, Web, is_source, parse_source
 from edge.registry.store import Record, Store
 
@@ -78,11 +78,15 @@ class Registry:
         return cls(model_directories(home), home / "verified.json")
 
     def manifests(self) -> dict[str, tuple[Manifest, Path]]:
-        """Every manifest and where it lies, by model name; the first directory wins. Raises ConfigurationError."""
+        """Every manifest and where it lies, by model name; the first directory wins. Those that only a newer version can read
+        are left out. Raises ConfigurationError."""
         found: dict[str, tuple[Manifest, Path]] = {}
         for directory in self._directories:
             for path in sorted(directory.glob("*.toml")):
-                manifest = read_manifest(path)
+                try:
+                    manifest = read_manifest(path)
+                except NewerManifest:
+                    continue
                 found.setdefault(manifest.name, (manifest, path))
         for name, record in self.store.records().items():  # fetched under a manifest that has gone since
             found.setdefault(name, (record.manifest, self.store.root / "names" / f"{name}.json"))
@@ -116,8 +120,21 @@ class Registry:
             return _tensors(path.stem, path.absolute(), None, _with_weights(path.absolute()))
         if os.path.exists(path) or path.suffix == ".gguf" or "/" in wish:
             return _bare(path)
+        self._say_if_newer(wish)
         names = ", ".join(sorted(known)) or "none"
         raise ModelUnusable(f"unknown model {wish!r}: known are {names}; or give the path of a .gguf or .onnx file")
+
+    def _say_if_newer(self, wish: str) -> None:
+        """Raises ConfigurationError if the model is known, but to a newer version only."""
+        for directory in self._directories:
+            if (path := directory / f"{wish}.toml").is_file():
+                read_manifest(path)
+        for path in self.store.unreadable():
+            if path.stem == wish:
+                raise ModelUnusable(
+                    f"what is noted of {wish} in {path} cannot be read: a newer version of edge wrote it, or it is damaged; "
+                    f"upgrade this one, or `edge models pull {wish}`"
+                )
 
     def elsewhere(self, wish: str) -> str | None:
         """Where a model lies that could be fetched and is not on this machine; None for all others."""

@@ -14,6 +14,7 @@ state before or after, nothing between.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -21,15 +22,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from edge.errors import StoreBusy
 from edge.registry.digest import Checksums
 from edge.registry.durable import locked, storage_error, sync_directory, write_atomically
-from edge.registry.manifest import Manifest
+from edge.registry.manifest import MANIFEST_VERSION, Manifest, known_part
 from edge.registry.partial import Partial
 from edge.registry.trees import Trees
+from edge.versions import Fit, fit_of
 
+RECORD_VERSION = 1
 _STALE_S = 7 * 86400
 _DRAFT_S = 3600
 _ASIDE_FORM = "%Y%m%dT%H%M%SZ"
@@ -50,6 +53,8 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
+    version: int = RECORD_VERSION
+    readable_by: int | None = None
     manifest: Manifest
     shown: str
     """Where it came from, for people."""
@@ -123,15 +128,17 @@ class Store:
     def record(self, name: str) -> Record | None:
         """What was fetched under this name; None if nothing was, or if the record cannot be read."""
         try:
-            return Record.model_validate_json(self._record_path(name).read_bytes())
-        except (OSError, ValidationError):
+            return _record(self._record_path(name).read_bytes())
+        except (OSError, ValueError):
             return None
+
+    def unreadable(self) -> list[Path]:
+        """Records that cannot be read, of a newer version or damaged: nobody knows here which files they mean."""
+        return [path for path in _records_in(self._names) if self.record(path.stem) is None]
 
     def records(self) -> dict[str, Record]:
         """All of them, by name."""
-        found = {
-            path.stem: self.record(path.stem) for path in sorted(self._names.glob("*.json")) if path.stem[0] != "."
-        }
+        found = {path.stem: self.record(path.stem) for path in _records_in(self._names)}
         return {name: record for name, record in found.items() if record is not None}
 
     def missing(self, record: Record) -> list[StoredFile]:
@@ -239,11 +246,10 @@ class Store:
     def leftovers(self, now_s: float, *, every_partial: bool) -> list[Leftover]:
         """What `prune` takes: files that no model has, damaged ones, and downloads that nobody went on with."""
         used = {stored.sha256 for record in self.records().values() for stored in record.files}
-        found = [
-            Leftover((path,), path.stat().st_size, "no model has it")
-            for path in _files(self._blobs)
-            if path.name not in used
-        ]
+        unclaimed = [path for path in _files(self._blobs) if path.name not in used]
+        if self.unreadable():
+            unclaimed = []  # they may be those of a model that a newer version fetched
+        found = [Leftover((path,), path.stat().st_size, "no model has it") for path in unclaimed]
         found += [Leftover((path,), path.stat().st_size, "damaged") for path in _files(self._damaged)]
         found += [
             Leftover((path,), path.stat().st_size, "half-written note")  # of a process that was killed meanwhile
@@ -272,7 +278,9 @@ class Store:
 
     def _drop_unused(self, former: Record | None) -> int:
         """Remove what only a former record used. Returns bytes freed."""
-        self._drop_trees()
+        self._drop_trees()  # made anew when they are wanted
+        if self.unreadable():
+            return 0
         used = {stored.sha256 for record in self.records().values() for stored in record.files}
         freed = 0
         for stored in former.files if former is not None else []:
@@ -290,6 +298,25 @@ class Store:
 
     def _record_path(self, name: str) -> Path:
         return self._names / f"{name}.json"
+
+
+def _record(text: bytes) -> Record:
+    """Raises ValueError, also for one that only a newer version can read."""
+    found = json.loads(text)
+    if not isinstance(found, dict) or (fits := fit_of(found, RECORD_VERSION)) is Fit.FOREIGN:
+        raise ValueError("not for this version")
+    manifest = found.get("manifest")
+    if isinstance(manifest, dict):
+        inner = fit_of(manifest, MANIFEST_VERSION, "schema_version")
+        if inner is Fit.FOREIGN:
+            raise ValueError("its manifest is not for this version")
+        if Fit.NEWER in (fits, inner):
+            found = {**found, "manifest": known_part(manifest)}
+    return Record.model_validate(found)
+
+
+def _records_in(names: Path) -> list[Path]:
+    return [path for path in sorted(names.glob("*.json")) if path.stem[0] != "."]
 
 
 def _files(directory: Path) -> list[Path]:

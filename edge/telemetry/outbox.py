@@ -21,7 +21,8 @@ from typing import Any
 from edge.errors import ConfigurationError
 from edge.telemetry.alarms import Alarms
 from edge.telemetry.clock import Clock, new_boot_id
-from edge.telemetry.outboxfile import SHIFT, Boot, OutboxFile
+from edge.telemetry.otherversions import Waiting, bring_back, put_aside, remember_commands, waiting
+from edge.telemetry.outboxfile import SHIFT, Boot, NewerOutbox, OutboxFile
 from edge.telemetry.ranges import Ranges
 from edge.telemetry.records import Kind, Record, Sample, event_body, gap_body
 from edge.telemetry.repair import Saved, is_damage, put_back, salvage, set_aside
@@ -139,7 +140,11 @@ class Outbox:
         """Open the file, or set it aside and make a new one. On failure records stay in memory until the next try."""
         path = self._directory / FILE
         try:
+            newer = None
             try:
+                self._file = OutboxFile(path, self._limits.cap_bytes)
+            except NewerOutbox as error:
+                newer = put_aside(path, error.form)
                 self._file = OutboxFile(path, self._limits.cap_bytes)
             except sqlite3.Error as error:
                 if not is_damage(error):
@@ -147,22 +152,28 @@ class Outbox:
                 log.error("the outbox is damaged", extra={"event": "outbox_damaged", "reason": str(error)})
                 self._aside = set_aside(path)
                 self._file = OutboxFile(path, self._limits.cap_bytes)
-            self._take_up()
+            self._take_up(newer)
         except (sqlite3.Error, OSError) as error:
             if self._file is not None:
                 self._file.close()
                 self._file = None
             self._trouble(error)
 
-    def _take_up(self) -> None:
-        """What a newly opened file means: this boot gets its number, damage and crashes become gaps."""
+    def _take_up(self, newer: Waiting | None) -> None:
+        """What a newly opened file means: this boot gets its number, what waited for this version comes back, damage and crashes
+        become gaps."""
         assert self._file is not None
         file, lost = self._file, None
         saved = salvage(self._aside, file.path) if self._aside is not None else None
         with file.transaction(durable=True):
             if saved is not None:
                 lost = put_back(file, saved, self._settled, self._own())
+            if newer is not None:
+                remember_commands(file, newer)
             self._boot = file.boot_number(self.boot_id)
+        for one in waiting(file.path):
+            bring_back(file, one, self._room.make)
+        with file.transaction(durable=True):
             crashed = [boot for boot in file.boots() if not boot.closed and boot.boot_id != self.boot_id]
             for boot in crashed:
                 file.put_boot(replace(boot, closed=True))

@@ -20,8 +20,14 @@ from edge.telemetry.merging import Outline
 from edge.telemetry.ranges import Ranges
 from edge.telemetry.records import Kind, Record
 from edge.telemetry.stamp import Stamp
+from edge.versions import Fit, fit
 
 SHIFT = 40
+FORM = 1
+"""Of the tables below, as the file's `user_version`; files of before that have 0."""
+_READABLE_BY = "readable_by"
+"""In `meta`: the lowest form whose programs may use this file as it is (edge.versions). Only what adds tables or columns allows
+that."""
 _SCHEMA = """
 CREATE TABLE records (
   id INTEGER PRIMARY KEY, kind TEXT NOT NULL, mono_ns INTEGER NOT NULL, span_ns INTEGER NOT NULL, size INTEGER NOT NULL,
@@ -49,11 +55,19 @@ class Boot:
     """It ended in good order, or what it took with it has been told."""
 
 
+class NewerOutbox(sqlite3.DatabaseError):
+    """The file is whole and of a form that only a newer version can use."""
+
+    def __init__(self, form: int) -> None:
+        super().__init__(f"the outbox is of form {form}, and this version knows those up to {FORM}")
+        self.form = form
+
+
 class OutboxFile:
     """One open file. Methods raise sqlite3.Error; each that writes is one transaction."""
 
     def __init__(self, path: Path, cap_bytes: int) -> None:
-        """Open or make it. Raises sqlite3.Error, also if a quick check finds damage."""
+        """Open or make it. Raises sqlite3.Error, also if a quick check finds damage; NewerOutbox."""
         self.path = path
         self._db = _connect(path)
         try:
@@ -61,11 +75,26 @@ class OutboxFile:
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
                 raise sqlite3.DatabaseError(f"database disk image is malformed: {found}")
+            self._require_form()
             if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'records'").fetchone():
                 self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT; PRAGMA wal_checkpoint(TRUNCATE);")
+            if self._pragma("user_version") < FORM:
+                self._db.execute(f"PRAGMA user_version = {FORM}")
         except BaseException:
             self._db.close()
             raise
+
+    def _require_form(self) -> None:
+        form = self._pragma("user_version")
+        if form <= FORM:
+            return
+        try:
+            mark = self._db.execute("SELECT value FROM meta WHERE key = ?", (_READABLE_BY,)).fetchone()
+            readable_by = int(mark[0]) if mark else None
+        except (sqlite3.Error, ValueError):
+            readable_by = None
+        if fit(form, readable_by, FORM) is Fit.FOREIGN:
+            raise NewerOutbox(form)
 
     def close(self) -> None:
         """Give the file back."""

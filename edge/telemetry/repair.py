@@ -48,7 +48,7 @@ def salvage(aside: Path, fresh: Path) -> Saved:
     """Read what can be read. Where the first page is gone, that of `fresh`, an empty file of the same making, is put in its
     place in a
     copy: it says only where the tables begin."""
-    saved = _read_all(aside)
+    saved = read_all(aside)
     if saved.records or saved.boots:
         return saved
     copy = aside.with_name(f"{aside.name}.copy")
@@ -60,7 +60,7 @@ def salvage(aside: Path, fresh: Path) -> Saved:
             page[32:40] = bytes(8)  # nor do free pages
             data[:PAGE_BYTES] = page
             copy.write_bytes(data)
-            saved = _read_all(copy)
+            saved = read_all(copy)
     except OSError:
         pass
     finally:
@@ -69,7 +69,8 @@ def salvage(aside: Path, fresh: Path) -> Saved:
     return saved
 
 
-def _read_all(path: Path) -> Saved:
+def read_all(path: Path) -> Saved:
+    """All that can be read of a file, damaged or not."""
     saved = Saved({}, [], [])
     try:
         db = sqlite3.connect(path, isolation_level=None)

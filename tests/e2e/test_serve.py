@@ -52,6 +52,12 @@ def test_it_says_what_it_promises(node: RunningNode) -> None:
     assert re.search(r"promise +first token within 50 ms.* up to [\d,]+ tokens and \d+ answers? at a time", node.said())
 
 
+def test_health_is_one_word_and_an_exit_status(node: RunningNode, run_edge: RunEdge) -> None:
+    for flags, word in (((), "ready\n"), (("--live",), "it runs\n")):
+        done = run_edge("health", "--url", node.base_url, *flags)
+        assert (done.returncode, done.stdout, done.stderr) == (0, word, "")
+
+
 def test_the_curl_line_that_it_prints_works(node: RunningNode) -> None:
     line = next(line for line in node.said().splitlines() if line.strip().startswith("curl "))
     body = re.search(r"-d '(.*)'$", line)
@@ -190,6 +196,11 @@ def test_tls_and_client_certificates(home: Path, tmp_path: Path, authority: trus
             assert httpx.get(live, verify=knowing, trust_env=False).status_code == httpx.codes.OK
             with pytest.raises(httpx.TransportError):
                 httpx.get(live, verify=trusting, trust_env=False)
+            asked = run_edge("health", "--url", f"https://127.0.0.1{address}")
+            assert (asked.returncode, asked.stdout) == (
+                0,
+                "it runs; whether it is ready it tells those with a client certificate only\n",
+            )
             untrusted = run_edge("chat", "hello", "--url", f"https://localhost{address}")
             assert "is not trusted; name its CA's file with --ca" in untrusted.stderr
         finally:

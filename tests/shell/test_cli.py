@@ -7,6 +7,8 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ def complaint(done: subprocess.CompletedProcess[str], code: int) -> str:
 def test_help_names_every_command_and_loads_none(run_edge: RunEdge) -> None:
     done = run_edge("--help")
     assert done.returncode == 0
-    for command in ("serve", "chat", "bench", "plan", "doctor", "keys", "settings", "version"):
+    for command in ("serve", "chat", "bench", "plan", "doctor", "health", "install", "keys", "settings", "version"):
         assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
         assert run_edge(command, "--help").returncode == 0
     imported = subprocess.run(
@@ -136,6 +138,34 @@ def test_an_address_may_be_written_as_the_node_prints_it_or_shorter(run_edge: Ru
         for command in (("status",), ("chat", "hello")):
             message = complaint(run_edge(*command, "--url", form.format(place)), 1)
             assert message.startswith(f"nothing answers at http://{place};")
+
+
+class _Draining(BaseHTTPRequestHandler):
+    """Answers as a node does that takes no new work."""
+
+    def do_GET(self) -> None:
+        body = b'{"status": "unavailable", "code": "draining", "reason": "the node is stopping"}'
+        self.send_response(503)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is written."""
+
+
+def test_health_says_why_a_node_takes_no_requests(run_edge: RunEdge) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Draining) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = run_edge("health", "--url", f"127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "not ready: the node is stopping\n")
+
+
+def test_health_says_that_nothing_answers(run_edge: RunEdge) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        assert complaint(run_edge("health", "--url", url), 1).startswith(f"nothing answers at {url} (")
 
 
 def test_chat_names_a_wrong_tools_file(run_edge: RunEdge, tmp_path: Path) -> None:

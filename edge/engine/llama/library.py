@@ -7,6 +7,8 @@ import ctypes
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from llama_cpp import llama_cpp as ll
 
@@ -27,6 +29,7 @@ class Library:
         self._partial = ""
         self._callback = ll.llama_log_callback(self._log)
         ll.llama_log_set(self._callback, ctypes.c_void_p(0))
+        _load_backends(Path(ll.__file__).parent / "lib")
         ll.llama_backend_init()
 
     def _log(self, level: int, text: bytes, _: ctypes.c_void_p) -> None:
@@ -85,3 +88,17 @@ class Library:
     def system(self) -> str:
         """CPU and GPU features this build uses, as the library words them."""
         return str(ll.llama_print_system_info().decode("utf-8", "replace").strip())
+
+
+def _load_backends(directory: Path) -> None:
+    """In a build for many machines each processor's code, and CUDA's, is a library of its own: have the best ones loaded.
+
+    By itself ggml would look for them beside Python's executable and in the current directory, whoever owns that.
+    """
+    if _native("ggml_backend_reg_count", ctypes.c_size_t)() == 0:  # a build for one machine has its backends linked in
+        _native("ggml_backend_load_all_from_path", None, ctypes.c_char_p)(str(directory).encode())
+
+
+def _native(name: str, result: Any, *arguments: Any) -> Any:
+    """A prototype of our own: the bindings have none for ggml's part of the library."""
+    return ctypes.CFUNCTYPE(result, *arguments)(ctypes.cast(getattr(ll._lib, name), ctypes.c_void_p).value or 0)

@@ -1,0 +1,82 @@
+"""`edge health`: one question to the node on this machine, for container runtimes and scripts.
+
+The standard library asks it, since it is asked every half minute.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from urllib.parse import urlsplit
+
+import click
+
+from edge.cli.flags import node_url
+from edge.errors import NodeUnreachable
+
+_TIMEOUT_S = 5.0
+_OK = 200
+
+
+@click.command()
+@click.option("--url", envvar="EDGE_URL", help="Address of the node [default: where `edge serve` would listen].")
+@click.option("--live", is_flag=True, help="Only whether it runs; not whether it would take a request now.")
+def command(url: str | None, live: bool) -> int:
+    """Say in one line whether a node would take a request now. Needs no API key.
+
+    Ends with 1 if it would not. A node that asks for client certificates can be asked by nobody without one: that it does so is
+    all that is looked at then.
+    """
+    base = node_url(url)
+    try:
+        status, body = _ask(base, "/health/live" if live else "/health/ready")
+    except _NoCertificate:
+        click.echo("it runs; whether it is ready it tells those with a client certificate only")
+        return 0
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise NodeUnreachable(f"nothing answers at {base} ({reason}); start a node with `edge serve`") from None
+    if status == _OK:
+        click.echo("it runs" if live else "ready")
+        return 0
+    click.echo(f"not ready: {_reason(body) or f'it answers with {status}'}", err=True)
+    return 1
+
+
+class _NoCertificate(Exception):
+    """The handshake went well, and then the other side hung up: it wants a certificate."""
+
+
+def _ask(base: str, path: str) -> tuple[int, bytes]:
+    """The address is this machine's own, and its certificate is made for names that others use: it is not checked."""
+    parts = urlsplit(base)
+    host = parts.hostname or ""
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        trusting = ssl.create_default_context()
+        trusting.check_hostname = False
+        trusting.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(host, parts.port, timeout=_TIMEOUT_S, context=trusting)
+    else:
+        connection = http.client.HTTPConnection(host, parts.port, timeout=_TIMEOUT_S)
+    try:
+        connection.connect()
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+        except (ssl.SSLError, ConnectionResetError):
+            if parts.scheme != "https":
+                raise
+            raise _NoCertificate from None
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def _reason(body: bytes) -> str:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return ""
+    return str(found.get("reason", "")) if isinstance(found, dict) else ""
