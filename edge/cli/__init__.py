@@ -35,6 +35,7 @@ _COMMANDS = {
     "doctor": "Check this machine and the settings; name what is missing and the cure.",
     "outbox": "Look at what was not yet acknowledged by the fleet, or send it.",
     "fleet": "The other side of the uplink: a sink, and commands to nodes.",
+    "k3s": "Make a stick that installs the node on K3s machines without a network.",
     "keys": "Create, list and revoke API keys.",
     "settings": "Show every setting, its value and where that came from.",
     "version": "Show the version.",
