@@ -51,8 +51,15 @@ def _section(kind: type[Section]) -> dict[str, Any]:
     generated = kind.model_json_schema()
     if "$defs" in generated:
         raise SystemExit(f"{kind.__name__} refers to another model; this script does not follow references yet")
-    properties = {name: _plain(field) for name, field in generated["properties"].items()}
+    properties = {name: _or_null(_plain(field)) for name, field in generated["properties"].items()}
     return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _or_null(field: dict[str, Any]) -> dict[str, Any]:
+    """Null takes back what another file of values set."""
+    if "anyOf" in field:
+        return field if {"type": "null"} in field["anyOf"] else {**field, "anyOf": [*field["anyOf"], {"type": "null"}]}
+    return {**field, "type": [field["type"], "null"], **({"enum": [*field["enum"], None]} if "enum" in field else {})}
 
 
 def _plain(node: Any) -> Any:
