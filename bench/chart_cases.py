@@ -149,52 +149,101 @@ def small_matrix() -> Iterator[tuple[str, dict[str, Any]]]:
 
 _SCALED = merged(_LOOSE, {"scaledObject": {"enabled": True, **_KEY}})
 REFUSED: list[tuple[Values, str]] = [
-    ({"apiKeys": {"existingSecret": ""}}, r"apiKeys\.existingSecret is empty, and a node that others can reach needs API keys"),
+    (
+        {"apiKeys": {"existingSecret": ""}},
+        r"apiKeys\.existingSecret is empty, and a node that others can reach needs API keys",
+    ),
     ({"workload": {"replicas": 2}}, r"workload\.replicas is for a Deployment"),
     ({"state": {"kind": "pvc"}}, r"state\.kind pvc needs workload\.kind Deployment"),
     ({"scaledObject": {"enabled": True, **_KEY}}, r"scaledObject needs workload\.kind Deployment"),
     ({"podDisruptionBudget": {"enabled": True}}, r"podDisruptionBudget needs workload\.kind Deployment"),
-    (merged(_DEPLOYMENT, {"workload": {"replicas": 2}}), r"workload\.replicas 2 with state\.kind hostPath would give several"),
+    (
+        merged(_DEPLOYMENT, {"workload": {"replicas": 2}}),
+        r"workload\.replicas 2 with state\.kind hostPath would give several",
+    ),
     (merged(_DEPLOYMENT, {"scaledObject": {"enabled": True, **_KEY}}), r"scaledObject with state\.kind hostPath"),
     (merged(_LOOSE, {"scaledObject": {"enabled": True}}), r"scaledObject\.metricsKey\.existingSecret is empty"),
     (merged(_SCALED, {"scaledObject": {"minReplicas": 5}}), r"scaledObject\.minReplicas is above"),
     (merged(_SCALED, {"service": {"enabled": False}}), r"scaledObject finds the nodes through the Service"),
     ({"gpu": {"mode": "mig"}}, r"gpu\.mode mig needs gpu\.mig\.profile"),
-    ({"gpu": {"mode": "devicePlugin", "mig": {"profile": "1g.5gb"}}}, r"gpu\.mig\.profile is for gpu\.mode mig, and .* devicePlugin"),
+    (
+        {"gpu": {"mode": "devicePlugin", "mig": {"profile": "1g.5gb"}}},
+        r"gpu\.mig\.profile is for gpu\.mode mig, and .* devicePlugin",
+    ),
     ({"gpu": {"mode": "mig", "count": 2, "mig": {"profile": "1g.5gb"}}}, r"gpu\.count must be 1 with gpu\.mode mig"),
     ({"gpu": {"count": 2}}, r"gpu\.count is not looked at with gpu\.mode none"),
     ({"gpu": {"mode": "runtimeOnly", "runtimeClassName": ""}}, r"gpu\.mode runtimeOnly needs gpu\.runtimeClassName"),
     ({"gpu": {"createRuntimeClass": True}}, r"gpu\.createRuntimeClass needs a gpu\.mode other than none"),
-    ({"gpu": {"mode": "mig", "mig": {"profile": "1g.5gb"}, "timeSlicing": {"memoryBudgetMiB": 512}}}, r"memoryBudgetMiB is for gpu\.mode devicePlugin, and gpu\.mode is mig"),
-    ({"gpu": {"mode": "devicePlugin", "timeSlicing": {"memoryBudgetMiB": 512}}, "config": {"memory": {"budget_mib": 9}}}, r"say the same"),
+    (
+        {"gpu": {"mode": "mig", "mig": {"profile": "1g.5gb"}, "timeSlicing": {"memoryBudgetMiB": 512}}},
+        r"memoryBudgetMiB is for gpu\.mode devicePlugin, and gpu\.mode is mig",
+    ),
+    (
+        {
+            "gpu": {"mode": "devicePlugin", "timeSlicing": {"memoryBudgetMiB": 512}},
+            "config": {"memory": {"budget_mib": 9}},
+        },
+        r"say the same",
+    ),
     ({"gpu": {"mode": "devicePlugin", "resourceName": "nvidia.com/gpu.shared"}}, r"a shared GPU isolates no memory"),
-    ({"resources": {"limits": {"nvidia.com/gpu": 1}}}, r"resources\.limits has nvidia\.com/gpu: GPUs are asked for with gpu\.mode"),
+    (
+        {"resources": {"limits": {"nvidia.com/gpu": 1}}},
+        r"resources\.limits has nvidia\.com/gpu: GPUs are asked for with gpu\.mode",
+    ),
     ({"model": {"source": "hostPath"}}, r"model\.source hostPath needs model\.file"),
-    ({"model": {"file": "m.gguf"}}, r"model\.file is for model\.source hostPath, pvc or image, and model\.source is known"),
+    (
+        {"model": {"file": "m.gguf"}},
+        r"model\.file is for model\.source hostPath, pvc or image, and model\.source is known",
+    ),
     (merged(_FILE, {"model": {"name": "x"}}), r"model\.name is for model\.source known, and model\.source is hostPath"),
     ({"model": {"source": "pvc", "file": "m.gguf"}}, r"model\.source pvc needs model\.pvc\.existingClaim"),
     ({"model": {"source": "image", "file": "m.gguf"}}, r"model\.source image needs model\.image\.reference"),
-    ({"model": {"source": "http", "http": {"url": _URL}}}, r"model\.source http needs model\.http\.url, model\.http\.sha256 and"),
+    (
+        {"model": {"source": "http", "http": {"url": _URL}}},
+        r"model\.source http needs model\.http\.url, model\.http\.sha256 and",
+    ),
     ({"model": {"http": {"url": _URL}}}, r"values of model\.http are given, and model\.source is known"),
     ({"config": {"server": {"host": "::"}}}, r"config\.server\.host is the chart's: set the value listen"),
-    ({"config": {"mqtt": {"key_file": "k"}}}, r"config\.mqtt\.key_file is the chart's: set the value mqtt\.tls\.existingSecret"),
+    (
+        {"config": {"mqtt": {"key_file": "k"}}},
+        r"config\.mqtt\.key_file is the chart's: set the value mqtt\.tls\.existingSecret",
+    ),
     ({"config": {"server": {"tls_client_ca": "/ca"}}}, r"tls_client_ca cannot be used in a pod: the kubelet's probes"),
-    ({"extraEnv": [{"name": "EDGE_SERVER__PORT", "value": "1"}]}, r"extraEnv has EDGE_SERVER__PORT, which is the chart's"),
+    (
+        {"extraEnv": [{"name": "EDGE_SERVER__PORT", "value": "1"}]},
+        r"extraEnv has EDGE_SERVER__PORT, which is the chart's",
+    ),
     ({"extraEnv": [{"name": "EDGE_HOME", "value": "/x"}]}, r"extraEnv has EDGE_HOME, which is the chart's"),
     ({"mqtt": {"password": {"existingSecret": "p"}}}, r"a Secret for the broker is named, and no broker"),
-    ({"mqtt": {"tls": {"existingSecret": "p"}}, "config": {"mqtt": {"url": "mqtt://b"}}}, r"mqtt\.tls\.existingSecret is for mqtts://"),
+    (
+        {"mqtt": {"tls": {"existingSecret": "p"}}, "config": {"mqtt": {"url": "mqtt://b"}}},
+        r"mqtt\.tls\.existingSecret is for mqtts://",
+    ),
     ({"fleet": {"apiKey": {"existingSecret": "p"}}}, r"fleet\.apiKey\.existingSecret is named, and no fleet"),
     (merged(_MQTTS, {"networkPolicy": {"enabled": True}}), r"networkPolicy\.egress is empty, and the node must reach"),
     ({"service": {"nodePort": 30080}}, r"service\.nodePort needs service\.type NodePort"),
     ({"podMonitor": {"enabled": True}}, r"podMonitor\.metricsKey\.existingSecret is empty"),
-    ({"tls": {"existingSecret": "c"}, "podMonitor": {"enabled": True, **_KEY}}, r"podMonitor with TLS needs podMonitor\.tlsConfig"),
+    (
+        {"tls": {"existingSecret": "c"}, "podMonitor": {"enabled": True, **_KEY}},
+        r"podMonitor with TLS needs podMonitor\.tlsConfig",
+    ),
 ]
 """Combinations that cannot work, and the sentence of each. Laid over the API keys' Secret, unless they name it."""
 
 REFUSED_BELOW: list[tuple[Values, str, str, str]] = [
-    ({"model": {"source": "image", "file": "m.gguf", "image": {"reference": "r/m:1"}}}, "1.32.0", "1.33.0", r"model\.source image needs Kubernetes 1\.33"),
+    (
+        {"model": {"source": "image", "file": "m.gguf", "image": {"reference": "r/m:1"}}},
+        "1.32.0",
+        "1.33.0",
+        r"model\.source image needs Kubernetes 1\.33",
+    ),
     ({"gpu": {"mode": "dra"}}, "1.33.0", "1.34.0", r"gpu\.mode dra needs Kubernetes 1\.34"),
-    ({"requires": {"kubernetes": "1.31"}}, "1.30.9", "1.31.0", r"made for Kubernetes 1\.31 or newer and this is v?1\.30\.9"),
+    (
+        {"requires": {"kubernetes": "1.31"}},
+        "1.30.9",
+        "1.31.0",
+        r"made for Kubernetes 1\.31 or newer and this is v?1\.30\.9",
+    ),
     ({}, "1.27.9", "1.28.0", r"chart requires kubeVersion: >=1\.28\.0-0"),
 ]
 """Values, a version that is too old, one that is not, and what is said of the first."""

@@ -83,7 +83,9 @@ def page_text() -> str:
         "| value | default | values | meaning |",
         "|---|---|---|---|",
     ]
-    lines += [f"| `{path}` | {_default(values, path)} | {_kind(node)} | {_meaning(node)} |" for path, node in leaves(schema)]
+    lines += [
+        f"| `{path}` | {_default(values, path)} | {_kind(node)} | {_meaning(node)} |" for path, node in leaves(schema)
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -108,9 +110,15 @@ def _default(values: Any, path: str) -> str:
 def _kind(node: dict[str, Any]) -> str:
     if "enum" in node:
         return "one of " + ", ".join(f"`{value}`" for value in node["enum"])
-    kind = node.get("type")
-    words = {"string": "text", "integer": "a whole number", "boolean": "true or false", "array": "a list", "object": "a map"}
-    text = " or ".join(words.get(one, one) for one in (kind if isinstance(kind, list) else [kind]))
+    kinds: list[str] = node["type"] if isinstance(node["type"], list) else [node["type"]]
+    words = {
+        "string": "text",
+        "integer": "a whole number",
+        "boolean": "true or false",
+        "array": "a list",
+        "object": "a map",
+    }
+    text = " or ".join(words.get(kind, kind) for kind in kinds)
     if "minimum" in node:
         text += f" from {node['minimum']}" + (f" to {node['maximum']}" if "maximum" in node else "")
     return text

@@ -47,7 +47,9 @@ def _label(context: click.Context, option: click.Parameter, value: str) -> str:
     help="GGUF file to bring along; the first is the node's own. May be repeated [default: the image's built-in one].",
 )
 @click.option("--keys", type=_FILE, help="A keys.json that `edge keys` wrote: hashes of the API keys.")
-@click.option("--values", type=_FILE, help="Values of the chart for this site, in YAML; they win over the bundle's own.")
+@click.option(
+    "--values", type=_FILE, help="Values of the chart for this site, in YAML; they win over the bundle's own."
+)
 @click.option(
     "--namespace", default="edge", show_default=True, callback=_label, help="Namespace in which the node will run."
 )

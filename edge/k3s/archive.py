@@ -22,7 +22,6 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_LEVEL = 9
 _JSON_BYTES = 8 << 20
 """Larger members are layers and are not kept in memory."""
-_BLOCK_BYTES = 1 << 20
 _BLOBS = "blobs/sha256/"
 _CONTAINERD_NAME, _OCI_NAME = "io.containerd.image.name", "org.opencontainers.image.ref.name"
 
@@ -84,7 +83,7 @@ def _copied(source: Path, raw: IO[bytes], packed: Any, on_bytes: Callable[[int],
         raw.seek(0)
         with (
             tarfile.open(fileobj=plain, mode="r|*") as read,
-            tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT, copybufsize=_BLOCK_BYTES) as written,
+            tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as written,
         ):
             for entry in read:
                 _copy_member(source, read, entry, written, members)
@@ -154,7 +153,9 @@ def _architectures(source: Path, members: _Members, entry: dict[str, Any]) -> li
         return []
     for layer in manifest.get("layers", []):
         if _path(layer["digest"]) not in members.sums:
-            raise ArchiveUnusable(f"{source} is not whole: the layer {layer['digest']} is missing; save the image again")
+            raise ArchiveUnusable(
+                f"{source} is not whole: the layer {layer['digest']} is missing; save the image again"
+            )
     config = _blob(source, members, manifest["config"]["digest"])
     return [_architecture(source, config)] if "rootfs" in config else []  # a statement about the image has none
 
@@ -169,9 +170,13 @@ def _docker_images(source: Path, members: _Members) -> list[Image]:
             if actual is None:
                 raise ArchiveUnusable(f"{source} is not whole: {path} is missing; save the image again")
             if f"sha256:{actual}" != expected:
-                raise ArchiveUnusable(f"{source} is damaged: {path} has another checksum than stated; save the image again")
+                raise ArchiveUnusable(
+                    f"{source} is damaged: {path} has another checksum than stated; save the image again"
+                )
         if len(entry["Layers"]) != len(sums):
-            raise ArchiveUnusable(f"{source} is not whole: {len(sums)} layers are stated, {len(entry['Layers'])} are named")
+            raise ArchiveUnusable(
+                f"{source} is not whole: {len(sums)} layers are stated, {len(entry['Layers'])} are named"
+            )
         found += [Image(full_name(tag), _architecture(source, config)) for tag in entry.get("RepoTags") or []]
     if not found:
         raise ArchiveUnusable(f"{source} holds no image with a name: save it by its name, not by its id")

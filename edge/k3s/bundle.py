@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from edge.registry.digest import BLOCK_BYTES, sha256_of
 from edge.registry.durable import FULL, sync_directory
 from edge.registry.gguf import read_header
 from edge.registry.space import free_bytes, size_words
+from edge.settings import NAME_PATTERN
 
 _IMAGES = Path("rootfs/var/lib/rancher/k3s/agent/images")
 _MANIFESTS = Path("rootfs/var/lib/rancher/k3s/server/manifests")
@@ -148,6 +150,10 @@ def _require_models(models: tuple[Path, ...]) -> None:
     for model in models:
         if model.suffix != ".gguf":
             raise ModelUnusable(f"{model} is no GGUF file; bundles carry GGUF files")
+        if not re.fullmatch(NAME_PATTERN, model.name) or set(model.name) & set(":/"):
+            raise ModelUnusable(
+                f"{model.name!r} is no name for a model: rename the file to letters, digits and . _ + -"
+            )
         read_header(model)
     names = [model.name for model in models]
     if twice := next((name for name in names if names.count(name) > 1), None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from edge.k3s.chart import NAME
 
 KEYS_SECRET = f"{NAME}-api-keys"
 MODELS_PATH = "/var/lib/edge-models"
+_PLAIN_KEY = re.compile(r"(?!(true|false|null|yes|no|on|off|y|n)$)[a-z][A-Za-z_]*", re.IGNORECASE)
 
 
 def helm_chart(chart: bytes, values: Mapping[str, Any], namespace: str) -> str:
@@ -59,7 +61,7 @@ def yaml_map(values: Mapping[str, Any]) -> str:
 def _lines(values: Mapping[str, Any], indent: str) -> list[str]:
     lines = []
     for key, value in values.items():
-        name = key if key.isidentifier() else json.dumps(key)
+        name = key if _PLAIN_KEY.fullmatch(key) else json.dumps(key)
         if isinstance(value, Mapping) and value:
             lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
         else:
@@ -108,8 +110,9 @@ Image: {image}
 
 Models:
 {served}
-`rootfs/var/lib/rancher/k3s/server/manifests` is applied by K3s whenever it changes. Values of your own belong into a file beside it,
-`edge-node-values.yaml`, with a HelmChartConfig named {NAME} in kube-system: a new bundle leaves it alone unless it brings one.
+`rootfs/var/lib/rancher/k3s/server/manifests` is applied by K3s whenever it changes. Values of your own belong into a file
+beside it, `edge-node-values.yaml`, with a HelmChartConfig named {NAME} in kube-system: a new bundle leaves it alone unless it
+brings one.
 
 `.cache.json` beside the image has K3s import it once and not at each start. If the image was removed from the machine by hand,
 `sudo truncate --size 0 /var/lib/rancher/k3s/agent/images/.cache.json` and a restart bring it back.
