@@ -81,7 +81,7 @@ prove-observability: dev ## What metrics, probes, traces and the status page cos
 prove-telemetry: dev ## Nodes, broker, links and disks that fail, and what the fleet knows afterwards; ten minutes
 	@$(BIN)/python -m bench.prove_telemetry $(ARGS)
 
-prove-chart: dev helm ## The chart's whole matrix for every Kubernetes, pods under podman, imports into containerd; five minutes, as root
+prove-chart: dev helm ## The chart's whole matrix for every Kubernetes, pods under podman, imports into containerd; ten minutes, as root
 	@$(BIN)/python -m bench.prove_chart $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay

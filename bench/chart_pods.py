@@ -1,5 +1,5 @@
-"""Pods as the chart renders them, run by podman: `python -m bench.chart_pods --image IMAGE`, in a network of their own without any
-way out. Part of `make prove-chart`.
+"""Pods as the chart renders them, run by podman: `python -m bench.chart_pods --image IMAGE`, in a network of their own without
+any way out. Part of `make prove-chart`.
 
 What the kubelet would do and podman 4 does not is done here: secrets are laid down with the group and mode that fsGroup and
 defaultMode give, the node's name is filled in, and the probes' requests are made as they are rendered: startup until it
@@ -117,7 +117,7 @@ def as_podman_takes_it(objects: list[dict[str, Any]], name: str, site: Site) -> 
 
 
 def _laid_down(site: Site, pod: str, secret: Mapping[str, Any]) -> Path:
-    target = site.place / "volumes" / pod / secret["secretName"]
+    target: Path = site.place / "volumes" / pod / str(secret["secretName"])
     target.mkdir(parents=True)
     for item in secret["items"]:
         path = target / item["path"]
@@ -142,7 +142,9 @@ def playing(text: str, name: str, directory: Path) -> Iterator[None]:
                 podman("volume", "rm", "--force", found["metadata"]["name"], check=False)
 
 
-def asked(path: str, *, scheme: str = "HTTP", key: str = "", body: Any = None, timeout_s: float = 5.0) -> tuple[int, bytes]:
+def asked(
+    path: str, *, scheme: str = "HTTP", key: str = "", body: Any = None, timeout_s: float = 5.0
+) -> tuple[int, bytes]:
     """One request to the node; (0, reason) when nothing answers."""
     headers = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
     connection: http.client.HTTPConnection
@@ -153,7 +155,9 @@ def asked(path: str, *, scheme: str = "HTTP", key: str = "", body: Any = None, t
     else:
         connection = http.client.HTTPConnection("127.0.0.1", _PORT, timeout=timeout_s)
     try:
-        connection.request("GET" if body is None else "POST", path, json.dumps(body) if body is not None else None, headers)
+        connection.request(
+            "GET" if body is None else "POST", path, json.dumps(body) if body is not None else None, headers
+        )
         answer = connection.getresponse()
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:
@@ -180,11 +184,19 @@ def started(container: Mapping[str, Any]) -> float | None:
     return None
 
 
-def chat(key: str, text: str, *, tokens: int = 24, scheme: str = "HTTP", timeout_s: float = 60.0) -> tuple[int, bytes]:
+def running(site: Site, scheme: str) -> bool:
+    """Whether an answer is being made."""
+    status, body = asked("/edge/v1/load", scheme=scheme, key=site.metrics_key)
+    return status == 200 and json.loads(body)["running"] > 0
+
+
+def chat(
+    key: str, text: str, *, tokens: int = 24, scheme: str = "HTTP", timeout_s: float = 60.0, **more: Any
+) -> tuple[int, bytes]:
     """A chat request."""
     served = json.loads(asked("/v1/models", scheme=scheme, key=key)[1] or b"{}")
     model = served["data"][0]["id"] if "data" in served else ""
-    body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": tokens}
+    body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": tokens, **more}
     return asked("/v1/chat/completions", scheme=scheme, key=key, body=body, timeout_s=timeout_s)
 
 
@@ -206,7 +218,9 @@ def serves(proof: Proof, site: Site, name: str, rendered: Mapping[str, Any]) -> 
     proof.holds("memory limit", facts["HostConfig"]["Memory"] == 2 << 30)
     written = podman("exec", f"{name}-edge", "/bin/sh", "-c", "touch /x /opt/x 2>/dev/null; echo $?")
     proof.holds("nothing can be written outside of its volumes", written != "0")
-    status_of = podman("run", "--rm", "--network", "host", site.image, "health", "--url", f"{scheme.lower()}://127.0.0.1:{_PORT}")
+    status_of = podman(
+        "run", "--rm", "--network", "host", site.image, "health", "--url", f"{scheme.lower()}://127.0.0.1:{_PORT}"
+    )
     proof.holds("the test pod's command says ready", status_of.endswith("ready"))
     return scheme
 
@@ -214,14 +228,24 @@ def serves(proof: Proof, site: Site, name: str, rendered: Mapping[str, Any]) -> 
 def ends(proof: Proof, site: Site, name: str, objects: list[dict[str, Any]], scheme: str) -> None:
     """Told to end while an answer is streamed: it is finished, and the process leaves with 0 within the grace period."""
     grace_s = int(pod_of(objects)["terminationGracePeriodSeconds"])
-    answer: list[tuple[int, bytes]] = []
-    asking = threading.Thread(target=lambda: answer.append(chat(site.key, "Tell me all.", tokens=400, scheme=scheme)))
+    answers: list[tuple[int, bytes, float]] = []
+
+    def ask() -> None:
+        answer = chat(site.key, "Tell me all.", tokens=1500, scheme=scheme, ignore_eos=True)
+        answers.append((*answer, time.monotonic()))
+
+    asking = threading.Thread(target=ask)
     asking.start()
-    time.sleep(0.1)
+    while asking.is_alive() and not running(site, scheme):
+        time.sleep(0.02)
     begun = time.monotonic()
     podman("pod", "stop", "--time", str(grace_s), name, check=False)
     asking.join()
-    proof.holds("the answer under way was finished", answer[0][0] == 200)
+    status, body, ended = answers[0]
+    whole = status == 200 and json.loads(body)["usage"]["completion_tokens"] == 1500
+    proof.holds(
+        f"the answer under way was finished, {ended - begun:.1f} s after the word to end", whole and ended > begun
+    )
     code = podman("container", "inspect", f"{name}-edge", "--format", "{{.State.ExitCode}}")
     took_s = time.monotonic() - begun
     proof.holds(f"it left with 0 after {took_s:.1f} s of {grace_s}", code == "0" and took_s < grace_s)
@@ -256,7 +280,9 @@ def default_pod(site: Site) -> Proof:
         load = json.loads(asked("/edge/v1/load", key=site.metrics_key)[1])
         proof.holds("edge.toml of the ConfigMap is in force", load["slots"] == 2)
         owner = (site.place / "state").stat()
-        proof.holds("the init container gave the state to the node's user", (owner.st_uid, owner.st_gid) == (_GROUP, _GROUP))
+        proof.holds(
+            "the init container gave the state to the node's user", (owner.st_uid, owner.st_gid) == (_GROUP, _GROUP)
+        )
         overload_leaves_it_ready(proof, site, rendered)
         ends(proof, site, name, objects, scheme)
     return proof
@@ -295,7 +321,9 @@ def fetched_model_pod(site: Site) -> Proof:
     with FileServer() as server:
         server.routes["/m.gguf"] = Served(_MODEL.read_bytes())
         url = f"{server.url}/m.gguf"
-        values = site.values({"model": {"source": "http", "alias": "assistant", "http": {"url": url, "sha256": sha256}}})
+        values = site.values(
+            {"model": {"source": "http", "alias": "assistant", "http": {"url": url, "sha256": sha256}}}
+        )
         objects = render(_VERSION, values, release="proof")
         text, rendered = as_podman_takes_it(objects, name, site)
         with playing(text, name, site.place):
@@ -351,7 +379,7 @@ def kserve_pod(site: Site) -> Proof:
         status, answer = asked(f"/v2/models/{service}", key=site.key)
         proof.holds(f"/v2/models/{service} tells its tensors", status == 200 and json.loads(answer)["inputs"])
         inputs = [
-            {"name": one["name"], "shape": [1, 4], "datatype": one["datatype"], "data": [1, 2, 3, 1]}
+            {"name": one["name"], "shape": [1, 4], "datatype": one["datatype"], "data": [1, 1, 0, 1]}
             for one in (json.loads(answer)["inputs"] if status == 200 else ())
         ]
         status, answer = asked(f"/v2/models/{service}/infer", key=site.key, body={"inputs": inputs}, timeout_s=60)

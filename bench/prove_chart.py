@@ -7,8 +7,8 @@
 4. A stick is made from what podman saves in either form: its image imports into containerd under the name that the pods ask for,
    its HelmChart renders to the same objects, its checksums hold, twice the same bytes.
 
-3 and 4 need root, podman, containerd, zstd and the node's image (--image; `make image` builds it). There is no API server: admission, scheduling
-and the kubelet itself are not tried. Exit status 1 if anything fails.
+3 and 4 need root, podman, containerd, zstd and the node's image (--image; `make image` builds it). There is no API server:
+admission, scheduling and the kubelet itself are not tried. Exit status 1 if anything fails.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from edge.effective import load
 from edge.errors import EdgeError
 from edge.k3s.bundle import Wish, make_bundle
 
+_Task = tuple[str, dict[str, Any] | None, list[Path], str]
 _MODEL = CHART.parent.parent / "models" / "builtin" / "edge-builtin-q4_0.gguf"
 
 
@@ -69,7 +70,7 @@ def main() -> int:
 
 def matrix() -> list[str]:
     """Everything for every version."""
-    tasks = [(name, values, [], version) for name, values in whole_matrix() for version in VERSIONS]
+    tasks: list[_Task] = [(name, values, [], version) for name, values in whole_matrix() for version in VERSIONS]
     for example in examples():
         tasks += [(example.name, None, [example.path], version) for version in VERSIONS if example.fits(version)]
     below = [(example, version) for example in examples() for version in VERSIONS if not example.fits(version)]
@@ -157,14 +158,20 @@ def stick(image: str) -> list[str]:
         for form in ("oci-archive", "docker-archive"):
             archive = place / f"{form}.tar"
             subprocess.run(
-                ["podman", "save", "--quiet", "--format", form, "--output", archive, image], check=True, capture_output=True
+                ["podman", "save", "--quiet", "--format", form, "--output", archive, image],
+                check=True,
+                capture_output=True,
             )
             made = place / form
             _made(archive, made)
-            found += [f"{form}: {fault}" for fault in (*_imports(made, socket, image), *_same_chart(made), *_sums(made))]
+            found += [
+                f"{form}: {fault}" for fault in (*_imports(made, socket, image), *_same_chart(made), *_sums(made))
+            ]
             archive.unlink()
             subprocess.run(
-                ["podman", "save", "--quiet", "--format", form, "--output", archive, image], check=True, capture_output=True
+                ["podman", "save", "--quiet", "--format", form, "--output", archive, image],
+                check=True,
+                capture_output=True,
             )
             _made(archive, place / "again")
             if (made / "SHA256SUMS").read_text() != (place / "again" / "SHA256SUMS").read_text():

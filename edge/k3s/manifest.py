@@ -81,7 +81,7 @@ def readme(image: str, architecture: str, models: list[str], namespace: str, *, 
         else f"""Before the node can start it needs API keys, which are not on the stick:
 
     edge --home ./keys keys create robot-7
-    sudo k3s kubectl create namespace {namespace}
+    sudo k3s kubectl create namespace {namespace} --dry-run=client -o yaml | sudo k3s kubectl apply -f -
     sudo k3s kubectl --namespace {namespace} create secret generic {KEYS_SECRET} --from-file=./keys/keys.json
 
 Until then its pod waits."""
