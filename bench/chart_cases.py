@@ -185,6 +185,10 @@ REFUSED: list[tuple[Values, str]] = [
         },
         r"say the same",
     ),
+    (
+        {"gpu": {"mode": "devicePlugin", "count": 2, "timeSlicing": {"memoryBudgetMiB": 512}}},
+        r"gpu\.count must be 1 for a GPU that is shared by time slicing",
+    ),
     ({"gpu": {"mode": "devicePlugin", "resourceName": "nvidia.com/gpu.shared"}}, r"a shared GPU isolates no memory"),
     (
         {"resources": {"limits": {"nvidia.com/gpu": 1}}},

@@ -34,7 +34,7 @@ from bench.chart import CHART, KEYS, VERSIONS, Refused, examples, faults, pod_of
 from bench.chart_cases import REFUSED, REFUSED_BELOW, merged, whole_matrix
 from edge.effective import load
 from edge.errors import EdgeError
-from edge.k3s.bundle import Wish, make_bundle
+from edge.k3s.bundle import Carried, Wish, make_bundle
 
 _Task = tuple[str, dict[str, Any] | None, list[Path], str]
 _MODEL = CHART.parent.parent / "models" / "builtin" / "edge-builtin-q4_0.gguf"
@@ -186,7 +186,7 @@ def _made(archive: Path, target: Path) -> None:
         def goes_on(self, what: str, done_bytes: int) -> None:
             """Nobody looks."""
 
-    wish = Wish(archive, None, (_MODEL,), None, None, "edge")
+    wish = Wish(archive, None, (Carried(_MODEL, _MODEL.name),), None, None, "edge")
     bundle = make_bundle(wish, target, Quiet())
     print(f"  {target.name}: {bundle.files} files, {bundle.size_bytes / 1e6:.0f} MB, {bundle.image.name}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 from rich.console import Console
 
 from edge.cli import words
+from edge.effective import default_home
 
 if TYPE_CHECKING:  # `edge k3s --help` waits for none of it
     from rich.status import Status
@@ -42,9 +44,10 @@ def _label(context: click.Context, option: click.Parameter, value: str) -> str:
 @click.option(
     "--model",
     "models",
-    type=_FILE,
+    metavar="FILE|NAME",
     multiple=True,
-    help="GGUF file to bring along; the first is the node's own. May be repeated [default: the image's built-in one].",
+    help="GGUF file, or a model of `edge models list` that is here; the first is the node's own. May be repeated "
+    "[default: the image's built-in one].",
 )
 @click.option("--keys", type=_FILE, help="A keys.json that `edge keys` wrote: hashes of the API keys.")
 @click.option(
@@ -57,17 +60,20 @@ def bundle(
     image: Path,
     target: Path,
     image_name: str | None,
-    models: tuple[Path, ...],
+    models: tuple[str, ...],
     keys: Path | None,
     values: Path | None,
     namespace: str,
 ) -> None:
     """Make a directory that installs the node on a K3s machine without a network, from a stick, with three commands."""
-    from edge.k3s.bundle import Wish, make_bundle
+    from edge.k3s.bundle import Wish, carried, make_bundle
+    from edge.registry.resolve import Registry
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with console.status("reading ...") as status:
-        made = make_bundle(Wish(image, image_name, models, keys, values, namespace), target, _View(status))
+        registry = Registry.at(default_home(os.environ))
+        along = tuple(carried(model, registry) for model in models)
+        made = make_bundle(Wish(image, image_name, along, keys, values, namespace), target, _View(status))
     click.echo(
         f"{target} is made: {made.image.name} for {made.image.architecture}, {words.count(made.files, 'file')}, "
         f"{words.size(made.size_bytes)}; on the machine: cd {shlex.quote(str(target))}, and README.md says what then"

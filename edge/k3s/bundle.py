@@ -21,6 +21,7 @@ from edge.k3s.archive import Image, copy_image
 from edge.registry.digest import BLOCK_BYTES, sha256_of
 from edge.registry.durable import FULL, sync_directory
 from edge.registry.gguf import read_header
+from edge.registry.resolve import Registry
 from edge.registry.space import free_bytes, size_words
 from edge.settings import NAME_PATTERN
 
@@ -31,15 +32,32 @@ _SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True, slots=True)
+class Carried:
+    """A GGUF file to bring along, and what it is called there."""
+
+    path: Path
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
 class Wish:
-    """What a bundle is made of. `models`: GGUF files, the first is the node's own. `keys`: a file that `edge keys` wrote."""
+    """What a bundle is made of. The first of `models` is the node's own. `keys`: a file that `edge keys` wrote."""
 
     image: Path
     image_name: str | None
-    models: tuple[Path, ...]
+    models: tuple[Carried, ...]
     keys: Path | None
     values: Path | None
     namespace: str
+
+
+def carried(wish: str, registry: Registry) -> Carried:
+    """A GGUF file by its path, or a model that is known and here by its name. Raises ModelUnusable, ConfigurationError."""
+    path = Path(wish).expanduser()
+    if path.suffix == ".gguf" or path.exists():
+        return Carried(path, path.name)
+    model = registry.resolve(wish)
+    return Carried(model.path, f"{model.name}.gguf")
 
 
 class Observer(Protocol):
@@ -68,7 +86,7 @@ def make_bundle(wish: Wish, target: Path, observer: Observer) -> Bundle:
     _require_new(target)
     keys, values = _keys(wish.keys), _text(wish.values)
     _require_models(wish.models)
-    _require_room(target.parent, (*wish.models,))
+    _require_room(target.parent, [model.path for model in wish.models])
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         draft.mkdir()
@@ -96,7 +114,7 @@ def _fill(draft: Path, wish: Wish, keys: bytes | None, values: str | None, obser
     if wish.models:
         (draft / _MODELS).mkdir(parents=True)
     for model in wish.models:
-        _copy(model, draft / _MODELS / model.name, observer)
+        _copy(model.path, draft / _MODELS / model.file, observer)
     packed, computed = chart.packed(source), _values(image, wish.models)
     _write(draft / _MANIFESTS / "edge-node.yaml", manifest.helm_chart(packed, computed, wish.namespace).encode())
     if values is not None:
@@ -106,7 +124,7 @@ def _fill(draft: Path, wish: Wish, keys: bytes | None, values: str | None, obser
         _write(draft / _MANIFESTS / "edge-node-keys.yaml", manifest.keys_secret(keys, wish.namespace).encode())
     _write(draft / "helm" / f"{chart.NAME}-{version}.tgz", packed)
     _write(draft / "helm" / "values.yaml", manifest.yaml_map(computed).encode())
-    names = [model.name for model in wish.models]
+    names = [model.file for model in wish.models]
     text = manifest.readme(str(image.name), image.architecture, names, wish.namespace, has_keys=keys is not None)
     _write(draft / "README.md", text.encode())
     return _sealed(draft, image)
@@ -122,7 +140,7 @@ def _sealed(draft: Path, image: Image) -> Bundle:
     return Bundle(image, sum(path.stat().st_size for path in (*paths, draft / _SUMS)), len(paths) + 1)
 
 
-def _values(image: Image, models: tuple[Path, ...]) -> dict[str, Any]:
+def _values(image: Image, models: tuple[Carried, ...]) -> dict[str, Any]:
     """The chart's values that follow from what is on the stick."""
     values: dict[str, Any] = {
         "fullnameOverride": chart.NAME,
@@ -132,9 +150,9 @@ def _values(image: Image, models: tuple[Path, ...]) -> dict[str, Any]:
     }
     if models:
         own, *further = models
-        values["model"] = {"source": "hostPath", "file": own.name, "hostPath": {"path": manifest.MODELS_PATH}}
+        values["model"] = {"source": "hostPath", "file": own.file, "hostPath": {"path": manifest.MODELS_PATH}}
         if further:
-            tables = {model.stem: {"source": f"/models/{model.name}"} for model in further}
+            tables = {Path(model.file).stem: {"source": f"/models/{model.file}"} for model in further}
             values["config"] = {"models": tables}
     return values
 
@@ -146,16 +164,16 @@ def _require_new(target: Path) -> None:
         raise ConfigurationError(f"there is no directory {target.parent}; make it first, or mount the stick there")
 
 
-def _require_models(models: tuple[Path, ...]) -> None:
+def _require_models(models: tuple[Carried, ...]) -> None:
     for model in models:
-        if model.suffix != ".gguf":
-            raise ModelUnusable(f"{model} is no GGUF file; bundles carry GGUF files")
-        if not re.fullmatch(NAME_PATTERN, model.name) or set(model.name) & set(":/"):
+        if not model.file.endswith(".gguf"):
+            raise ModelUnusable(f"{model.path} is no GGUF file; bundles carry GGUF files")
+        if not re.fullmatch(NAME_PATTERN, model.file) or set(model.file) & set(":/"):
             raise ModelUnusable(
-                f"{model.name!r} is no name for a model: rename the file to letters, digits and . _ + -"
+                f"{model.file!r} is no name for a model: rename the file to letters, digits and . _ + -"
             )
-        read_header(model)
-    names = [model.name for model in models]
+        read_header(model.path)
+    names = [model.file for model in models]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ModelUnusable(f"two models are named {twice}; give one of the files another name")
 

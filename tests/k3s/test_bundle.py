@@ -20,7 +20,7 @@ import zstandard
 
 from bench.chart import CHART, VERSIONS, faults, pod_of, render
 from edge.errors import ArchiveUnusable, ConfigurationError, DiskFull, ModelUnusable
-from edge.k3s.bundle import Bundle, Wish, make_bundle
+from edge.k3s.bundle import Bundle, Carried, Wish, make_bundle
 from edge.k3s.chart import packed
 from edge.k3s.manifest import yaml_map
 from edge.k3s.reference import full_name, is_full
@@ -41,7 +41,8 @@ class Quiet:
 
 def make(target: Path, image: Path, *models: Path, **wishes: Any) -> Bundle:
     wish = {"image_name": None, "keys": None, "values": None, "namespace": "edge", **wishes}
-    return make_bundle(Wish(image=image, models=models, **wish), target, Quiet())
+    along = tuple(Carried(model, model.name) for model in models)
+    return make_bundle(Wish(image=image, models=along, **wish), target, Quiet())
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -120,6 +121,16 @@ def test_models_come_along_and_the_first_is_the_nodes_own(tmp_path: Path, tiny_g
     objects = render(NEWEST, values, release="edge-node")
     volume = next(one for one in pod_of(objects)["volumes"] if one["name"] == "models")
     assert volume["hostPath"]["path"] == "/var/lib/edge-models"
+
+
+def test_a_model_that_is_known_comes_along_by_its_name(tmp_path: Path, run_edge: RunEdge) -> None:
+    image = Oci().write(tmp_path / "i.tar")
+    done = run_edge("k3s", "bundle", "--image", str(image), "--to", str(tmp_path / "b"), "--model", "edge-builtin")
+    assert done.returncode == 0, done.stderr
+    builtin = CHART.parent.parent / "models" / "builtin" / "edge-builtin-q4_0.gguf"
+    assert (tmp_path / "b/rootfs/var/lib/edge-models/edge-builtin.gguf").read_bytes() == builtin.read_bytes()
+    unknown = run_edge("k3s", "bundle", "--image", str(image), "--to", str(tmp_path / "c"), "--model", "no-such")
+    assert unknown.returncode == 1 and "unknown model 'no-such': known are" in unknown.stderr
 
 
 def test_keys_and_the_sites_values_come_along(tmp_path: Path, run_edge: RunEdge, home: Path) -> None:
