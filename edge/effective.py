@@ -26,6 +26,8 @@ from edge.settings import (
 )
 
 SYSTEM_HOME = Path("/var/lib/edge")
+FILE_VARIABLE = "EDGE_SETTINGS"
+"""Names the settings file where it does not lie in EDGE_HOME: settings may be read-only while the state is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +43,14 @@ class Effective:
     """The settings in force. `origins` has an entry for each setting, by its key."""
 
     home: Path
+    file: Path
+    """The settings file, whether there is one or not."""
     settings: Settings
     origins: Mapping[str, Origin]
 
     def value(self, declared: Declared) -> Any:
         """The value in force of one setting."""
         return getattr(getattr(self.settings, declared.section), declared.name)
-
-    @property
-    def file(self) -> Path:
-        """The settings file, whether there is one or not."""
-        return self.home / "edge.toml"
 
     @property
     def keys_file(self) -> Path:
@@ -77,8 +76,8 @@ def load(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, str]
     """
     found: dict[str, tuple[Any, Origin]] = {}
     known = {d.key: d for d in declared()}
-    path = home / "edge.toml"
-    file = _read(path)
+    path = Path(env[FILE_VARIABLE]).expanduser().absolute() if env.get(FILE_VARIABLE) else home / "edge.toml"
+    file = _read(path, required=bool(env.get(FILE_VARIABLE)))
     further = _further_models(file.pop("models", {}), path)
     for key, value, origin in (*_from_file(file, path), *_from_env(env), *_from_flags(flags)):
         if key not in known:
@@ -94,13 +93,17 @@ def load(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, str]
         raise ConfigurationError(_refusal(error, found, known)) from None
     _require_distinct_names(settings, path)
     default = Origin("default", "default")
-    return Effective(home, settings, {key: found[key][1] if key in found else default for key in known})
+    return Effective(home, path, settings, {key: found[key][1] if key in found else default for key in known})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, required: bool) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
+        if required:
+            raise ConfigurationError(
+                f"there is no {path}, which {FILE_VARIABLE} names; write it, or unset the variable"
+            ) from None
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read {path}: {_reason(error)}") from None

@@ -256,6 +256,12 @@ class StoreBusy(EdgeError):
     code = "store_busy"
 
 
+class ArchiveUnusable(EdgeError):
+    """An archive of a container image that is damaged, not whole, or of another image."""
+
+    code = "archive_unusable"
+
+
 class NodeUnreachable(EdgeError):
     """Nothing answers at a node's address, or not as such a server does. Raised by clients."""
 

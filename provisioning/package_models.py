@@ -1,6 +1,7 @@
-"""Build hook: puts manifests and the built-in model into the wheel, so that a node installed with pip has a model.
+"""Build hook: puts manifests and the built-in model into the wheel, so that a node installed with pip has a model; and the Helm
+chart, so that `edge k3s bundle` has one.
 
-A checkout needs no copy: `edge.registry` reads the same files from models/.
+A checkout needs no copy: `edge.registry` reads the same files from models/, `edge.k3s` from k3s/chart.
 """
 
 from __future__ import annotations
@@ -27,3 +28,7 @@ class ModelsInWheel(BuildHookInterface[Any]):
                 raise FileNotFoundError(f"models/{pattern} is missing; see models/README.md")
             for path in paths:
                 build_data["force_include"][str(path)] = f"edge/_models/{path.relative_to(models)}"
+        chart = Path(self.root) / "k3s" / "chart"  # container images are built without it: nobody makes sticks in a pod
+        for path in sorted(chart.rglob("*")):
+            if path.is_file():
+                build_data["force_include"][str(path)] = f"edge/_chart/{path.relative_to(chart)}"

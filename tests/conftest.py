@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from hypothesis import settings
 
 settings.register_profile("edge", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("edge")
+
+SMALL_DISK_BYTES = 2 << 20
 
 RunEdge = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -74,3 +77,23 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None], Callable[[], None]]]:
+    """A directory, what to call in a process that writes there, and what makes the disk larger.
+
+    A real file system of 2 MiB where this user may mount one; else the kernel's bound on file sizes, with the same effect.
+    """
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES}", "none", str(path)]
+    if os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0:
+        larger = ["mount", "-o", "remount,size=256m", str(path)]
+        try:
+            yield path, lambda: None, lambda: subprocess.run(larger, check=True)
+        finally:
+            subprocess.run(["umount", str(path)], check=True)
+    else:
+        bound = [(SMALL_DISK_BYTES, SMALL_DISK_BYTES)]
+        yield path, lambda: [resource.setrlimit(resource.RLIMIT_FSIZE, b) for b in bound], bound.clear

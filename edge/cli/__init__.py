@@ -37,6 +37,7 @@ _COMMANDS = {
     "outbox": "Look at what was not yet acknowledged by the fleet, or send it.",
     "fleet": "The other side of the uplink: a sink, and commands to nodes.",
     "install": "Make the node a service of this machine.",
+    "k3s": "Make a stick that installs the node on K3s machines without a network.",
     "keys": "Create, list and revoke API keys.",
     "settings": "Show every setting, its value and where that came from.",
     "version": "Show the version.",

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bench.file_server import FileServer, Served
 from edge.errors import DiskFull
+from tests.conftest import SMALL_DISK_BYTES
 from tests.registry.conftest import Node, sha
 
 PETABYTE = 10**15
-SMALL_BYTES = 2 << 20
 
 
 def test_a_disk_that_is_too_small_is_named_before_the_download(node: Node, server: FileServer, served: Served) -> None:
@@ -37,26 +36,6 @@ def test_the_sizes_of_all_files_count(node: Node, server: FileServer, served: Se
     with pytest.raises(DiskFull, match="not enough space"):
         node.pull("m")
     assert not server.gets("/m.gguf")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None], Callable[[], None]]]:
-    """A directory, what to call in a process that writes there, and what makes the disk larger.
-
-    A real file system of 2 MiB where this user may mount one; else the kernel's bound on file sizes, with the same effect.
-    """
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_BYTES}", "none", str(path)]
-    if os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0:
-        larger = ["mount", "-o", "remount,size=256m", str(path)]
-        try:
-            yield path, lambda: None, lambda: subprocess.run(larger, check=True)
-        finally:
-            subprocess.run(["umount", str(path)], check=True)
-    else:
-        bound = [(SMALL_BYTES, SMALL_BYTES)]
-        yield path, lambda: [resource.setrlimit(resource.RLIMIT_FSIZE, b) for b in bound], bound.clear
 
 
 def test_a_disk_that_fills_up_keeps_what_is_here(
@@ -86,7 +65,7 @@ def test_a_disk_that_fills_up_keeps_what_is_here(
     assert "of m.gguf are here and kept" in complaint
     [part] = (home / "store" / "partial").glob("*.part")
     kept = part.read_bytes()
-    assert 0 < len(kept) < SMALL_BYTES + 1 and model_bytes.startswith(kept)
+    assert 0 < len(kept) < SMALL_DISK_BYTES + 1 and model_bytes.startswith(kept)
     enlarge()
     done = pull()
     assert done.returncode == 0, done.stderr

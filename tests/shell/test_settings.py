@@ -112,6 +112,21 @@ def test_foreign_variables_and_empty_values_are_left_alone(home: Path) -> None:
     assert load(home, env, {}).settings.server.port == 8080
 
 
+def test_the_settings_file_may_lie_outside_the_home(home: Path, tmp_path: Path) -> None:
+    write(home, "[engine]\nslots = 2\n")
+    elsewhere = tmp_path / "node.toml"
+    elsewhere.write_text("[engine]\nslots = 3\n")
+    effective = load(home, {"EDGE_SETTINGS": str(elsewhere)}, {})
+    assert effective.settings.engine.slots == 3
+    assert effective.file == elsewhere and effective.origins["engine.slots"].where == str(elsewhere)
+    assert load(home, {"EDGE_SETTINGS": ""}, {}).settings.engine.slots == 2
+
+
+def test_a_settings_file_that_was_named_must_be_there(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"there is no .*lost\.toml, which EDGE_SETTINGS names"):
+        load(home, {"EDGE_SETTINGS": str(tmp_path / "lost.toml")}, {})
+
+
 def test_home_follows_the_environment(tmp_path: Path) -> None:
     assert default_home({"EDGE_HOME": str(tmp_path)}) == tmp_path
     assert default_home({"XDG_DATA_HOME": str(tmp_path)}) in (tmp_path / "edge", Path("/var/lib/edge"))

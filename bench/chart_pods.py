@@ -1,0 +1,431 @@
+"""Pods as the chart renders them, run by podman: `python -m bench.chart_pods --image IMAGE`, in a network of their own without
+any way out. Part of `make prove-chart`.
+
+What the kubelet would do and podman 4 does not is done here: secrets are laid down with the group and mode that fsGroup and
+defaultMode give, the node's name is filled in, and the probes' requests are made as they are rendered: startup until it
+succeeds, within its budget, then readiness and liveness. Pods share the host's network, since there is none between pods here.
+Everything else is the rendered pod: init containers, user, read-only root, capabilities, memory limit, arguments,
+environment, volumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import http.client
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trustme
+import yaml
+
+from bench.chart import EXAMPLES, ROOT, pod_of, render
+from bench.chart_cases import merged
+from bench.file_server import FileServer, Served
+from bench.make_onnx import SHAPES, write_encoder
+from edge.api.auth import KeyStore
+from edge.registry.digest import sha256_of
+
+_VERSION = "1.36.0"
+_GROUP = 65532
+_PORT = 8080
+_MODEL = ROOT / "models" / "builtin" / "edge-builtin-q4_0.gguf"
+_KUBELETS = ("startupProbe", "livenessProbe", "readinessProbe", "lifecycle", "ports")
+"""What podman is not given: this module does it."""
+
+
+@dataclass
+class Proof:
+    """One pod, and what was seen."""
+
+    name: str
+    seen: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def holds(self, what: str, true: object) -> None:
+        """Note whether something is as it must be."""
+        (self.seen if true else self.faults).append(what)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a proof keeps its things, and the keys."""
+
+    place: Path
+    image: str
+    key: str
+    metrics_key: str
+
+    def values(self, *more: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the chart for this machine."""
+        repository, _, tag = self.image.rpartition(":")
+        own = {
+            "apiKeys": {"existingSecret": "api-keys"},
+            "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
+            "state": {"hostPath": {"path": str(self.place / "state")}},
+        }
+        return merged(own, *more)
+
+    def secret(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Lay a Secret down."""
+        directory = self.place / "secrets" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        for file, data in files.items():
+            (directory / file).write_bytes(data)
+
+
+def podman(*arguments: str, check: bool = True) -> str:
+    """Run podman; the answer without its complaints about a missing systemd."""
+    done = subprocess.run(["podman", *arguments], capture_output=True, text=True, check=False, timeout=300)
+    if check and done.returncode:
+        raise RuntimeError(f"podman {' '.join(arguments)}: {done.stderr.strip()[-2000:]}")
+    return done.stdout.strip()
+
+
+def as_podman_takes_it(objects: list[dict[str, Any]], name: str, site: Site) -> tuple[str, Mapping[str, Any]]:
+    """The pod with its settings, as YAML for `podman kube play`; and the node's container as it was rendered."""
+    spec = copy.deepcopy(dict(pod_of(objects)))
+    rendered = copy.deepcopy(spec["containers"][0])
+    spec["hostNetwork"] = True
+    for container in (*spec.get("initContainers", ()), *spec["containers"]):
+        for part in _KUBELETS:
+            container.pop(part, None)
+        for variable in container.get("env", ()):
+            if "valueFrom" in variable:
+                variable["value"] = {"spec.nodeName": "machine-1", "metadata.name": name}[
+                    variable.pop("valueFrom")["fieldRef"]["fieldPath"]
+                ]
+    for volume in spec["volumes"]:
+        if "secret" in volume:
+            volume["hostPath"] = {"path": str(_laid_down(site, name, volume.pop("secret"))), "type": "Directory"}
+    notes = {"io.podman.annotations.init.container.type": "always"}  # podman 4 may fail to remove the short ones
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": notes}, "spec": spec}
+    settings = [one for one in objects if one["kind"] == "ConfigMap"]
+    return yaml.safe_dump_all([*settings, pod]), rendered
+
+
+def _laid_down(site: Site, pod: str, secret: Mapping[str, Any]) -> Path:
+    target: Path = site.place / "volumes" / pod / str(secret["secretName"])
+    target.mkdir(parents=True)
+    for item in secret["items"]:
+        path = target / item["path"]
+        shutil.copyfile(site.place / "secrets" / secret["secretName"] / item["key"], path)
+        os.chown(path, 0, _GROUP)
+        path.chmod(secret["defaultMode"])
+    return target
+
+
+@contextmanager
+def playing(text: str, name: str, directory: Path) -> Iterator[None]:
+    """The pod runs meanwhile."""
+    file = directory / f"{name}.yaml"
+    file.write_text(text)
+    try:
+        podman("kube", "play", str(file))
+        yield
+    finally:
+        podman("kube", "down", str(file), check=False)
+        for found in yaml.safe_load_all(text):
+            if found["kind"] == "ConfigMap":
+                podman("volume", "rm", "--force", found["metadata"]["name"], check=False)
+
+
+def asked(
+    path: str, *, scheme: str = "HTTP", key: str = "", body: Any = None, timeout_s: float = 5.0
+) -> tuple[int, bytes]:
+    """One request to the node; (0, reason) when nothing answers."""
+    headers = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
+    connection: http.client.HTTPConnection
+    if scheme == "HTTPS":
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection("127.0.0.1", _PORT, timeout=timeout_s, context=trusting)
+    else:
+        connection = http.client.HTTPConnection("127.0.0.1", _PORT, timeout=timeout_s)
+    try:
+        connection.request(
+            "GET" if body is None else "POST", path, json.dumps(body) if body is not None else None, headers
+        )
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        return 0, str(error).encode()
+    finally:
+        connection.close()
+
+
+def probe(container: Mapping[str, Any], kind: str) -> bool:
+    """One request as the kubelet makes it: 200 to 399 is a success."""
+    wanted = container[kind]["httpGet"]
+    assert wanted["port"] == "http" and container["ports"][0]["name"] == "http"
+    status, _ = asked(wanted["path"], scheme=wanted["scheme"], timeout_s=container[kind]["timeoutSeconds"])
+    return 200 <= status < 400
+
+
+def started(container: Mapping[str, Any]) -> float | None:
+    """Seconds until the startup probe succeeded; None when its budget was used up."""
+    startup, begun = container["startupProbe"], time.monotonic()
+    for _ in range(startup["failureThreshold"]):
+        if probe(container, "startupProbe"):
+            return time.monotonic() - begun
+        time.sleep(min(startup["periodSeconds"], 1))
+    return None
+
+
+def running(site: Site, scheme: str) -> bool:
+    """Whether an answer is being made."""
+    status, body = asked("/edge/v1/load", scheme=scheme, key=site.metrics_key)
+    return status == 200 and json.loads(body)["running"] > 0
+
+
+def chat(
+    key: str, text: str, *, tokens: int = 24, scheme: str = "HTTP", timeout_s: float = 60.0, **more: Any
+) -> tuple[int, bytes]:
+    """A chat request."""
+    served = json.loads(asked("/v1/models", scheme=scheme, key=key)[1] or b"{}")
+    model = served["data"][0]["id"] if "data" in served else ""
+    body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": tokens, **more}
+    return asked("/v1/chat/completions", scheme=scheme, key=key, body=body, timeout_s=timeout_s)
+
+
+def tested(objects: list[dict[str, Any]], site: Site) -> str:
+    """What the pod of `helm test` says, with this machine in the Service's place."""
+    test = next(one for one in objects if one["metadata"].get("annotations", {}).get("helm.sh/hook") == "test")
+    command, option, url = test["spec"]["containers"][0]["args"]
+    here = f"{url.partition(':')[0]}://127.0.0.1:{_PORT}"
+    return podman("run", "--rm", "--network", "host", "--read-only", site.image, command, option, here)
+
+
+def serves(proof: Proof, site: Site, name: str, objects: list[dict[str, Any]], rendered: Mapping[str, Any]) -> str:
+    """What every pod must do. Returns the scheme."""
+    scheme = str(rendered["startupProbe"]["httpGet"]["scheme"])
+    took_s = started(rendered)
+    proof.holds(f"startup probe succeeded after {took_s or 0:.1f} s", took_s is not None)
+    proof.holds("readiness probe succeeded", probe(rendered, "readinessProbe"))
+    proof.holds("liveness probe succeeded", probe(rendered, "livenessProbe"))
+    proof.holds("without a key: 401", chat("", "hello", scheme=scheme)[0] == 401)
+    status, answer = chat(site.key, "What can you do?", scheme=scheme)
+    proof.holds("with a key: an answer", status == 200 and json.loads(answer)["choices"][0]["message"]["content"])
+    proof.holds("metrics with the metrics key", asked("/metrics", scheme=scheme, key=site.metrics_key)[0] == 200)
+    facts = json.loads(podman("container", "inspect", f"{name}-edge"))[0]
+    proof.holds("user 65532", facts["Config"]["User"] == "65532:65532")
+    proof.holds("read-only root", facts["HostConfig"]["ReadonlyRootfs"])
+    proof.holds("no capabilities", not facts["EffectiveCaps"] and not facts["BoundingCaps"])
+    proof.holds("memory limit", facts["HostConfig"]["Memory"] == 2 << 30)
+    written = podman("exec", f"{name}-edge", "/bin/sh", "-c", "touch /x /opt/x 2>/dev/null; echo $?")
+    proof.holds("nothing can be written outside of its volumes", written != "0")
+    proof.holds("helm's test pod says ready", tested(objects, site) == "ready")
+    return scheme
+
+
+def ends(proof: Proof, site: Site, name: str, objects: list[dict[str, Any]], scheme: str) -> None:
+    """Told to end while an answer is streamed: it is finished, and the process leaves with 0 within the grace period."""
+    grace_s = int(pod_of(objects)["terminationGracePeriodSeconds"])
+    answers: list[tuple[int, bytes, float]] = []
+
+    def ask() -> None:
+        answer = chat(site.key, "Tell me all.", tokens=1500, scheme=scheme, ignore_eos=True)
+        answers.append((*answer, time.monotonic()))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while asking.is_alive() and not running(site, scheme):
+        time.sleep(0.02)
+    begun = time.monotonic()
+    podman("pod", "stop", "--time", str(grace_s), name, check=False)
+    asking.join()
+    status, body, ended = answers[0]
+    whole = status == 200 and json.loads(body)["usage"]["completion_tokens"] == 1500
+    proof.holds(
+        f"the answer under way was finished, {ended - begun:.1f} s after the word to end", whole and ended > begun
+    )
+    code = podman("container", "inspect", f"{name}-edge", "--format", "{{.State.ExitCode}}")
+    took_s = time.monotonic() - begun
+    proof.holds(f"it left with 0 after {took_s:.1f} s of {grace_s}", code == "0" and took_s < grace_s)
+
+
+def overload_leaves_it_ready(proof: Proof, site: Site, rendered: Mapping[str, Any]) -> None:
+    """More requests than it takes: some are refused, and no probe fails."""
+    statuses: list[int] = []
+    askers = [
+        threading.Thread(target=lambda: statuses.append(chat(site.key, "Tell me a long story.", tokens=200)[0]))
+        for _ in range(160)
+    ]
+    for asker in askers:
+        asker.start()
+    failed = 0
+    while any(asker.is_alive() for asker in askers):
+        failed += not probe(rendered, "readinessProbe") or not probe(rendered, "livenessProbe")
+        time.sleep(0.05)
+    refused = statuses.count(429)
+    proof.holds(f"160 requests at once: {statuses.count(200)} answered, {refused} refused with 429", refused > 0)
+    proof.holds(f"{failed} probes failed meanwhile", failed == 0)
+    proof.holds("every request was answered", len(statuses) == 160 and set(statuses) <= {200, 429})
+
+
+def default_pod(site: Site) -> Proof:
+    """The chart with nothing but keys."""
+    proof, name = Proof("defaults: DaemonSet, built-in model"), "chart-proof-default"
+    objects = render(_VERSION, site.values({"config": {"engine": {"slots": 2, "max_waiting": 4}}}), release="proof")
+    text, rendered = as_podman_takes_it(objects, name, site)
+    with playing(text, name, site.place):
+        scheme = serves(proof, site, name, objects, rendered)
+        load = json.loads(asked("/edge/v1/load", key=site.metrics_key)[1])
+        proof.holds("edge.toml of the ConfigMap is in force", load["slots"] == 2)
+        owner = (site.place / "state").stat()
+        proof.holds(
+            "the init container gave the state to the node's user", (owner.st_uid, owner.st_gid) == (_GROUP, _GROUP)
+        )
+        overload_leaves_it_ready(proof, site, rendered)
+        ends(proof, site, name, objects, scheme)
+    return proof
+
+
+def host_model_pod(site: Site) -> Proof:
+    """A model from a directory of the machine, TLS, and another model beside it."""
+    proof, name = Proof("hostPath model, TLS, a further model"), "chart-proof-host"
+    models = site.place / "models"
+    models.mkdir()
+    shutil.copyfile(_MODEL, models / "own.gguf")
+    shutil.copyfile(_MODEL, models / "second.gguf")
+    certificate = trustme.CA().issue_cert("edge.example")
+    chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+    site.secret("cert", {"tls.crt": chain, "tls.key": certificate.private_key_pem.bytes()})
+    values = site.values(
+        {"model": {"source": "hostPath", "file": "own.gguf", "alias": "assistant", "hostPath": {"path": str(models)}}},
+        {"tls": {"existingSecret": "cert"}, "config": {"models": {"second": {"source": "/models/second.gguf"}}}},
+        {"workload": {"kind": "Deployment"}},
+    )
+    objects = render(_VERSION, values, release="proof")
+    text, rendered = as_podman_takes_it(objects, name, site)
+    with playing(text, name, site.place):
+        scheme = serves(proof, site, name, objects, rendered)
+        proof.holds("probes speak TLS", scheme == "HTTPS")
+        found = json.loads(asked("/v1/models", scheme=scheme, key=site.key)[1])
+        proof.holds("both models are served", {"assistant", "second"} <= {one["id"] for one in found["data"]})
+        ends(proof, site, name, objects, scheme)
+    return proof
+
+
+def fetched_model_pod(site: Site) -> Proof:
+    """A model from a server: fetched by the init container, through a broken connection; then without the server."""
+    proof, name = Proof("http model, fetched by an init container"), "chart-proof-fetched"
+    sha256 = sha256_of(_MODEL)
+    with FileServer() as server:
+        server.routes["/m.gguf"] = Served(_MODEL.read_bytes())
+        url = f"{server.url}/m.gguf"
+        values = site.values(
+            {"model": {"source": "http", "alias": "assistant", "http": {"url": url, "sha256": sha256}}}
+        )
+        objects = render(_VERSION, values, release="proof")
+        text, rendered = as_podman_takes_it(objects, name, site)
+        with playing(text, name, site.place):
+            scheme = serves(proof, site, name, objects, rendered)
+            ends(proof, site, name, objects, scheme)
+        proof.holds("the file was fetched once", len(server.gets("/m.gguf")) == 1)
+        wrong = site.values({"model": {"source": "http", "alias": "a", "http": {"url": url, "sha256": "0" * 64}}})
+        refused, _ = as_podman_takes_it(render(_VERSION, wrong, release="proof"), f"{name}-wrong", site)
+        refused = refused.replace("\nspec:\n", "\nspec:\n  restartPolicy: Never\n")  # the kubelet tries again, for ever
+        try:
+            with playing(refused, f"{name}-wrong", site.place):
+                proof.holds("a file with another sum must not be served", asked("/health/live")[0] == 0)
+        except RuntimeError as error:
+            proof.holds("a file with another sum stops the pod in its init container", "init" in str(error))
+    again, rendered = as_podman_takes_it(objects, f"{name}-again", site)
+    with playing(again, f"{name}-again", site.place):
+        proof.holds("it starts again with the server gone", started(rendered) is not None)
+        proof.holds("and answers", chat(site.key, "hello")[0] == 200)
+    return proof
+
+
+def kserve_pod(site: Site) -> Proof:
+    """The runtime for KServe, with what its storage initializer and its placeholders would do."""
+    proof, name = Proof("KServe's runtime: an ONNX model over V2"), "chart-proof-kserve"
+    spec = yaml.safe_load((EXAMPLES / "kserve" / "runtime.yaml").read_text())["spec"]
+    service = yaml.safe_load((EXAMPLES / "kserve" / "service.yaml").read_text())["metadata"]["name"]
+    container = json.loads(json.dumps(spec["containers"][0]).replace("{{.Name}}", service))
+    model = write_encoder(site.place / "onnx", SHAPES["tiny"])
+    if model.name != "model.onnx":
+        model.rename(model.with_name("model.onnx"))
+    container["image"], rendered = site.image, copy.deepcopy(container)
+    rendered["ports"][0]["name"] = "http"
+    for part in _KUBELETS:
+        container.pop(part, None)
+    container["volumeMounts"].append({"name": "given", "mountPath": "/mnt/models", "readOnly": True})
+    keys = {"secretName": "api-keys", "items": [{"key": "keys.json", "path": "keys.json"}], "defaultMode": 0o440}
+    volumes = [
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "given", "hostPath": {"path": str(site.place / "onnx")}},
+        {"name": "api-keys", "hostPath": {"path": str(_laid_down(site, name, keys))}},
+    ]
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {"hostNetwork": True, "containers": [container], "volumes": volumes},
+    }
+    with playing(yaml.safe_dump(pod), name, site.place):
+        deadline = time.monotonic() + 120
+        while asked("/v2/health/ready")[0] != 200 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        proof.holds("the readiness probe's request succeeded", asked("/v2/health/ready")[0] == 200)
+        status, answer = asked(f"/v2/models/{service}", key=site.key)
+        proof.holds(f"/v2/models/{service} tells its tensors", status == 200 and json.loads(answer)["inputs"])
+        inputs = [
+            {"name": one["name"], "shape": [1, 4], "datatype": one["datatype"], "data": [1, 1, 0, 1]}
+            for one in (json.loads(answer)["inputs"] if status == 200 else ())
+        ]
+        status, answer = asked(f"/v2/models/{service}/infer", key=site.key, body={"inputs": inputs}, timeout_s=60)
+        proof.holds("and infers", status == 200 and json.loads(answer)["outputs"][0]["data"])
+    return proof
+
+
+PODS: tuple[Callable[[Site], Proof], ...] = (default_pod, host_model_pod, fetched_model_pod, kserve_pod)
+
+
+def prepared(place: Path, image: str) -> Site:
+    """Make the keys, as `edge keys` does."""
+    store = KeyStore(place / "keys.json")
+    key = store.create("robot", scopes=("inference",), requests_per_minute=None, created="2026-01-01T00:00:00Z")
+    metrics = store.create("watch", scopes=("metrics",), requests_per_minute=None, created="2026-01-01T00:00:00Z")
+    site = Site(place, image, key, metrics)
+    site.secret("api-keys", {"keys.json": (place / "keys.json").read_bytes()})
+    return site
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", required=True, help="the node's image, in podman's storage")
+    parser.add_argument("--only", default="", help="proofs whose function's name begins so")
+    a = parser.parse_args()
+    well = True
+    for prove in PODS:
+        if not prove.__name__.startswith(a.only):
+            continue
+        with tempfile.TemporaryDirectory(prefix="edge-chart-") as directory:
+            os.chmod(directory, 0o755)
+            proof = prove(prepared(Path(directory), a.image))
+        print(proof.name)
+        for what in proof.seen:
+            print(f"  good   {what}")
+        for what in proof.faults:
+            print(f"  FAULT  {what}")
+        well = well and not proof.faults
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""`edge k3s`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+
+from edge.cli import words
+from edge.effective import default_home
+
+if TYPE_CHECKING:  # `edge k3s --help` waits for none of it
+    from rich.status import Status
+
+_FILE = click.Path(path_type=Path)
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
+    """Bring the node onto K3s machines. The chart itself is for Helm; see docs/install/k3s.md."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def _label(context: click.Context, option: click.Parameter, value: str) -> str:
+    if not _LABEL.fullmatch(value):
+        raise click.BadParameter(f"{value!r}: up to 63 of a-z, 0-9 and dash", context, option)
+    return value
+
+
+@command.command()
+@click.option(
+    "--image", type=_FILE, required=True, help="Archive of the node's image: podman save -o FILE IMAGE, or docker save."
+)
+@click.option("--to", "target", type=_FILE, required=True, help="Directory to make, such as /media/stick/edge.")
+@click.option("--image-name", metavar="NAME", help="Which of the archive's images [default: the only one].")
+@click.option(
+    "--model",
+    "models",
+    metavar="FILE|NAME",
+    multiple=True,
+    help="GGUF file, or a model of `edge models list` that is here; the first is the node's own. May be repeated "
+    "[default: the image's built-in one].",
+)
+@click.option("--keys", type=_FILE, help="A keys.json that `edge keys` wrote: hashes of the API keys.")
+@click.option(
+    "--values", type=_FILE, help="Values of the chart for this site, in YAML; they win over the bundle's own."
+)
+@click.option(
+    "--namespace", default="edge", show_default=True, callback=_label, help="Namespace in which the node will run."
+)
+def bundle(
+    image: Path,
+    target: Path,
+    image_name: str | None,
+    models: tuple[str, ...],
+    keys: Path | None,
+    values: Path | None,
+    namespace: str,
+) -> None:
+    """Make a directory that installs the node on a K3s machine without a network, from a stick, with three commands."""
+    from edge.k3s.bundle import Wish, carried, make_bundle
+    from edge.registry.resolve import Registry
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with console.status("reading ...") as status:
+        registry = Registry.at(default_home(os.environ))
+        along = tuple(carried(model, registry) for model in models)
+        made = make_bundle(Wish(image, image_name, along, keys, values, namespace), target, _View(status))
+    click.echo(
+        f"{target} is made: {made.image.name} for {made.image.architecture}, {words.count(made.files, 'file')}, "
+        f"{words.size(made.size_bytes)}; on the machine: cd {shlex.quote(str(target))}, and README.md says what then"
+    )
+    if keys is None:
+        click.echo("it has no API keys, so the node will wait for them: README.md says how, or give --keys", err=True)
+
+
+class _View:
+    """One line that says how far it is."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def goes_on(self, what: str, done_bytes: int) -> None:
+        """So much of `what` is there."""
+        self._status.update(f"{what}: {words.size(done_bytes)} ...")
