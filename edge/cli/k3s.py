@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from edge.cli import words
+from edge import quantities
 from edge.effective import default_home
 
 if TYPE_CHECKING:  # `edge k3s --help` waits for none of it
@@ -75,8 +75,8 @@ def bundle(
         along = tuple(carried(model, registry) for model in models)
         made = make_bundle(Wish(image, image_name, along, keys, values, namespace), target, _View(status))
     click.echo(
-        f"{target} is made: {made.image.name} for {made.image.architecture}, {words.count(made.files, 'file')}, "
-        f"{words.size(made.size_bytes)}; on the machine: cd {shlex.quote(str(target))}, and README.md says what then"
+        f"{target} is made: {made.image.name} for {made.image.architecture}, {quantities.count(made.files, 'file')}, "
+        f"{quantities.size(made.size_bytes)}; on the machine: cd {shlex.quote(str(target))}, and README.md says what then"
     )
     if keys is None:
         click.echo("it has no API keys, so the node will wait for them: README.md says how, or give --keys", err=True)
@@ -90,4 +90,4 @@ class _View:
 
     def goes_on(self, what: str, done_bytes: int) -> None:
         """So much of `what` is there."""
-        self._status.update(f"{what}: {words.size(done_bytes)} ...")
+        self._status.update(f"{what}: {quantities.size(done_bytes)} ...")

@@ -18,11 +18,12 @@ from edge.api.auth import KeyStore
 from edge.errors import ConfigurationError, DiskFull, EdgeError, ModelUnusable, StoreUnwritable
 from edge.k3s import chart, manifest
 from edge.k3s.archive import Image, copy_image
+from edge.quantities import size
 from edge.registry.digest import BLOCK_BYTES, sha256_of
 from edge.registry.durable import FULL, sync_directory
 from edge.registry.gguf import read_header
 from edge.registry.resolve import Registry
-from edge.registry.space import free_bytes, size_words
+from edge.registry.space import free_bytes
 from edge.settings import NAME_PATTERN
 
 _IMAGES = Path("rootfs/var/lib/rancher/k3s/agent/images")
@@ -183,7 +184,7 @@ def _require_room(directory: Path, files: Iterable[Path]) -> None:
     needed, free = sum(path.stat().st_size for path in files), free_bytes(directory)
     if needed > free:
         raise DiskFull(
-            f"not enough space: the models have {size_words(needed)}, the disk of {directory} has {size_words(free)} free; "
+            f"not enough space: the models have {size(needed)}, the disk of {directory} has {size(free)} free; "
             "use a larger stick"
         )
 
