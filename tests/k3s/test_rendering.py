@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -305,6 +307,13 @@ def test_secrets_are_named_and_never_written() -> None:
 
 def examples_by_name() -> dict[str, Example]:
     return {example.name: example for example in examples()}
+
+
+def test_schema_and_reference_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, CHART.parent / "reference.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_chart_is_of_the_nodes_version() -> None:
