@@ -69,7 +69,8 @@ ENTRYPOINT ["edge"]
 CMD ["serve"]
 
 FROM runtime AS cuda
-ENV NVIDIA_VISIBLE_DEVICES=all \
+ENV LD_LIBRARY_PATH=/opt/edge/lib/nvidia \
+    NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=site-cuda /opt/edge /opt/edge
 LABEL org.opencontainers.image.title="edge" \

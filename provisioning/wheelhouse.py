@@ -28,7 +28,13 @@ BUILDERS = ("scikit-build-core[pyproject]>=0.11,<2", "cmake>=3.28,<5", "ninja>=1
 TOOLS = ("hatchling>=1.26,<2", "cyclonedx-bom>=7,<8")
 VARIANTS = {"cpu": ("onnx", "otlp"), "cuda": ("onnx-gpu", "otlp"), "jetson": ("onnx", "otlp")}
 """Extras of each kind of image. Jetson: the index has no onnxruntime-gpu for it, see docs/install/jetson.md."""
-CUDA_LIBRARIES = ("nvidia-cublas-cu12>=12.6,<13", "nvidia-cuda-runtime-cu12>=12.6,<13", "nvidia-cudnn-cu12>=9,<10")
+CUDA_LIBRARIES = (
+    "nvidia-cublas-cu12>=12.6,<13",
+    "nvidia-cuda-runtime-cu12>=12.6,<13",
+    "nvidia-cudnn-cu12>=9,<10",
+    "nvidia-cufft-cu12>=11,<12",
+    "nvidia-curand-cu12>=10,<11",
+)
 """What libggml-cuda and onnxruntime-gpu are linked against; the driver alone comes from the host."""
 _OLDEST_GLIBC_MINOR = 17
 _BLOCK_BYTES = 1 << 20

@@ -1,12 +1,21 @@
 #!/bin/sh
 # Build the native wheel from its source distribution, without a network: native.sh WHEELHOUSE DESTINATION [CMAKE OPTION...]
 # WHEELHOUSE is what `make wheelhouse` calls `native`. Paths are fixed, since ggml keeps the names of its source files: the same
-# sources and compiler give the same bytes.
+# sources and compiler give the same bytes. A wheel that was built before, for this kind of machine, is taken as it is: put it there.
 set -eu
 wheelhouse=$(realpath "$1") destination=$2
 shift 2
 here=$(dirname "$(realpath "$0")")
 work=${EDGE_BUILD_DIR:-/build/native}
+
+for built in "$wheelhouse"/llama_cpp_python-*-linux_"$(uname -m)".whl; do
+  if [ -f "$built" ]; then
+    echo "taking $(basename "$built"), which was built before"
+    mkdir -p "$destination"
+    cp "$built" "$destination"
+    exit 0
+  fi
+done
 
 rm -rf "$work"
 mkdir -p "$work/source" "$destination"

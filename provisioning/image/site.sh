@@ -22,6 +22,11 @@ pip="/build/tools/bin/pip --python /opt/edge/bin/python"
   $pip check
 }
 site=$(/opt/edge/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+# CUDA's libraries come as packages, each in a directory of its own: one place for the loader (LD_LIBRARY_PATH of the image).
+if [ -d "$site/nvidia" ]; then
+  mkdir -p /opt/edge/lib/nvidia
+  find "$site/nvidia" -name 'lib*.so*' -exec ln -s {} /opt/edge/lib/nvidia/ \;
+fi
 rm -rf "$site/llama_cpp/include" "$site/llama_cpp/lib/cmake" "$site/llama_cpp/lib/pkgconfig"
 find "$site" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
 # By content, not by time: the root is read-only, and the files' times are those of the image.
