@@ -48,19 +48,29 @@ COPY --from=native-cuda /wheels /wheels
 COPY --from=base-facts /packages.tsv /os-release /facts/
 RUN /src/provisioning/image/site.sh /wheelhouse/run /wheels onnx-gpu,otlp /facts
 
-FROM ${BASE_IMAGE} AS runtime
+# The two that are run stand on the base image itself and not on a stage before them: buildah names such a stage at random, and the
+# name would stand in the history of what follows.
+FROM ${BASE_IMAGE} AS cuda
 RUN printf 'edge:x:65532:65532:edge node:/var/lib/edge:/usr/sbin/nologin\n' >>/etc/passwd \
     && printf 'edge:x:65532:\n' >>/etc/group \
     && install --directory --owner=65532 --group=65532 --mode=0700 /var/lib/edge
+COPY --from=site-cuda /opt/edge /opt/edge
 ENV PATH=/opt/edge/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     HOME=/var/lib/edge \
     EDGE_HOME=/var/lib/edge \
     EDGE_SERVER__HOST=0.0.0.0 \
     EDGE_LOG__FORMAT=json \
     PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    LD_LIBRARY_PATH=/opt/edge/lib/nvidia \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+LABEL org.opencontainers.image.title="edge" \
+      org.opencontainers.image.description="An edge inference node, with CUDA" \
+      org.opencontainers.image.licenses="Apache-2.0"
 WORKDIR /var/lib/edge
 USER 65532:65532
+RUN ["edge", "version"]
 VOLUME ["/var/lib/edge"]
 EXPOSE 8080
 STOPSIGNAL SIGTERM
@@ -68,19 +78,27 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=600s --retries=3 CMD ["e
 ENTRYPOINT ["edge"]
 CMD ["serve"]
 
-FROM runtime AS cuda
-ENV LD_LIBRARY_PATH=/opt/edge/lib/nvidia \
-    NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
-COPY --from=site-cuda /opt/edge /opt/edge
-LABEL org.opencontainers.image.title="edge" \
-      org.opencontainers.image.description="An edge inference node, with CUDA" \
-      org.opencontainers.image.licenses="Apache-2.0"
-RUN ["edge", "version"]
-
-FROM runtime AS cpu
+FROM ${BASE_IMAGE} AS cpu
+RUN printf 'edge:x:65532:65532:edge node:/var/lib/edge:/usr/sbin/nologin\n' >>/etc/passwd \
+    && printf 'edge:x:65532:\n' >>/etc/group \
+    && install --directory --owner=65532 --group=65532 --mode=0700 /var/lib/edge
 COPY --from=site-cpu /opt/edge /opt/edge
+ENV PATH=/opt/edge/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    HOME=/var/lib/edge \
+    EDGE_HOME=/var/lib/edge \
+    EDGE_SERVER__HOST=0.0.0.0 \
+    EDGE_LOG__FORMAT=json \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
 LABEL org.opencontainers.image.title="edge" \
       org.opencontainers.image.description="An edge inference node, for processors of any kind" \
       org.opencontainers.image.licenses="Apache-2.0"
+WORKDIR /var/lib/edge
+USER 65532:65532
 RUN ["edge", "version"]
+VOLUME ["/var/lib/edge"]
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=10s --start-period=600s --retries=3 CMD ["edge", "health"]
+ENTRYPOINT ["edge"]
+CMD ["serve"]

@@ -33,11 +33,12 @@ def command(
 
     root = root.resolve() if root is not None else None
     machine = examine(root, executable)
+    if not dry_run:
+        require(machine)
     steps = uninstall_steps(machine) if uninstall else install_steps(machine, start=not no_start)
     if dry_run:
         click.echo("\n".join(f"would {step}" for step in steps) or "nothing would be done: all is as it should be")
         return
-    require(machine)
     carry_out(steps, root, click.echo)
     if not steps:
         click.echo("nothing to do: all is as it should be")
