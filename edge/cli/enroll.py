@@ -188,7 +188,7 @@ def _trusts_clock() -> bool:
 def _tell(identity: Identity, *, already: bool) -> None:
     life = identity.life
     fleet = f" of {identity.bootstrap.fleet}" if identity.bootstrap is not None else ""
-    word = "already enrolled: " if already else ""
+    word = "already, as " if already else ""
     click.echo(f"enrolled  {word}{identity.node}{fleet} at {identity.fleet_url}")
     ends, due = (datetime.fromtimestamp(at_s, UTC) for at_s in (life.ends_s, life.due_s))
     click.echo(f"          certificate until {ends:%Y-%m-%d}; a running node renews it from {due:%Y-%m-%d} on")

@@ -114,7 +114,7 @@ def _already(wish: Wish, store: Store) -> Identity | None:
         return identity
     if wish.force:
         return None
-    if wish.token.root_sha256 in identity.anchors.pins or identity.fleet_url == wish.url:
+    if same_fleet or identity.fleet_url == wish.url:
         return identity
     raise EnrollmentFailed(
         f"this node is enrolled at {identity.fleet_url} as {identity.node}; to have it enrolled elsewhere instead: --force"
