@@ -108,10 +108,9 @@ def _already(wish: Wish, store: Store) -> Identity | None:
         return None
     if identity is None:
         return None
-    if (
-        identity.token_id == wish.token.id
-    ):  # with --force too: it may have got so far and no further, and must not begin again
-        return identity
+    same_fleet = wish.token.root_sha256 in identity.anchors.pins
+    if same_fleet and identity.token_id == wish.token.id:
+        return identity  # with --force too: an enrollment that got so far and no further must not begin again
     if wish.force:
         return None
     if same_fleet or identity.fleet_url == wish.url:
