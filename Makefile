@@ -7,7 +7,7 @@ RUNTIME ?=
 SETUP := $(PYTHON) provisioning/install.py $(if $(RUNTIME),--extra $(RUNTIME))
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability prove-telemetry clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability prove-telemetry prove-enroll-node clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ prove-observability: dev ## What metrics, probes, traces and the status page cos
 
 prove-telemetry: dev ## Nodes, broker, links and disks that fail, and what the fleet knows afterwards; ten minutes
 	@$(BIN)/python -m bench.prove_telemetry $(ARGS)
+
+prove-enroll-node: dev ## Enrollment, renewal and reset killed at every step; five minutes
+	@$(BIN)/python -m bench.prove_enroll_node $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import warnings
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -74,7 +75,10 @@ def read_certs_only(body: bytes) -> list[x509.Certificate]:
         der = base64.b64decode(text, validate=True)
     except binascii.Error:
         raise ValueError("it is not base64") from None
-    return _sound(pkcs7.load_der_pkcs7_certificates(der))
+    with warnings.catch_warnings():
+        # CMS is BER; openssl and others do not sort the set of certificates as DER wants it, and that is said each time.
+        warnings.simplefilter("ignore", UserWarning)
+        return _sound(pkcs7.load_der_pkcs7_certificates(der))
 
 
 def read_pem(data: bytes) -> list[x509.Certificate]:

@@ -89,9 +89,9 @@ class FleetClient:
     """One fleet's address. `before` is told before each request leaves and when its answer has come. Methods raise
     EnrollmentUnreachable, PinMismatch, EnrollmentFailed."""
 
-    def __init__(self, url: str, before: Before = unwatched) -> None:
+    def __init__(self, url: str, before: Before = unwatched, *, whole_s: float = _WHOLE_S) -> None:
         self.url = url
-        self._before = before
+        self._before, self._whole_s = before, whole_s
 
     async def look_at_authorities(self) -> Answer:
         """/cacerts of whoever answers there: nothing is trusted yet, and nothing is told."""
@@ -132,8 +132,10 @@ class FleetClient:
         transport = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
         try:
             async with (
-                asyncio.timeout(_WHOLE_S),
-                httpx.AsyncClient(transport=transport, timeout=httpx.Timeout(_WHOLE_S, connect=_CONNECT_S)) as client,
+                asyncio.timeout(self._whole_s),
+                httpx.AsyncClient(
+                    transport=transport, timeout=httpx.Timeout(self._whole_s, connect=_CONNECT_S)
+                ) as client,
                 client.stream(
                     method, self.url + path, content=body, headers={**always, **kind, **(headers or {})}
                 ) as answer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import stat
 import threading
@@ -15,9 +16,13 @@ from bench.est_authority import now
 from bench.est_server import EstServer
 from edge.effective import load
 from edge.errors import (
-    EnrollmentFailed, EnrollmentPending, EnrollmentRefused, EnrollmentUnreachable, PinMismatch,
+    EnrollmentFailed,
+    EnrollmentPending,
+    EnrollmentRefused,
+    EnrollmentUnreachable,
+    PinMismatch,
 )  # fmt: skip
-from edge.identity import est as client
+from edge.identity.est import FleetClient
 from edge.identity.identity import IdentityDamaged
 from tests.identity.conftest import Box, now_clock
 from tests.telemetry.conftest import until
@@ -300,11 +305,10 @@ def test_what_is_no_fleet_is_not_believed(est: EstServer, box: Box, path: str, a
     assert box.enroll(token).identity.node == "tok1-1"
 
 
-def test_an_answer_that_drips_is_given_up(est: EstServer, box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_WHOLE_S", 1.0)
+def test_an_answer_that_drips_is_given_up(est: EstServer) -> None:
     est.manner.break_with["cacerts"] = _drip
     with pytest.raises(EnrollmentUnreachable, match="in time"):
-        box.enroll(est.token())
+        asyncio.run(FleetClient(est.url, whole_s=1.0).look_at_authorities())
 
 
 def test_nobody_there(est: EstServer, box: Box) -> None:

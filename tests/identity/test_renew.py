@@ -41,7 +41,9 @@ def test_an_old_certificate_that_has_ended_is_not_waited_with(est: EstServer, bo
 
 
 @pytest.mark.parametrize("synced", [True, False])
-def test_a_node_that_slept_past_the_end_is_renewed_within_the_grace_time(est: EstServer, box: Box, synced: bool) -> None:
+def test_a_node_that_slept_past_the_end_is_renewed_within_the_grace_time(
+    est: EstServer, box: Box, synced: bool
+) -> None:
     _enrolled_long_ago(est, box)
     est.manner.begins = None
     box.clock = now_clock(synced=synced)

@@ -20,7 +20,9 @@ def authority() -> Authority:
     return Authority()
 
 
-def issue(authority: Authority, key: ec.EllipticCurvePrivateKey, name: str = NODE, days: float = 30) -> x509.Certificate:
+def issue(
+    authority: Authority, key: ec.EllipticCurvePrivateKey, name: str = NODE, days: float = 30
+) -> x509.Certificate:
     return authority.client(name, key.public_key(), fleet="trial", begins=None, days=days)
 
 
@@ -78,7 +80,11 @@ def test_only_a_sound_certificate_for_our_own_key_is_taken(authority: Authority)
         ([issue(authority, key, "../up")], None, "named this node"),
         ([issue(authority, key, "Press")], None, "named this node"),
         ([issue(authority, key, days=0)], None, "ended on"),
-        ([certify(NODE, key.public_key(), authority.issuing, usage=ExtendedKeyUsageOID.SERVER_AUTH)], None, "clientAuth"),
+        (
+            [certify(NODE, key.public_key(), authority.issuing, usage=ExtendedKeyUsageOID.SERVER_AUTH)],
+            None,
+            "clientAuth",
+        ),
         ([certify(NODE, key.public_key(), authority.issuing, authority=True)], None, "clientAuth"),
     ):
         with pytest.raises(EnrollmentFailed, match=words):
