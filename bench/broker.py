@@ -116,6 +116,10 @@ class Broker:
             self._process.wait(10)
             self._process = None
 
+    def connections(self) -> int:
+        """How many clients have connected so far."""
+        return (self.home / "broker.log").read_text("utf-8", "replace").count("New client connected")
+
     def identity(self, name: str) -> Path:
         """A client certificate with its key, in one PEM file; the broker takes the common name as the user's."""
         path = self.home / f"{name}.pem"

@@ -6,6 +6,8 @@ between defaults and settings file.
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from pydantic import ValidationError
 
 from edge.effective import ENROLLED_SETTINGS
@@ -39,6 +41,7 @@ def settings_of(bootstrap: Bootstrap) -> Tables:
             if bootstrap.fallback.ca == "fleet":
                 fleet["ca_file"] = str(current / AUTHORITIES)
         tables["fleet"] = fleet
+        _require_host(bootstrap.fallback.url)
     try:
         Settings.model_validate(tables)
         Mqtt.model_validate(mqtt)
@@ -46,6 +49,16 @@ def settings_of(bootstrap: Bootstrap) -> Tables:
         said = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise EnrollmentFailed(f"what the fleet would have this node do cannot be done: {said}") from None
     return tables
+
+
+def _require_host(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        if parts.hostname and parts.port != 0:
+            return
+    except ValueError:
+        pass
+    raise EnrollmentFailed("what the fleet would have this node do cannot be done: its fallback's address has no host")
 
 
 def as_toml(tables: Tables) -> bytes:
