@@ -2,8 +2,8 @@
 
 kill -9 before every effect of enrolling, enrolling anew, renewing and resetting; three times in a row at random ones; and real
 `edge enroll` processes at random moments. Afterwards the same command ends well, the fleet knows one node with one key, and
-nobody else can read anything. strongSwan's EST client enrolls at the server that this is tried against, so that it is one. Exit status
-1 otherwise.
+nobody else can read anything. strongSwan's EST client enrolls at the server that this is tried against, so that it is one. Exit
+status 1 otherwise.
 """
 
 from __future__ import annotations
