@@ -1,0 +1,185 @@
+"""What was decided, made to hold: the broker's access list and the gateways' revocation list, written from the database.
+
+The list names each active node and grants it its own topics; whoever is not in it may nothing. Both files are written whole and
+only when they change, under a lock: commands and the server may do it at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pwd
+import signal
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from edge.control.authority import Authority
+from edge.control.database import Database
+from edge.control.enrollment import issuer_id
+from edge.control.files import PRIVATE, PUBLIC, read_file, write_if_changed
+from edge.control.nodes import active, revoked_certificates
+from edge.control.settings import FleetHome, FleetSettings
+from edge.control.x509 import make_crl, now_utc
+from edge.errors import ConfigurationError
+from edge.registry.durable import locked
+
+log = logging.getLogger(__name__)
+
+SINK, COMMANDER = "fleet-sink", "fleet-commander"
+_REFRESH = timedelta(days=1)
+_COMMAND_S = 10.0
+
+_CONFIG = """\
+# Written by edge; changes are lost. Run it as the user that `edge fleet serve` runs as: mosquitto -c {home}/mosquitto.conf
+per_listener_settings false
+listener {port}
+allow_anonymous false
+cafile {home}/ca.pem
+certfile {home}/server.pem
+keyfile {home}/server.key
+require_certificate true
+use_identity_as_username true
+acl_file {home}/acl
+pid_file {home}/mosquitto.pid
+persistence true
+persistence_location {home}/
+max_queued_messages 10000
+max_packet_size 1048576
+log_dest stderr
+connection_messages false
+user {user}
+"""
+
+
+def broker_config(home: Path, port: int) -> str:
+    """mosquitto.conf. Started by root, mosquitto becomes the user who owns the files."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container without that user in /etc/passwd: mosquitto is not root either, and does not look
+        user = "mosquitto"
+    return _CONFIG.format(home=home.absolute(), port=port, user=user)
+
+
+def access_list(nodes: Iterable[tuple[str, str]]) -> str:
+    """mosquitto's ACL file for (node, group): default deny, and what each may."""
+    parts = [
+        "# Written by edge from the fleet's database; changes are lost. Who is not named may nothing.\n\n"
+        f"user {SINK}\ntopic read edge/v1/+/+/up/#\ntopic write edge/v1/+/+/down/ack\n\n"
+        f"user {COMMANDER}\ntopic read edge/v1/+/+/up/#\n"
+        "topic write edge/v1/+/+/down/cmd/+\ntopic write edge/v1/+/+/down/desired\n"
+    ]
+    parts += [
+        f"\nuser {node}\ntopic write edge/v1/{group}/{node}/up/#\ntopic read edge/v1/{group}/{node}/down/#\n"
+        for node, group in nodes
+    ]
+    return "".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Enforced:
+    """What was written."""
+
+    broker: bool
+    gateway: bool
+
+
+def enforce(home: FleetHome, settings: FleetSettings, authority: Authority, database: Database) -> Enforced:
+    """Bring both files to what the database says, and have who reads them read them. Raises ConfigurationError if a file cannot
+    be written; a reload that fails is logged."""
+    with locked(home.lock, "the access list", wait=True):
+        with database.read() as session:
+            acl = access_list(active(session))
+            now = now_utc()
+            revoked = revoked_certificates(session, (now - timedelta(days=1)).timestamp())
+        broker = write_if_changed(home.broker / "acl", acl.encode(), PRIVATE)
+        gateway = _write_gateway(home, authority, revoked, now)
+        if broker:
+            reload_broker(home, settings)
+        if gateway and settings.gateway.reload_command:
+            _run(settings.gateway.reload_command, "gateway")
+    return Enforced(broker, gateway)
+
+
+def reload_broker(home: FleetHome, settings: FleetSettings) -> bool:
+    """Have the broker read its access list and certificates again. Whether that was possible; a broker that does not run reads
+    them when it starts."""
+    if settings.broker.reload_command:
+        return _run(settings.broker.reload_command, "broker")
+    pid_file = home.broker / "mosquitto.pid"
+    try:
+        pid = int(pid_file.read_text())
+        if b"mosquitto" not in Path(f"/proc/{pid}/cmdline").read_bytes():  # a number that is somebody else's by now
+            return False
+        os.kill(pid, signal.SIGHUP)
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        return False
+    except OSError as error:
+        log.error(
+            "the broker cannot be told to read its access list",
+            extra={"event": "broker_reload_failed", "reason": f"{error.strerror}: set [broker] reload_command"},
+        )
+        return False
+    return True
+
+
+def write_broker_trust(home: FleetHome, authority: Authority, server_pem: bytes, server_key: bytes) -> bool:
+    """The broker's certificate, and whom it trusts. Whether anything changed."""
+    changed = write_if_changed(home.broker / "ca.pem", authority.anchors)
+    changed |= write_if_changed(home.broker / "server.key", server_key, PRIVATE)
+    changed |= write_if_changed(home.broker / "server.pem", server_pem)
+    return changed
+
+
+def _write_gateway(
+    home: FleetHome, authority: Authority, revoked: list[tuple[str, str, float]], now: datetime
+) -> bool:
+    changed = write_if_changed(home.gateway / "ca.pem", authority.anchors, PUBLIC)
+    path = home.gateway / "revoked.pem"
+    if not changed and not _stale(path, authority, revoked, now):
+        return False
+    lists = []
+    for issuer in authority.issuers:
+        mine = issuer_id(issuer.certificate)
+        entries = [(int(serial, 16), datetime.fromtimestamp(int(when), UTC)) for owner, serial, when in revoked if owner == mine]
+        lists.append(make_crl(issuer, entries, now).public_bytes(serialization.Encoding.PEM))
+    return write_if_changed(path, b"".join([*lists, *authority.root_crls]), PUBLIC)
+
+
+def _stale(path: Path, authority: Authority, revoked: list[tuple[str, str, float]], now: datetime) -> bool:
+    """Whether the list says something else than it should, or will end before anybody looks again."""
+    try:
+        text = read_file(path, "the revocation list")
+        blocks = [b"-----BEGIN" + block for block in text.split(b"-----BEGIN")[1:]]
+        lists = [x509.load_pem_x509_crl(block) for block in blocks][: len(authority.issuers)]
+    except (ConfigurationError, ValueError):
+        return True
+    told = {f"{entry.serial_number:x}" for found in lists for entry in found}
+    ours = {issuer_id(issuer.certificate) for issuer in authority.issuers}
+    if len(lists) < len(authority.issuers) or told != {serial for owner, serial, _ in revoked if owner in ours}:
+        return True
+    return any(found.last_update_utc + _REFRESH < now for found in lists)
+
+
+def _run(command: tuple[str, ...], what: str) -> bool:
+    reason = ""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=_COMMAND_S, stdin=subprocess.DEVNULL, check=False)
+        except OSError as error:
+            reason = f"{command[0]}: {error.strerror}"
+        else:
+            if done.returncode == 0:
+                return True
+            reason = f"{command[0]} ended with {done.returncode}: {done.stderr.decode('utf-8', 'replace').strip()[-300:]}"
+    log.error(
+        f"the {what} cannot be reloaded",
+        extra={"event": f"{what}_reload_failed", "reason": reason or f"{command[0]} took longer than {_COMMAND_S:g} s"},
+    )
+    return False
