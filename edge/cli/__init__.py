@@ -34,7 +34,7 @@ _COMMANDS = {
     "quantize": "Write a model in fewer bits, and say what that cost.",
     "doctor": "Check this machine and the settings; name what is missing and the cure.",
     "outbox": "Look at what was not yet acknowledged by the fleet, or send it.",
-    "fleet": "The other side of the uplink: a sink, and commands to nodes.",
+    "fleet": "The fleet's side: let nodes in, keep what they tell, show and command them.",
     "keys": "Create, list and revoke API keys.",
     "settings": "Show every setting, its value and where that came from.",
     "version": "Show the version.",

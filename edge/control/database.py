@@ -220,15 +220,15 @@ def revision(engine: Engine) -> str | None:
 
 def migrated(path: Path) -> Database:
     """The database, brought up to this version. Raises ConfigurationError."""
-    from alembic import command
-    from alembic.config import Config
-
     engine = engine_of(path)
     try:
         found = revision(engine)
         if found is not None and found > HEAD:
             raise _other_revision(path, found)
         if found != HEAD:
+            from alembic import command  # takes a while, and is seldom needed
+            from alembic.config import Config
+
             config = Config()
             config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
             config.attributes["engine"] = engine

@@ -12,7 +12,7 @@ import os
 import pwd
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from edge.control.authority import Authority
 from edge.control.database import Database
 from edge.control.enrollment import issuer_id
-from edge.control.files import PRIVATE, PUBLIC, read_file, write_if_changed
+from edge.control.files import PRIVATE, PUBLIC, read_file, write_file, write_if_changed
 from edge.control.nodes import active, revoked_certificates
 from edge.control.settings import FleetHome, FleetSettings
 from edge.control.x509 import make_crl, now_utc
@@ -84,7 +84,7 @@ def access_list(nodes: Iterable[tuple[str, str]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Enforced:
-    """What was written."""
+    """Whether who reads each list was told to read it, or does not run."""
 
     broker: bool
     gateway: bool
@@ -98,28 +98,42 @@ def enforce(home: FleetHome, settings: FleetSettings, authority: Authority, data
             acl = access_list(active(session))
             now = now_utc()
             revoked = revoked_certificates(session, (now - timedelta(days=1)).timestamp())
-        broker = write_if_changed(home.broker / "acl", acl.encode(), PRIVATE)
-        gateway = _write_gateway(home, authority, revoked, now)
-        if broker:
-            reload_broker(home, settings)
-        if gateway and settings.gateway.reload_command:
-            _run(settings.gateway.reload_command, "gateway")
+        broker = _publish(home.broker / "acl", acl.encode(), PRIVATE, lambda: reload_broker(home, settings))
+        write_if_changed(home.gateway / "ca.pem", authority.anchors, PUBLIC)
+        path, command = home.gateway / "revoked.pem", settings.gateway.reload_command
+        text = _revocations(authority, revoked, now) if _stale(path, authority, revoked, now) else path.read_bytes()
+        gateway = _publish(path, text, PUBLIC, lambda: not command or _run(command, "gateway"))
     return Enforced(broker, gateway)
 
 
+def _publish(path: Path, data: bytes, mode: int, tell: Callable[[], bool]) -> bool:
+    """Write a file and tell its reader. A mark says that the reader is still to be told: a process that is killed in between, or a
+    reload that failed, leaves it to the next one."""
+    mark = path.with_name(f".{path.name}.untold")
+    if not path.exists() or path.read_bytes() != data:
+        write_file(mark, b"", PRIVATE)
+        write_file(path, data, mode)
+    if not mark.exists():
+        return True
+    if not tell():
+        return False
+    mark.unlink(missing_ok=True)
+    return True
+
+
 def reload_broker(home: FleetHome, settings: FleetSettings) -> bool:
-    """Have the broker read its access list and certificates again. Whether that was possible; a broker that does not run reads
-    them when it starts."""
+    """Have the broker read its access list and certificates again. True also if it does not run: then it reads them when it
+    starts."""
     if settings.broker.reload_command:
         return _run(settings.broker.reload_command, "broker")
     pid_file = home.broker / "mosquitto.pid"
     try:
         pid = int(pid_file.read_text())
         if b"mosquitto" not in Path(f"/proc/{pid}/cmdline").read_bytes():  # a number that is somebody else's by now
-            return False
+            return True
         os.kill(pid, signal.SIGHUP)
     except (FileNotFoundError, ProcessLookupError, ValueError):
-        return False
+        return True
     except OSError as error:
         log.error(
             "the broker cannot be told to read its access list",
@@ -137,19 +151,14 @@ def write_broker_trust(home: FleetHome, authority: Authority, server_pem: bytes,
     return changed
 
 
-def _write_gateway(
-    home: FleetHome, authority: Authority, revoked: list[tuple[str, str, float]], now: datetime
-) -> bool:
-    changed = write_if_changed(home.gateway / "ca.pem", authority.anchors, PUBLIC)
-    path = home.gateway / "revoked.pem"
-    if not changed and not _stale(path, authority, revoked, now):
-        return False
+def _revocations(authority: Authority, revoked: list[tuple[str, str, float]], now: datetime) -> bytes:
+    """One list for each authority, the roots' too: nginx wants one for every link of the chain."""
     lists = []
     for issuer in authority.issuers:
         mine = issuer_id(issuer.certificate)
         entries = [(int(serial, 16), datetime.fromtimestamp(int(when), UTC)) for owner, serial, when in revoked if owner == mine]
         lists.append(make_crl(issuer, entries, now).public_bytes(serialization.Encoding.PEM))
-    return write_if_changed(path, b"".join([*lists, *authority.root_crls]), PUBLIC)
+    return b"".join([*lists, *authority.root_crls])
 
 
 def _stale(path: Path, authority: Authority, revoked: list[tuple[str, str, float]], now: datetime) -> bool:
@@ -162,6 +171,8 @@ def _stale(path: Path, authority: Authority, revoked: list[tuple[str, str, float
         return True
     told = {f"{entry.serial_number:x}" for found in lists for entry in found}
     ours = {issuer_id(issuer.certificate) for issuer in authority.issuers}
+    if not text.endswith(b"".join(authority.root_crls)):
+        return True
     if len(lists) < len(authority.issuers) or told != {serial for owner, serial, _ in revoked if owner in ours}:
         return True
     return any(found.last_update_utc + _REFRESH < now for found in lists)

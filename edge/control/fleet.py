@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _GATHER_S = 0.1
 """So long further changes are waited for, so that many enrollments make one list."""
 _LOOK_S = 1.0
+_LATEST_S = 3600.0
+"""Revocation lists end; they are made anew long before."""
 
 
 class Enforcer:
@@ -34,7 +36,9 @@ class Enforcer:
         self._thread = threading.Thread(target=self._run, name="enforcer", daemon=True)
         self._said = ""
         self.done = 0
-        """All that was asked for up to this number holds. Written by the thread alone."""
+        """All that was asked for up to this number was tried. Written by the thread alone."""
+        self.holds = False
+        """Whether the last try succeeded."""
 
     def start(self) -> None:
         """Begin; what is in the database is enforced at once."""
@@ -55,7 +59,7 @@ class Enforcer:
             return self._wanted
 
     def _run(self) -> None:
-        version = -1
+        version, looked_s = -1, 0.0
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._wanted > self.done or self._stopping, _LOOK_S)
@@ -65,17 +69,18 @@ class Enforcer:
             wanted = self._wanted
             # Commands such as `edge fleet revoke` write to the database too; they enforce by themselves, and this is the net below.
             now = self._database.version()
-            if wanted > self.done or now != version or time.monotonic() % 3600 < _LOOK_S:
+            if wanted > self.done or now != version or not self.holds or time.monotonic() - looked_s > _LATEST_S:
                 self._enforce()
-                version, self.done = now, wanted
+                version, self.done, looked_s = now, wanted, time.monotonic()
             if ending:
                 return
 
     def _enforce(self) -> None:
         try:
-            enforce(self._home, self._settings, self._authority(), self._database)
-            self._said = ""
+            done = enforce(self._home, self._settings, self._authority(), self._database)
+            self._said, self.holds = "", done.broker and done.gateway
         except EdgeError as error:
+            self.holds = False
             if error.message != self._said:
                 log.error("decisions do not hold", extra={"event": "fleet_unenforced", "reason": error.message})
                 self._said = error.message

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -74,6 +74,9 @@ class Nodes(_Section):
         None, description="OpenAI-compatible server for what nodes cannot answer in time."
     )
     fallback_model: Annotated[str, MaxLen(256)] = Field("", description="What the main model is called there.")
+    fallback_ca: Literal["fleet", "system"] = Field(
+        "fleet", description="Who signed its certificate: this fleet's authority, or one that every system knows."
+    )
 
 
 class Gateway(_Section):
@@ -96,6 +99,13 @@ class FleetSettings(_Section):
     gateway: Gateway = Gateway()
 
     @property
+    def nodes_url(self) -> str:
+        """Where nodes enroll: the first name of `hosts`."""
+        host = self.hosts[0]
+        port = "" if self.est.port == 443 else f":{self.est.port}"
+        return f"https://{f'[{host}]' if ':' in host else host}{port}"
+
+    @property
     def mqtt(self) -> MqttPlace | None:
         """What nodes are told of the broker."""
         return None if self.broker.url is None else MqttPlace(url=self.broker.url, prefix=PREFIX)
@@ -104,7 +114,9 @@ class FleetSettings(_Section):
     def fallback(self) -> Fallback | None:
         """What nodes are told of the central fleet."""
         nodes = self.nodes
-        return None if nodes.fallback_url is None else Fallback(url=nodes.fallback_url, model=nodes.fallback_model)
+        if nodes.fallback_url is None:
+            return None
+        return Fallback(url=nodes.fallback_url, model=nodes.fallback_model, ca=nodes.fallback_ca)
 
     @property
     def renewal(self) -> Renewal:
