@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import pwd
+import secrets
 import signal
 import subprocess
 from collections.abc import Callable, Iterable
@@ -24,17 +25,20 @@ from edge.control.authority import Authority
 from edge.control.database import Database
 from edge.control.enrollment import issuer_id
 from edge.control.files import PRIVATE, PUBLIC, read_file, write_file, write_if_changed
-from edge.control.nodes import active, revoked_certificates
+from edge.control.nodes import active, revoked_certificates, revoked_since
 from edge.control.settings import FleetHome, FleetSettings
-from edge.control.x509 import make_crl, now_utc
+from edge.control.x509 import issue_node, key_pem, make_crl, new_key, now_utc, pem
 from edge.errors import ConfigurationError
 from edge.registry.durable import locked
+from edge.telemetry.mqtt import BrokerAddress, Connection, ConnectionFailed, Handlers
 
 log = logging.getLogger(__name__)
 
 SINK, COMMANDER = "fleet-sink", "fleet-commander"
 _REFRESH = timedelta(days=1)
 _COMMAND_S = 10.0
+_FRESH_S = 60.0
+"""So long after its revocation a node's session is looked for."""
 
 _CONFIG = """\
 # Written by edge; changes are lost. Run it as the user that `edge fleet serve` runs as: mosquitto -c {home}/mosquitto.conf
@@ -46,6 +50,8 @@ certfile {home}/server.pem
 keyfile {home}/server.key
 require_certificate true
 use_identity_as_username true
+use_username_as_clientid true
+crlfile {home}/revoked.pem
 acl_file {home}/acl
 pid_file {home}/mosquitto.pid
 persistence true
@@ -91,28 +97,32 @@ class Enforced:
 
 
 def enforce(home: FleetHome, settings: FleetSettings, authority: Authority, database: Database) -> Enforced:
-    """Bring both files to what the database says, and have who reads them read them. Raises ConfigurationError if a file cannot
-    be written; a reload that fails is logged."""
+    """Bring the lists to what the database says, have who reads them read them, and end the sessions of nodes that were just
+    revoked. Raises ConfigurationError if a file cannot be written; a reload that fails is logged."""
     with locked(home.lock, "the access list", wait=True):
+        now = now_utc()
         with database.read() as session:
             acl = access_list(active(session))
-            now = now_utc()
             revoked = revoked_certificates(session, (now - timedelta(days=1)).timestamp())
-        broker = _publish(home.broker / "acl", acl.encode(), PRIVATE, lambda: reload_broker(home, settings))
+            fresh = revoked_since(session, now.timestamp() - _FRESH_S)
         write_if_changed(home.gateway / "ca.pem", authority.anchors, PUBLIC)
         path, command = home.gateway / "revoked.pem", settings.gateway.reload_command
-        text = _revocations(authority, revoked, now) if _stale(path, authority, revoked, now) else path.read_bytes()
-        gateway = _publish(path, text, PUBLIC, lambda: not command or _run(command, "gateway"))
+        crl = _revocations(authority, revoked, now) if _stale(path, authority, revoked, now) else path.read_bytes()
+        files = {home.broker / "revoked.pem": (crl, PUBLIC), home.broker / "acl": (acl.encode(), PRIVATE)}
+        broker = _publish(files, home.broker / ".untold", lambda: reload_broker(home, settings))
+        gateway = _publish({path: (crl, PUBLIC)}, home.gateway / ".untold", lambda: not command or _run(command, "gateway"))
+    for node in fresh:
+        end_session(home, settings, authority, node)
     return Enforced(broker, gateway)
 
 
-def _publish(path: Path, data: bytes, mode: int, tell: Callable[[], bool]) -> bool:
-    """Write a file and tell its reader. A mark says that the reader is still to be told: a process that is killed in between, or a
-    reload that failed, leaves it to the next one."""
-    mark = path.with_name(f".{path.name}.untold")
-    if not path.exists() or path.read_bytes() != data:
-        write_file(mark, b"", PRIVATE)
-        write_file(path, data, mode)
+def _publish(files: dict[Path, tuple[bytes, int]], mark: Path, tell: Callable[[], bool]) -> bool:
+    """Write files and tell their reader. The mark says that the reader is still to be told: a process that is killed in between, or
+    a reload that failed, leaves it to the next one."""
+    for path, (data, mode) in files.items():
+        if not path.exists() or path.read_bytes() != data:
+            write_file(mark, b"", PRIVATE)
+            write_file(path, data, mode)
     if not mark.exists():
         return True
     if not tell():
@@ -140,6 +150,29 @@ def reload_broker(home: FleetHome, settings: FleetSettings) -> bool:
             extra={"event": "broker_reload_failed", "reason": f"{error.strerror}: set [broker] reload_command"},
         )
         return False
+    return True
+
+
+def end_session(home: FleetHome, settings: FleetSettings, authority: Authority, node: str) -> bool:
+    """Have the broker drop a node's connection: mosquitto takes the certificate's name as the client's, so who comes with the same
+    name takes the session over, and this authority can make a certificate of any name. Whether that was possible."""
+    url, draft = settings.broker.sink_url or settings.broker.url, home.tls / f".{node}.{secrets.token_hex(4)}"
+    if url is None or not (home.broker / "mosquitto.pid").exists():
+        return False
+    key, now = new_key(), now_utc()
+    made = issue_node(authority.issuer, key.public_key(), settings.name, node, now, timedelta(minutes=5))
+    try:
+        write_file(draft, pem(made, *authority.chain) + key_pem(key), PRIVATE)
+        connection = Connection(
+            BrokerAddress(url, node, ca_file=home.tls / "ca.pem", cert_file=draft, key_file=draft), Handlers()
+        )
+        connection.open()
+        connection.close()
+    except (ConnectionFailed, ConfigurationError) as error:
+        log.warning("a session may still be open", extra={"event": "fleet_session_open", "node": node, "reason": str(error)})
+        return False
+    finally:
+        draft.unlink(missing_ok=True)
     return True
 
 

@@ -117,6 +117,11 @@ def revoked_certificates(session: Session, ended_after_s: float) -> list[tuple[s
     return [(issuer, serial, when or 0.0) for issuer, serial, when in session.execute(query)]
 
 
+def revoked_since(session: Session, since_s: float) -> list[str]:
+    """Those that were shut out lately."""
+    return list(session.scalars(select(Node.id).where(Node.state == "revoked", Node.revoked_s > since_s).order_by(Node.id)))
+
+
 def holders(session: Session, issuer: str, now_s: float) -> list[str]:
     """Active nodes whose newest certificate was signed by that authority."""
     newest = (

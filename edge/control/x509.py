@@ -21,7 +21,7 @@ ROOT_LIFE, ISSUING_LIFE, SERVER_LIFE = timedelta(days=20 * 365), timedelta(days=
 _BACK = timedelta(hours=1)
 """Certificates begin this long before they are made: clocks differ."""
 _RSA_BITS = range(2048, 4097)
-_CRL_LIFE = timedelta(days=14)
+_CRL_LIFE = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
