@@ -44,6 +44,7 @@ class FleetSide:
             self.set(extra)
         self.url = f"https://localhost:{self.ports[0]}"
         self.people_url = f"http://127.0.0.1:{self.ports[1]}"
+        self.people_trust: ssl.SSLContext | bool = True
         self.broker_url = f"mqtts://localhost:{self.ports[2]}"
         self.log, self.broker_log = root / "serve.log", root / "broker.log"
         self.server: subprocess.Popen[bytes] | None = None
@@ -70,7 +71,7 @@ class FleetSide:
         give_up_s = time.monotonic() + _START_S
         while time.monotonic() < give_up_s:
             try:
-                httpx.get(f"{self.people_url}/health", trust_env=False).raise_for_status()
+                httpx.get(f"{self.people_url}/health", verify=self.people_trust, trust_env=False).raise_for_status()
                 return
             except httpx.HTTPError:
                 if self.server.poll() is not None:
