@@ -238,6 +238,22 @@ class CannotUnload(EdgeError):
     code = "cannot_unload"
 
 
+class NoSuchRecord(EdgeError):
+    """The fleet has no node or token of that name."""
+
+    status = 404
+    kind = "invalid_request_error"
+    code = "no_such_record"
+
+
+class RecordConflict(EdgeError):
+    """What is asked does not go with the state that a node or token is in."""
+
+    status = 409
+    kind = "invalid_request_error"
+    code = "conflict"
+
+
 class DownloadFailed(EdgeError):
     """A model's file could not be fetched. What came of it is kept and gone on from, unless it was wrong."""
 

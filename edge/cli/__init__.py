@@ -36,7 +36,7 @@ _COMMANDS = {
     "enroll": "Make this machine a node of a fleet, with a token.",
     "identity": "Show, renew or reset who this node is to its fleet.",
     "outbox": "Look at what was not yet acknowledged by the fleet, or send it.",
-    "fleet": "The other side of the uplink: a sink, and commands to nodes.",
+    "fleet": "The fleet's side: let nodes in, keep what they tell, show and command them.",
     "keys": "Create, list and revoke API keys.",
     "settings": "Show every setting, its value and where that came from.",
     "version": "Show the version.",

@@ -1,0 +1,125 @@
+"""What the routes share: settings, authority, database, and the thread that makes decisions hold."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from edge.control.authority import Authority, load_authority
+from edge.control.database import Database
+from edge.control.enforcement import enforce
+from edge.control.enrollment import Registrar
+from edge.control.files import read_file
+from edge.control.settings import FleetHome, FleetSettings
+from edge.errors import EdgeError
+
+log = logging.getLogger(__name__)
+
+_GATHER_S = 0.1
+"""So long further changes are waited for, so that many enrollments make one list."""
+_LOOK_S = 1.0
+_LATEST_S = 3600.0
+"""Revocation lists end; they are made anew long before."""
+
+
+class Enforcer:
+    """A thread that writes the broker's and the gateways' lists whenever the database was changed, by whoever."""
+
+    def __init__(self, home: FleetHome, settings: FleetSettings, authority: Callable[[], Authority], database: Database) -> None:
+        self._home, self._settings, self._authority, self._database = home, settings, authority, database
+        self._wanted = 0
+        self._condition = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="enforcer", daemon=True)
+        self._said = ""
+        self.done = 0
+        """All that was asked for up to this number was tried. Written by the thread alone."""
+        self.holds = False
+        """Whether the last try succeeded."""
+
+    def start(self) -> None:
+        """Begin; what is in the database is enforced at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, when what was asked for is done."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join(10)
+
+    def ask(self) -> int:
+        """Something has changed. Returns the number that `done` will reach. Any thread may call it."""
+        with self._condition:
+            self._wanted += 1
+            self._condition.notify()
+            return self._wanted
+
+    def _run(self) -> None:
+        version, looked_s = -1, 0.0
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._wanted > self.done or self._stopping, _LOOK_S)
+                ending = self._stopping
+            if not ending and self._wanted > self.done:
+                time.sleep(_GATHER_S)
+            wanted = self._wanted
+            # Commands such as `edge fleet revoke` write to the database too; they enforce by themselves, and this is the net below.
+            now = self._database.version()
+            if wanted > self.done or now != version or not self.holds or time.monotonic() - looked_s > _LATEST_S:
+                self._enforce()
+                version, self.done, looked_s = now, wanted, time.monotonic()
+            if ending:
+                return
+
+    def _enforce(self) -> None:
+        try:
+            done = enforce(self._home, self._settings, self._authority(), self._database)
+            self._said, self.holds = "", done.broker and done.gateway
+        except EdgeError as error:
+            self.holds = False
+            if error.message != self._said:
+                log.error("decisions do not hold", extra={"event": "fleet_unenforced", "reason": error.message})
+                self._said = error.message
+
+
+class Fleet:
+    """One fleet's server as its routes see it."""
+
+    def __init__(self, home: FleetHome, settings: FleetSettings, database: Database) -> None:
+        """Raises ConfigurationError."""
+        self.home, self.settings, self.database = home, settings, database
+        self.authority = load_authority(home)
+        """Replaced by `reload_authority` alone."""
+        self.enforcer = Enforcer(home, settings, lambda: self.authority, database)
+        self.now: Callable[[], float] = time.time
+
+    @property
+    def registrar(self) -> Registrar:
+        """Who decides on requests, with the authority as it is now."""
+        return Registrar(self.authority, self.settings)
+
+    def reload_authority(self) -> bool:
+        """Whether it has changed. Raises ConfigurationError."""
+        found = load_authority(self.home)
+        changed = found.state != self.authority.state
+        self.authority = found
+        return changed
+
+    def command_keys(self) -> tuple[str, ...]:
+        """PEM of the keys that may command nodes: what lies in commands/ and ends in .pub. Raises ConfigurationError."""
+        paths = sorted(self.home.commands.parent.glob("*.pub"))
+        return tuple(read_file(path, "the command key").decode() for path in paths)
+
+    def facts(self) -> dict[str, Any]:
+        """For the page."""
+        authority = self.authority
+        return {
+            "fleet": self.settings.name,
+            "root_ends_s": authority.current_root.not_valid_after_utc.timestamp(),
+            "issuing_ends_s": authority.issuer.certificate.not_valid_after_utc.timestamp(),
+            "rolling_over": len(authority.state.roots) > 1 or len(authority.state.issuing) > 1,
+        }
