@@ -230,12 +230,13 @@ class Keeper:
                 self._store.remember_time(self._known)
 
     def _announce(self) -> None:
-        """Each generation is told of once, by whichever process of the node comes to know it first."""
+        """Each generation is told of once. A node that has no uplink yet leaves that to itself after the start with one."""
         identity = self._identity
         if identity is None or self._store.announced == identity.directory.name:
             return
         ends = datetime.fromtimestamp(identity.life.ends_s, UTC).isoformat(timespec="seconds")
         about = {"generation": identity.generation, "certificate_ends": ends}
         log.info("this node has a new certificate", extra={"event": identity.how, **about})
-        with contextlib.suppress(EdgeError):
-            self._store.announce(identity.directory.name)
+        if self.alarms is not None:
+            with contextlib.suppress(EdgeError):
+                self._store.announce(identity.directory.name)
