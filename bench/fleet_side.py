@@ -56,7 +56,9 @@ class FleetSide:
         for line in extra.strip().splitlines():
             key, _, value = line.partition("=")
             section, _, name = key.strip().rpartition(".")
-            kept = [line for line in text.splitlines()]
+            kept = text.splitlines()
+            if section and f"[{section}]" not in kept:
+                kept += ["", f"[{section}]"]
             at = kept.index(f"[{section}]") if section else -1
             kept = [k for i, k in enumerate(kept) if not (i > at and k.split(" =")[0] == name and _section(kept, i) == section)]
             kept.insert(kept.index(f"[{section}]") + 1 if section else 0, f"{name} = {value.strip()}")
@@ -163,6 +165,8 @@ class Box:
         self.directory, self.fleet, self.label = directory, fleet, label
         self.key = new_key()
         self.certificate: x509.Certificate | None = None
+        self.trusted = fleet.home.ca / "root-1.pem"
+        """The only root that it trusts."""
         self._write_key()
 
     @property
@@ -197,8 +201,8 @@ class Box:
         return request.public_bytes(serialization.Encoding.DER)
 
     def client(self, *, certificate: bool = True) -> httpx.Client:
-        """Speaks TLS with this fleet's root as the only one that is trusted."""
-        context = ssl.create_default_context(cafile=self.fleet.home.ca / "root-1.pem")
+        """Speaks TLS."""
+        context = ssl.create_default_context(cafile=self.trusted)
         if certificate and self.certificate is not None:
             context.load_cert_chain(self.cert_file, self.key_file)
         return httpx.Client(base_url=self.fleet.url, verify=context, trust_env=False, timeout=30)
@@ -245,7 +249,7 @@ class Box:
     def address(self, client_id: str | None = None, **more: Any) -> BrokerAddress:
         """How it connects to the broker."""
         return BrokerAddress(
-            self.fleet.broker_url, client_id or f"edge-{self.name}", ca_file=self.fleet.home.ca / "root-1.pem",
+            self.fleet.broker_url, client_id or f"edge-{self.name}", ca_file=self.trusted,
             cert_file=self.cert_file, key_file=self.key_file, **more,
         )  # fmt: skip
 

@@ -146,6 +146,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Raises ConfigurationError unless the file is there, as this version has it; `migrated` makes it so."""
         self._path = path
+        _require(path)
         self._engine = engine_of(path)
         self._immediate = self._engine.execution_options(immediate=True)
         self._watch: Any = None
@@ -218,8 +219,10 @@ def revision(engine: Engine) -> str | None:
     return None if row is None else str(row[0])
 
 
-def migrated(path: Path) -> Database:
-    """The database, brought up to this version. Raises ConfigurationError."""
+def migrated(path: Path, *, new: bool = False) -> Database:
+    """The database, brought up to this version; it must be there unless it is `new`. Raises ConfigurationError."""
+    if not new:
+        _require(path)
     engine = engine_of(path)
     try:
         found = revision(engine)
@@ -237,6 +240,12 @@ def migrated(path: Path) -> Database:
         engine.dispose()
     path.chmod(0o600)
     return Database(path)
+
+
+def _require(path: Path) -> None:
+    """SQLite would make an empty one."""
+    if not path.exists():
+        raise ConfigurationError(f"the fleet's database {path} is missing: restore it from a back-up")
 
 
 def _other_revision(path: Path, found: str | None) -> ConfigurationError:

@@ -204,9 +204,9 @@ def _stale(path: Path, authority: Authority, revoked: list[tuple[str, str, float
         return True
     told = {f"{entry.serial_number:x}" for found in lists for entry in found}
     ours = {issuer_id(issuer.certificate) for issuer in authority.issuers}
-    if not text.endswith(b"".join(authority.root_crls)):
+    if [found.issuer for found in lists] != [issuer.certificate.subject for issuer in authority.issuers]:
         return True
-    if len(lists) < len(authority.issuers) or told != {serial for owner, serial, _ in revoked if owner in ours}:
+    if not text.endswith(b"".join(authority.root_crls)) or told != {serial for owner, serial, _ in revoked if owner in ours}:
         return True
     return any(found.last_update_utc + _REFRESH < now for found in lists)
 

@@ -64,10 +64,15 @@ class Founded:
 
 
 def found_fleet(root: Path, wish: Wish, actor: str) -> Founded:
-    """Raises ConfigurationError, also if a fleet is there already. What was cut off is begun anew: fleet.toml is written last."""
+    """Raises ConfigurationError, also if a fleet is there already. fleet.toml is written last."""
     home = FleetHome(root.absolute())
     if home.settings_file.exists():
         raise ConfigurationError(f"{root} holds a fleet already; choose another directory")
+    if (home.ca / "state.json").exists():
+        raise ConfigurationError(
+            f"{root} holds a fleet without its fleet.toml, or one that was not finished: restore fleet.toml from a back-up, "
+            "or remove the directory if nothing was enrolled with it"
+        )
     for ours in (home.root, home.ca, home.tls, home.broker, home.gateway, home.commands.parent):
         _directory(ours)
     now = now_utc()
@@ -80,13 +85,11 @@ def found_fleet(root: Path, wish: Wish, actor: str) -> Founded:
     write_file(home.commands, private, PRIVATE)
     write_file(Path(f"{home.commands}.pub"), public)
     write_file(home.broker / "mosquitto.conf", broker_config(home.broker, settings.broker.port).encode())
-    home.database.unlink(missing_ok=True)
-    database = migrated(home.database)
+    database = migrated(home.database, new=True)
     with database.write() as session:
         note(session, now.timestamp(), actor, "fleet_founded", wish.name, f"root {authority.pin}")
     enforce(home, settings, authority, database)
     database.close()
-    home.admin_keys.unlink(missing_ok=True)
     key = KeyStore(home.admin_keys).create(
         "first", scopes=("admin",), requests_per_minute=None,
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
