@@ -28,9 +28,10 @@ def settings_page() -> str:
         "",
         f"<!-- {_NOTE} -->",
         "",
-        "A value is taken from the flag, else from the environment, else from the file `EDGE_HOME/edge.toml`, else it",
-        "is the default. The flag is `--set section.name=value`; `edge settings` shows what is in force and where it",
-        "came from. Unknown names and refused values stop the start with a line that names them.",
+        "A value is taken from the flag, else from the environment, else from the file `EDGE_HOME/edge.toml`, else from",
+        "what the fleet told this node when it enrolled, else it is the default. The flag is `--set section.name=value`;",
+        "`edge settings` shows what is in force and where it came from. Unknown names and refused values stop the start",
+        "with a line that names them.",
     ]
     section = ""
     for setting in declared():
