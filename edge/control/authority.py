@@ -226,9 +226,7 @@ def _certificate(path: Path) -> x509.Certificate:
 def _root(home: FleetHome, number: int, given: Path | None) -> Issuer:
     path = given or home.ca / f"root-{number}.key"
     if not path.exists():
-        raise ConfigurationError(
-            f"this needs the key of root {number}, and {path} is not there; give it with --root-key FILE"
-        )
+        raise ConfigurationError(f"this needs the key of root {number}, and {path} is not there; give it with --root-key FILE")
     certificate = _certificate(home.ca / f"root-{number}.pem")
     return Issuer(certificate, _key(path, certificate))
 

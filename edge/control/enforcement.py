@@ -110,9 +110,7 @@ def enforce(home: FleetHome, settings: FleetSettings, authority: Authority, data
         crl = _revocations(authority, revoked, now) if _stale(path, authority, revoked, now) else path.read_bytes()
         files = {home.broker / "revoked.pem": (crl, PUBLIC), home.broker / "acl": (acl.encode(), PRIVATE)}
         broker = _publish(files, home.broker / ".untold", lambda: reload_broker(home, settings))
-        gateway = _publish(
-            {path: (crl, PUBLIC)}, home.gateway / ".untold", lambda: not command or _run(command, "gateway")
-        )
+        gateway = _publish({path: (crl, PUBLIC)}, home.gateway / ".untold", lambda: not command or _run(command, "gateway"))
     for node in fresh:
         end_session(home, settings, authority, node)
     return Enforced(broker, gateway)
@@ -171,9 +169,7 @@ def end_session(home: FleetHome, settings: FleetSettings, authority: Authority, 
         connection.open()
         connection.close()
     except (ConnectionFailed, ConfigurationError) as error:
-        log.warning(
-            "a session may still be open", extra={"event": "fleet_session_open", "node": node, "reason": str(error)}
-        )
+        log.warning("a session may still be open", extra={"event": "fleet_session_open", "node": node, "reason": str(error)})
         return False
     finally:
         draft.unlink(missing_ok=True)
@@ -193,11 +189,7 @@ def _revocations(authority: Authority, revoked: list[tuple[str, str, float]], no
     lists = []
     for issuer in authority.issuers:
         mine = issuer_id(issuer.certificate)
-        entries = [
-            (int(serial, 16), datetime.fromtimestamp(int(when), UTC))
-            for owner, serial, when in revoked
-            if owner == mine
-        ]
+        entries = [(int(serial, 16), datetime.fromtimestamp(int(when), UTC)) for owner, serial, when in revoked if owner == mine]
         lists.append(make_crl(issuer, entries, now).public_bytes(serialization.Encoding.PEM))
     return b"".join([*lists, *authority.root_crls])
 
@@ -214,9 +206,7 @@ def _stale(path: Path, authority: Authority, revoked: list[tuple[str, str, float
     ours = {issuer_id(issuer.certificate) for issuer in authority.issuers}
     if [found.issuer for found in lists] != [issuer.certificate.subject for issuer in authority.issuers]:
         return True
-    if not text.endswith(b"".join(authority.root_crls)) or told != {
-        serial for owner, serial, _ in revoked if owner in ours
-    }:
+    if not text.endswith(b"".join(authority.root_crls)) or told != {serial for owner, serial, _ in revoked if owner in ours}:
         return True
     return any(found.last_update_utc + _REFRESH < now for found in lists)
 
@@ -225,17 +215,13 @@ def _run(command: tuple[str, ...], what: str) -> bool:
     reason = ""
     with contextlib.suppress(subprocess.TimeoutExpired):
         try:
-            done = subprocess.run(
-                command, capture_output=True, timeout=_COMMAND_S, stdin=subprocess.DEVNULL, check=False
-            )
+            done = subprocess.run(command, capture_output=True, timeout=_COMMAND_S, stdin=subprocess.DEVNULL, check=False)
         except OSError as error:
             reason = f"{command[0]}: {error.strerror}"
         else:
             if done.returncode == 0:
                 return True
-            reason = (
-                f"{command[0]} ended with {done.returncode}: {done.stderr.decode('utf-8', 'replace').strip()[-300:]}"
-            )
+            reason = f"{command[0]} ended with {done.returncode}: {done.stderr.decode('utf-8', 'replace').strip()[-300:]}"
     log.error(
         f"the {what} cannot be reloaded",
         extra={"event": f"{what}_reload_failed", "reason": reason or f"{command[0]} took longer than {_COMMAND_S:g} s"},

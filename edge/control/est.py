@@ -50,10 +50,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     )
 }
 _CERTIFICATES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Certificates, as base64 of PKCS #7 certs-only.",
-        "content": {_PKCS7: {"schema": {"type": "string"}}},
-    }
+    200: {"description": "Certificates, as base64 of PKCS #7 certs-only.", "content": {_PKCS7: {"schema": {"type": "string"}}}}
 }
 _REQUEST: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/pkcs10": {"schema": {"type": "string"}}}}
@@ -85,9 +82,7 @@ async def cacerts(request: Request) -> Response:
 )  # fmt: skip
 async def csrattrs() -> Response:
     """What is asked of requests: a P-256 key. Names are given here and not taken from requests."""
-    return Response(
-        _one_line(_CSR_ATTRS), headers={"content-transfer-encoding": "base64"}, media_type="application/csrattrs"
-    )
+    return Response(_one_line(_CSR_ATTRS), headers={"content-transfer-encoding": "base64"}, media_type="application/csrattrs")
 
 
 @router.post(f"{EST_PATH}/simpleenroll", response_class=Response, responses={**_CERTIFICATES, **_REFUSALS}, openapi_extra=_REQUEST)  # fmt: skip  # noqa: E501

@@ -28,9 +28,7 @@ _LATEST_S = 3600.0
 class Enforcer:
     """A thread that writes the broker's and the gateways' lists whenever the database was changed, by whoever."""
 
-    def __init__(
-        self, home: FleetHome, settings: FleetSettings, authority: Callable[[], Authority], database: Database
-    ) -> None:
+    def __init__(self, home: FleetHome, settings: FleetSettings, authority: Callable[[], Authority], database: Database) -> None:
         self._home, self._settings, self._authority, self._database = home, settings, authority, database
         self._wanted = 0
         self._condition = threading.Condition()

@@ -55,9 +55,7 @@ def node_rows(
     if group:
         query = query.where(Node.group == group)
     if search:
-        query = query.where(
-            or_(Node.id.contains(search, autoescape=True), Node.label.contains(search, autoescape=True))
-        )
+        query = query.where(or_(Node.id.contains(search, autoescape=True), Node.label.contains(search, autoescape=True)))
     return [_row(node, status) for node, status in session.execute(query)]
 
 
@@ -121,9 +119,7 @@ def revoked_certificates(session: Session, ended_after_s: float) -> list[tuple[s
 
 def revoked_since(session: Session, since_s: float) -> list[str]:
     """Those that were shut out lately."""
-    return list(
-        session.scalars(select(Node.id).where(Node.state == "revoked", Node.revoked_s > since_s).order_by(Node.id))
-    )
+    return list(session.scalars(select(Node.id).where(Node.state == "revoked", Node.revoked_s > since_s).order_by(Node.id)))
 
 
 def holders(session: Session, issuer: str, now_s: float) -> list[str]:

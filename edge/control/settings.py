@@ -37,9 +37,7 @@ class Est(_Section):
 class Admin(_Section):
     """The listener for people: the page and the JSON API."""
 
-    host: Annotated[str, MinLen(1)] = Field(
-        "127.0.0.1", description="Address to listen on; others than loopback need TLS."
-    )
+    host: Annotated[str, MinLen(1)] = Field("127.0.0.1", description="Address to listen on; others than loopback need TLS.")
     port: Port = Field(8444, description="TCP port.")
     tls_cert: Path | None = Field(None, description="PEM file with the certificate chain that browsers see.")
     tls_key: Path | None = Field(None, description="PEM file with its key.")
@@ -57,8 +55,7 @@ class Broker(_Section):
     )
     port: Port = Field(8883, description="Where mosquitto listens, in the configuration that is written.")
     reload_command: tuple[str, ...] = Field(
-        (),
-        description="Run to have the broker read its access list anew. Without it: SIGHUP to the process in broker/mosquitto.pid.",
+        (), description="Run to have the broker read its access list anew. Without it: SIGHUP to the process in broker/mosquitto.pid."
     )
 
 

@@ -66,13 +66,7 @@ def cross_sign(subject: x509.Certificate, issuer: Issuer, now: datetime) -> x509
     assert isinstance(public, ec.EllipticCurvePublicKey)
     end = min(subject.not_valid_after_utc, issuer.certificate.not_valid_after_utc)
     return _ca_certificate(
-        subject.subject,
-        public,
-        issuer.certificate.subject,
-        issuer.key,
-        issuer.key.public_key(),
-        (now, end),
-        path_length=1,
+        subject.subject, public, issuer.certificate.subject, issuer.key, issuer.key.public_key(), (now, end), path_length=1
     )
 
 
@@ -145,7 +139,9 @@ def read_request(der: bytes) -> x509.CertificateSigningRequest:
 def key_hash(public: CertificatePublicKeyTypes) -> str:
     """SHA-256 of SubjectPublicKeyInfo, in hex: what a token and a node are bound to."""
     digest = hashes.Hash(hashes.SHA256())
-    digest.update(public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
+    digest.update(
+        public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
     return digest.finalize().hex()
 
 

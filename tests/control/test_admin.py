@@ -60,9 +60,7 @@ def test_over_tls_the_cookie_is_for_tls_only(own_fleet: FleetSide) -> None:
     own_fleet.start()
     with httpx.Client(base_url=own_fleet.people_url, verify=context, trust_env=False) as client:
         answer = client.post("/fleet/v1/session", json={"key": own_fleet.admin_key})
-        assert (
-            answer.headers["set-cookie"].startswith("__Host-edge-fleet=") and "Secure" in answer.headers["set-cookie"]
-        )
+        assert answer.headers["set-cookie"].startswith("__Host-edge-fleet=") and "Secure" in answer.headers["set-cookie"]
         assert client.get("/fleet/v1/session").status_code == 200
 
 
@@ -123,9 +121,7 @@ def test_a_secret_is_nowhere_in_the_directory(fleet: FleetSide, new_box: NewBox)
 
 
 def test_keys_are_readable_by_their_owner_alone(fleet: FleetSide) -> None:
-    private = [
-        p for p in fleet.home.root.rglob("*") if p.suffix in (".key", ".db") or p.name in ("admin-keys.json", "acl")
-    ]
+    private = [p for p in fleet.home.root.rglob("*") if p.suffix in (".key", ".db") or p.name in ("admin-keys.json", "acl")]
     assert len(private) >= 8
     for path in private:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 or path.name == "telemetry.db", path

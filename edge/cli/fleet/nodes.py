@@ -72,11 +72,7 @@ def revoke(names: tuple[str, ...], home: FleetHome, as_json: bool) -> None:
 
 
 def _change(
-    home: FleetHome,
-    names: tuple[str, ...],
-    change: Callable[[Session, str, float, str], str | None],
-    word: str,
-    as_json: bool,
+    home: FleetHome, names: tuple[str, ...], change: Callable[[Session, str, float, str], str | None], word: str, as_json: bool
 ) -> None:
     """All or none."""
     with opened(home) as (settings, database):
@@ -91,9 +87,7 @@ def _change(
             click.echo(f"{word} {', '.join(names)}")
         if not (done.broker and done.gateway):
             who = "the broker" if not done.broker else "the gateway"
-            raise NodeUnreachable(
-                f"{who} could not be told: see the line above; a running `edge fleet serve` tries again"
-            )
+            raise NodeUnreachable(f"{who} could not be told: see the line above; a running `edge fleet serve` tries again")
 
 
 @click.command()

@@ -47,9 +47,7 @@ def init(
 
 @click.command()
 @fleet_option
-@click.option(
-    "--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True, help="How much is logged."
-)
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True, help="How much is logged.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="For people or for programs.")  # fmt: skip  # noqa: E501
 def serve(home: FleetHome, log_level: str, log_format: str) -> None:
     """Run the fleet's server until told to stop: EST and bootstrap for nodes, the page and its API for people, the telemetry sink,
