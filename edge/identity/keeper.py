@@ -141,6 +141,8 @@ class Keeper:
 
     def _changed(self) -> None:
         self._announce()
+        if self.alarms is not None:
+            self.alarms.clear("renewal_refused")
         settings = self._settings_text()
         if settings != self._settings:
             self._settings = settings
@@ -165,11 +167,7 @@ class Keeper:
             return
         finally:
             self._known = self._store.known()
-        self._last = LastTry(self.now_s, 0, "")
-        with contextlib.suppress(EdgeError):
-            self._store.remember_try(self._last)
-        if self.alarms is not None:
-            self.alarms.clear("renewal_refused")
+        self._last = self._store.last_try()
         self._judge(self._identity)
         self._changed()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from edge.errors import EnrollmentFailed, EnrollmentRefused, EnrollmentUnreachable
 from edge.identity.contact import Contact
 from edge.identity.est import FleetClient
-from edge.identity.identity import Identity, IdentityDamaged, Request, read_identity
+from edge.identity.identity import Identity, IdentityDamaged, LastTry, Request, read_identity
 from edge.identity.moment import best_guess_s
 from edge.identity.store import Making, Store
 from edge.telemetry.clock import Clock
@@ -35,6 +35,7 @@ async def renew(store: Store, clock: Clock, prove: Prove) -> Identity:
             )
         renewed = store.put_in_force(_MAKING)
         store.drop_others()
+        store.remember_try(LastTry(best_guess_s(clock.now(), store.known()), 0, ""))
         return renewed
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from bench.broker import Broker
+from bench.est_authority import now
+from bench.est_server import EstServer
 from bench.fleet_side import FleetSide
 from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, free_port, start_node, stop_node
@@ -39,6 +43,10 @@ def load(node: RunningNode) -> dict[str, Any]:
     except httpx.TransportError:  # it starts anew
         return {}
     return found
+
+
+def codes(node: RunningNode) -> set[str]:
+    return {alarm["code"] for alarm in load(node)["alarms"]}
 
 
 def events(fleet: FleetSide) -> list[str]:
@@ -113,3 +121,42 @@ def test_the_fleets_ca_rolls_over_and_the_node_follows(fleet: FleetSide, run_edg
     shown = json.loads(run_edge("identity", "show", "--json").stdout)
     assert set(before) < set(shown["roots_sha256"]) and len(shown["roots_sha256"]) == 2
     assert shown["certificate"]["issuer"].endswith("issuing 2")
+
+
+@pytest.mark.e2e
+def test_a_node_renews_its_certificate_while_it_runs(home: Path, tmp_path: Path, run_edge: RunEdge) -> None:
+    """Twenty of thirty days have gone when it starts. What it renews with is tried at the broker, and then the uplink uses it."""
+    est = EstServer(tmp_path / "est")
+    (tmp_path / "broker").mkdir()
+
+    def certify(place: Path) -> None:
+        est.authority.trusted_pem(place / "ca.pem")
+        est.authority.server_pem(place / "broker.pem", "localhost")
+
+    broker = Broker(tmp_path / "broker", certify=certify)
+    broker.start()
+    est.more = {"mqtt": {"url": f"mqtts://localhost:{broker.port}"}}
+    est.manner.begins = now() - timedelta(days=28)
+    assert run_edge("enroll", "--fleet", est.url, EDGE_ENROLL_TOKEN=est.token()).returncode == 0
+    broker.kill()  # nothing to try it at: the old one must stay
+    est.manner.begins = None
+    running = start_node(home, port=free_port())
+    try:
+        until(lambda: load(running)["identity"]["renewal_failure"], 60)
+        assert "the old one serves" in load(running)["identity"]["renewal_failure"]
+        assert load(running)["identity"]["generation"] == 1
+        assert "certificate_expiring" in codes(running)
+        broker.start()
+        until(lambda: load(running)["outbox"]["connected"], 60)
+        assert run_edge("identity", "renew").returncode == 0, "what waits for its trial is not asked for again"
+        until(lambda: load(running)["identity"]["generation"] == 2, 60)
+        assert est.asked.count("simplereenroll") == 1
+        until(lambda: "certificate_expiring" not in codes(running), 60)
+        assert load(running)["identity"]["renewal_failure"] == ""
+        until(lambda: broker.connections() >= 3 and load(running)["outbox"]["connected"], 60)
+        assert [path.name for path in (home / "identity" / "generations").iterdir()] == ["000002"]
+        assert est.complaints == []
+    finally:
+        stop_node(running)
+        broker.kill()
+        est.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import stat
 import threading
@@ -372,3 +373,15 @@ def _public_key() -> str:
     from edge.telemetry.commands import new_key_pair
 
     return new_key_pair()[1].decode()
+
+
+def test_what_root_makes_belongs_to_the_owner_of_the_home(est: EstServer, box: Box) -> None:
+    """`sudo edge enroll` for a node that runs as somebody else. Who is not root is the owner anyway."""
+    box.home.mkdir()
+    if os.geteuid() == 0:
+        os.chown(box.home, 65_534, 65_534)
+    box.enroll(est.token())
+    box.renew()
+    owner = box.home.stat()
+    for path in (box.home / "identity", *(box.home / "identity").rglob("*")):
+        assert (path.lstat().st_uid, path.lstat().st_gid) == (owner.st_uid, owner.st_gid), path
