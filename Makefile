@@ -1,13 +1,14 @@
 # `make` alone lists what there is. Variables: PYTHON (3.11 or newer), ARGS (handed to the command), RUNTIME (onnx; or onnx-gpu on a
-# machine with CUDA, once: it is remembered).
+# machine with CUDA, once: it is remembered), EXTRA (a further extra of pyproject.toml, such as fleet).
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 RUNTIME ?=
-SETUP := $(PYTHON) provisioning/install.py $(if $(RUNTIME),--extra $(RUNTIME))
+EXTRA ?=
+SETUP := $(PYTHON) provisioning/install.py $(if $(RUNTIME),--extra $(RUNTIME)) $(if $(EXTRA),--extra $(EXTRA))
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability prove-telemetry prove-enroll-node clean distclean
+.PHONY: help install serve dev test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability prove-telemetry prove-enroll prove-enroll-node clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +74,9 @@ prove-telemetry: dev ## Nodes, broker, links and disks that fail, and what the f
 
 prove-enroll-node: dev ## Enrollment, renewal and reset killed at every step; five minutes
 	@$(BIN)/python -m bench.prove_enroll_node $(ARGS)
+
+prove-enroll: dev ## 200 nodes enroll and report, are revoked, and come in while the server is killed; five minutes
+	@$(BIN)/python -m bench.prove_enroll $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -60,7 +60,11 @@ class FleetSide:
             if section and f"[{section}]" not in kept:
                 kept += ["", f"[{section}]"]
             at = kept.index(f"[{section}]") if section else -1
-            kept = [k for i, k in enumerate(kept) if not (i > at and k.split(" =")[0] == name and _section(kept, i) == section)]
+            kept = [
+                k
+                for i, k in enumerate(kept)
+                if not (i > at and k.split(" =")[0] == name and _section(kept, i) == section)
+            ]
             kept.insert(kept.index(f"[{section}]") + 1 if section else 0, f"{name} = {value.strip()}")
             text = "\n".join(kept) + "\n"
         self.home.settings_file.write_text(text)
@@ -216,7 +220,7 @@ class Box:
                 headers={"content-type": "application/pkcs10"},
                 auth=(token.id, token.secret),
             )
-        self._keep(answer)
+        self.keep(answer)
         return answer
 
     def renew(self) -> httpx.Response:
@@ -227,7 +231,7 @@ class Box:
                 content=base64.b64encode(self.csr()),
                 headers={"content-type": "application/pkcs10"},
             )
-        self._keep(answer)
+        self.keep(answer)
         return answer
 
     def bootstrap(self) -> httpx.Response:
@@ -235,7 +239,8 @@ class Box:
         with self.client() as opened:
             return opened.get("/fleet/v1/bootstrap")
 
-    def _keep(self, answer: httpx.Response) -> None:
+    def keep(self, answer: httpx.Response) -> None:
+        """The certificate of an answer, if there is one."""
         if answer.status_code == 200:
             self.hold(pkcs7.load_der_pkcs7_certificates(base64.b64decode(answer.content))[0])
 

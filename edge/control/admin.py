@@ -299,7 +299,9 @@ def _changed(fleet: Fleet, node_id: str) -> Changed:
 
 
 @router.get("/tokens", tags=["tokens"])
-def tokens(fleet: At, _: Who, after: Annotated[str | None, Query(max_length=32)] = None, limit: Limit = 100) -> TokensPage:
+def tokens(
+    fleet: At, _: Who, after: Annotated[str | None, Query(max_length=32)] = None, limit: Limit = 100
+) -> TokensPage:
     """Tokens by id, never their secrets."""
     with fleet.database.read() as session:
         rows = token_rows(session, fleet.now(), after=after, limit=limit + 1)
@@ -356,7 +358,9 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
-    return error_response(InvalidRequest(f"`{where}`: {first['msg']}" if where else str(first["msg"])), request.url.path)
+    return error_response(
+        InvalidRequest(f"`{where}`: {first['msg']}" if where else str(first["msg"])), request.url.path
+    )
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

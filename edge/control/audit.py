@@ -41,6 +41,4 @@ def entries(session: Session, *, before: int | None, subject: str | None, limit:
         query = query.where(Audit.id < before)
     if subject:
         query = query.where(Audit.subject == subject)
-    return [
-        Entry(row.id, row.at_s, row.actor, row.action, row.subject, row.detail) for row in session.scalars(query)
-    ]
+    return [Entry(row.id, row.at_s, row.actor, row.action, row.subject, row.detail) for row in session.scalars(query)]

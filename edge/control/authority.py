@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from edge.control.files import PRIVATE, read_file, write_file
 from edge.control.settings import FleetHome
 from edge.control.x509 import (
-    ROOT_LIFE,
     Issuer,
     cross_sign,
     key_pem,
@@ -199,7 +198,8 @@ def _write_root(home: FleetHome, number: int, root: Issuer) -> None:
     write_file(home.ca / f"root-{number}.key", key_pem(root.key), PRIVATE)
     write_file(home.ca / f"root-{number}.pem", pem(root.certificate))
     # As long-lived as the root: it is made where the root's key is, and that is away most of the time.
-    crl = make_crl(root, (), root.certificate.not_valid_before_utc + timedelta(hours=1), ROOT_LIFE)
+    begin, end = root.certificate.not_valid_before_utc, root.certificate.not_valid_after_utc
+    crl = make_crl(root, (), begin, end)
     write_file(home.ca / f"root-{number}.crl", crl.public_bytes(serialization.Encoding.PEM))
 
 
@@ -226,7 +226,9 @@ def _certificate(path: Path) -> x509.Certificate:
 def _root(home: FleetHome, number: int, given: Path | None) -> Issuer:
     path = given or home.ca / f"root-{number}.key"
     if not path.exists():
-        raise ConfigurationError(f"this needs the key of root {number}, and {path} is not there; give it with --root-key FILE")
+        raise ConfigurationError(
+            f"this needs the key of root {number}, and {path} is not there; give it with --root-key FILE"
+        )
     certificate = _certificate(home.ca / f"root-{number}.pem")
     return Issuer(certificate, _key(path, certificate))
 

@@ -77,7 +77,9 @@ class Bounds:
             log.error("a request failed", extra={"event": "bug"}, exc_info=error)
             if begun:
                 raise
-            await self._render(EngineFault("the fleet's server failed on this request; its log says how"))(scope, receive, send)
+            await self._render(EngineFault("the fleet's server failed on this request; its log says how"))(
+                scope, receive, send
+            )
 
 
 class _Vanished(Exception):

@@ -1,4 +1,4 @@
-"""Certificates of the fleet's own servers and clients: made at the start, and anew before they end or when the authority changes."""
+"""Certificates of the fleet's own servers and clients: made at the start, and anew before they end or the authority changes."""
 
 from __future__ import annotations
 

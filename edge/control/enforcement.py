@@ -24,10 +24,10 @@ from cryptography.hazmat.primitives import serialization
 from edge.control.authority import Authority
 from edge.control.database import Database
 from edge.control.enrollment import issuer_id
-from edge.control.files import PRIVATE, PUBLIC, read_file, write_file, write_if_changed
+from edge.control.files import PRIVATE, PUBLIC, write_file, write_if_changed
 from edge.control.nodes import active, revoked_certificates, revoked_since
 from edge.control.settings import FleetHome, FleetSettings
-from edge.control.x509 import issue_node, key_pem, make_crl, new_key, now_utc, pem
+from edge.control.x509 import CRL_LIFE, issue_node, key_pem, make_crl, new_key, now_utc, pem
 from edge.errors import ConfigurationError
 from edge.registry.durable import locked
 from edge.telemetry.mqtt import BrokerAddress, Connection, ConnectionFailed, Handlers
@@ -107,18 +107,22 @@ def enforce(home: FleetHome, settings: FleetSettings, authority: Authority, data
             fresh = revoked_since(session, now.timestamp() - _FRESH_S)
         write_if_changed(home.gateway / "ca.pem", authority.anchors, PUBLIC)
         path, command = home.gateway / "revoked.pem", settings.gateway.reload_command
-        crl = _revocations(authority, revoked, now) if _stale(path, authority, revoked, now) else path.read_bytes()
+        crl = path.read_bytes() if path.exists() else b""
+        if _stale(crl, authority, revoked, now):
+            crl = _revocations(authority, revoked, crl, now)
         files = {home.broker / "revoked.pem": (crl, PUBLIC), home.broker / "acl": (acl.encode(), PRIVATE)}
         broker = _publish(files, home.broker / ".untold", lambda: reload_broker(home, settings))
-        gateway = _publish({path: (crl, PUBLIC)}, home.gateway / ".untold", lambda: not command or _run(command, "gateway"))
+        gateway = _publish(
+            {path: (crl, PUBLIC)}, home.gateway / ".untold", lambda: not command or _run(command, "gateway")
+        )
     for node in fresh:
         end_session(home, settings, authority, node)
     return Enforced(broker, gateway)
 
 
 def _publish(files: dict[Path, tuple[bytes, int]], mark: Path, tell: Callable[[], bool]) -> bool:
-    """Write files and tell their reader. The mark says that the reader is still to be told: a process that is killed in between, or
-    a reload that failed, leaves it to the next one."""
+    """Write files and tell their reader. The mark says that the reader is still to be told: a process that is killed in between,
+    or a reload that failed, leaves it to the next one."""
     for path, (data, mode) in files.items():
         if not path.exists() or path.read_bytes() != data:
             write_file(mark, b"", PRIVATE)
@@ -154,8 +158,8 @@ def reload_broker(home: FleetHome, settings: FleetSettings) -> bool:
 
 
 def end_session(home: FleetHome, settings: FleetSettings, authority: Authority, node: str) -> bool:
-    """Have the broker drop a node's connection: mosquitto takes the certificate's name as the client's, so who comes with the same
-    name takes the session over, and this authority can make a certificate of any name. Whether that was possible."""
+    """Have the broker drop a node's connection: mosquitto takes the certificate's name as the client's, so who comes with the
+    same name takes the session over, and this authority can make a certificate of any name. Whether that was possible."""
     url, draft = settings.broker.sink_url or settings.broker.url, home.tls / f".{node}.{secrets.token_hex(4)}"
     if url is None or not (home.broker / "mosquitto.pid").exists():
         return False
@@ -169,7 +173,9 @@ def end_session(home: FleetHome, settings: FleetSettings, authority: Authority, 
         connection.open()
         connection.close()
     except (ConnectionFailed, ConfigurationError) as error:
-        log.warning("a session may still be open", extra={"event": "fleet_session_open", "node": node, "reason": str(error)})
+        log.warning(
+            "a session may still be open", extra={"event": "fleet_session_open", "node": node, "reason": str(error)}
+        )
         return False
     finally:
         draft.unlink(missing_ok=True)
@@ -184,29 +190,47 @@ def write_broker_trust(home: FleetHome, authority: Authority, server_pem: bytes,
     return changed
 
 
-def _revocations(authority: Authority, revoked: list[tuple[str, str, float]], now: datetime) -> bytes:
+def _revocations(authority: Authority, revoked: list[tuple[str, str, float]], before: bytes, now: datetime) -> bytes:
     """One list for each authority, the roots' too: nginx wants one for every link of the chain."""
+    # OpenSSL takes the list with the later begin, and the first that it saw of two with the same: none begins when another did.
+    begin = max(now - timedelta(hours=1), _begin_of(before) + timedelta(seconds=1))
     lists = []
     for issuer in authority.issuers:
         mine = issuer_id(issuer.certificate)
-        entries = [(int(serial, 16), datetime.fromtimestamp(int(when), UTC)) for owner, serial, when in revoked if owner == mine]
-        lists.append(make_crl(issuer, entries, now).public_bytes(serialization.Encoding.PEM))
+        entries = [
+            (int(serial, 16), datetime.fromtimestamp(int(when), UTC))
+            for owner, serial, when in revoked
+            if owner == mine
+        ]
+        lists.append(make_crl(issuer, entries, begin, now + CRL_LIFE).public_bytes(serialization.Encoding.PEM))
     return b"".join([*lists, *authority.root_crls])
 
 
-def _stale(path: Path, authority: Authority, revoked: list[tuple[str, str, float]], now: datetime) -> bool:
+def _lists(text: bytes) -> list[x509.CertificateRevocationList]:
+    """Raises ValueError."""
+    return [x509.load_pem_x509_crl(b"-----BEGIN" + block) for block in text.split(b"-----BEGIN")[1:]]
+
+
+def _begin_of(text: bytes) -> datetime:
+    try:
+        return max((found.last_update_utc for found in _lists(text)), default=datetime.fromtimestamp(0, UTC))
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
+
+
+def _stale(text: bytes, authority: Authority, revoked: list[tuple[str, str, float]], now: datetime) -> bool:
     """Whether the list says something else than it should, or will end before anybody looks again."""
     try:
-        text = read_file(path, "the revocation list")
-        blocks = [b"-----BEGIN" + block for block in text.split(b"-----BEGIN")[1:]]
-        lists = [x509.load_pem_x509_crl(block) for block in blocks][: len(authority.issuers)]
-    except (ConfigurationError, ValueError):
+        lists = _lists(text)[: len(authority.issuers)]
+    except ValueError:
         return True
     told = {f"{entry.serial_number:x}" for found in lists for entry in found}
     ours = {issuer_id(issuer.certificate) for issuer in authority.issuers}
     if [found.issuer for found in lists] != [issuer.certificate.subject for issuer in authority.issuers]:
         return True
-    if not text.endswith(b"".join(authority.root_crls)) or told != {serial for owner, serial, _ in revoked if owner in ours}:
+    if not text.endswith(b"".join(authority.root_crls)) or told != {
+        serial for owner, serial, _ in revoked if owner in ours
+    }:
         return True
     return any(found.last_update_utc + _REFRESH < now for found in lists)
 
@@ -215,13 +239,17 @@ def _run(command: tuple[str, ...], what: str) -> bool:
     reason = ""
     with contextlib.suppress(subprocess.TimeoutExpired):
         try:
-            done = subprocess.run(command, capture_output=True, timeout=_COMMAND_S, stdin=subprocess.DEVNULL, check=False)
+            done = subprocess.run(
+                command, capture_output=True, timeout=_COMMAND_S, stdin=subprocess.DEVNULL, check=False
+            )
         except OSError as error:
             reason = f"{command[0]}: {error.strerror}"
         else:
             if done.returncode == 0:
                 return True
-            reason = f"{command[0]} ended with {done.returncode}: {done.stderr.decode('utf-8', 'replace').strip()[-300:]}"
+            reason = (
+                f"{command[0]} ended with {done.returncode}: {done.stderr.decode('utf-8', 'replace').strip()[-300:]}"
+            )
     log.error(
         f"the {what} cannot be reloaded",
         extra={"event": f"{what}_reload_failed", "reason": reason or f"{command[0]} took longer than {_COMMAND_S:g} s"},

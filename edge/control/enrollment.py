@@ -104,7 +104,9 @@ class Registrar:
             found.key_sha256 = key
         return self._sign(session, found, request, now, f"node:{found.id}")
 
-    def node_of(self, session: Session, peer: x509.Certificate, now: datetime, *, grace_s: float = 0.0) -> Node | Refused:
+    def node_of(
+        self, session: Session, peer: x509.Certificate, now: datetime, *, grace_s: float = 0.0
+    ) -> Node | Refused:
         """The node that a certificate belongs to, if it may be heard. The handshake has checked the chain, and nothing else."""
         name = common_name(peer.subject)
         node = session.get(Node, name) if self.authority.signed(peer) else None
@@ -153,7 +155,9 @@ class Registrar:
         certificate = x509.load_der_x509_certificate(row.der)
         return Issued(node.id, certificate) if self.authority.signed(certificate) else None
 
-    def _sign(self, session: Session, node: Node, request: x509.CertificateSigningRequest, now: datetime, actor: str) -> Issued:
+    def _sign(
+        self, session: Session, node: Node, request: x509.CertificateSigningRequest, now: datetime, actor: str
+    ) -> Issued:
         life = timedelta(days=self.settings.nodes.certificate_days)
         issuer = self.authority.issuer
         made = issue_node(issuer, request.public_key(), self.settings.name, node.id, now, life)
@@ -167,7 +171,14 @@ class Registrar:
         )  # fmt: skip
         node.not_after_s = made.not_valid_after_utc.timestamp()
         until = datetime.fromtimestamp(node.not_after_s, UTC)
-        note(session, now.timestamp(), actor, "certificate_issued", node.id, f"{made.serial_number:x} until {until:%Y-%m-%d}")
+        note(
+            session,
+            now.timestamp(),
+            actor,
+            "certificate_issued",
+            node.id,
+            f"{made.serial_number:x} until {until:%Y-%m-%d}",
+        )
         return Issued(node.id, made)
 
 

@@ -35,7 +35,8 @@ _ENFORCED_S = 3.0
 """How long a bootstrap waits until the broker lets its node in."""
 
 router = APIRouter()
-_TEXT: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+_STRING: dict[str, Any] = {"schema": {"type": "string"}}
+_TEXT: dict[str, Any] = {"text/plain": _STRING}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": _TEXT}
     for status, text in (
@@ -50,7 +51,10 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     )
 }
 _CERTIFICATES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Certificates, as base64 of PKCS #7 certs-only.", "content": {_PKCS7: {"schema": {"type": "string"}}}}
+    200: {
+        "description": "Certificates, as base64 of PKCS #7 certs-only.",
+        "content": {_PKCS7: {"schema": {"type": "string"}}},
+    }
 }
 _REQUEST: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/pkcs10": {"schema": {"type": "string"}}}}
@@ -78,11 +82,13 @@ async def cacerts(request: Request) -> Response:
 @router.get(
     f"{EST_PATH}/csrattrs",
     response_class=Response,
-    responses={200: {"description": "What a request should hold.", "content": {"application/csrattrs": {"schema": {"type": "string"}}}}},
+    responses={200: {"description": "What a request should hold.", "content": {"application/csrattrs": _STRING}}},
 )  # fmt: skip
 async def csrattrs() -> Response:
     """What is asked of requests: a P-256 key. Names are given here and not taken from requests."""
-    return Response(_one_line(_CSR_ATTRS), headers={"content-transfer-encoding": "base64"}, media_type="application/csrattrs")
+    return Response(
+        _one_line(_CSR_ATTRS), headers={"content-transfer-encoding": "base64"}, media_type="application/csrattrs"
+    )
 
 
 @router.post(f"{EST_PATH}/simpleenroll", response_class=Response, responses={**_CERTIFICATES, **_REFUSALS}, openapi_extra=_REQUEST)  # fmt: skip  # noqa: E501

@@ -1,7 +1,7 @@
 """What a node's metrics say in a few figures. Pure: times come in as arguments.
 
-Counters are cumulative since the node's process began, histograms hold what one interval added (`edge.telemetry.records`), so shares
-are taken over a window: what came between its first and its last report of one boot.
+Counters are cumulative since the node's process began, histograms hold what one interval added (`edge.telemetry.records`), so
+shares are taken over a window: what came between its first and its last report of one boot.
 """
 
 from __future__ import annotations

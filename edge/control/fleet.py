@@ -28,7 +28,9 @@ _LATEST_S = 3600.0
 class Enforcer:
     """A thread that writes the broker's and the gateways' lists whenever the database was changed, by whoever."""
 
-    def __init__(self, home: FleetHome, settings: FleetSettings, authority: Callable[[], Authority], database: Database) -> None:
+    def __init__(
+        self, home: FleetHome, settings: FleetSettings, authority: Callable[[], Authority], database: Database
+    ) -> None:
         self._home, self._settings, self._authority, self._database = home, settings, authority, database
         self._wanted = 0
         self._condition = threading.Condition()
@@ -67,15 +69,16 @@ class Enforcer:
             if not ending and self._wanted > self.done:
                 time.sleep(_GATHER_S)
             wanted = self._wanted
-            # Commands such as `edge fleet revoke` write to the database too; they enforce by themselves, and this is the net below.
+            # Commands such as `edge fleet revoke` change the database too; they enforce by themselves, and this is the net below.
             now = self._database.version()
             if wanted > self.done or now != version or not self.holds or time.monotonic() - looked_s > _LATEST_S:
-                self._enforce()
+                self.enforce()
                 version, self.done, looked_s = now, wanted, time.monotonic()
             if ending:
                 return
 
-    def _enforce(self) -> None:
+    def enforce(self) -> None:
+        """Once. A failure is logged, and tried again by the thread."""
         try:
             done = enforce(self._home, self._settings, self._authority(), self._database)
             self._said, self.holds = "", done.broker and done.gateway

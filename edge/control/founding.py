@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from edge.control.credentials import renew_credentials
 from edge.control.database import migrated
 from edge.control.enforcement import broker_config, enforce
 from edge.control.files import PRIVATE, write_file
-from edge.control.settings import FleetHome, FleetSettings, load_settings
+from edge.control.settings import FleetHome, FleetSettings, parse_settings
 from edge.control.x509 import now_utc
 from edge.errors import ConfigurationError
 from edge.telemetry.commands import new_key_pair
@@ -73,13 +72,13 @@ def found_fleet(root: Path, wish: Wish, actor: str) -> Founded:
             f"{root} holds a fleet without its fleet.toml, or one that was not finished: restore fleet.toml from a back-up, "
             "or remove the directory if nothing was enrolled with it"
         )
+    toml = _toml(wish)
+    settings = parse_settings(toml, "")
     for ours in (home.root, home.ca, home.tls, home.broker, home.gateway, home.commands.parent):
         _directory(ours)
     now = now_utc()
     create_authority(home, wish.name, now)
     authority = load_authority(home)
-    toml = _toml(wish)
-    settings = _checked(home, toml)
     renew_credentials(home, settings, authority, now)
     private, public = new_key_pair()
     write_file(home.commands, private, PRIVATE)
@@ -113,17 +112,3 @@ def _toml(wish: Wish) -> str:
         name=json.dumps(wish.name), hosts=json.dumps(list(wish.hosts)), est_port=wish.est_port, admin_port=wish.admin_port,
         url=json.dumps(f"mqtts://{host}:{wish.broker_port}"), broker_port=wish.broker_port,
     )  # fmt: skip
-
-
-def _checked(home: FleetHome, toml: str) -> FleetSettings:
-    """As the file will be read. Raises ConfigurationError that speaks of the flags."""
-    draft = FleetHome(home.root / "ca" / ".draft")
-    _directory(draft.root)
-    write_file(draft.settings_file, toml.encode())
-    try:
-        return load_settings(draft)
-    except ConfigurationError as error:
-        raise ConfigurationError(re.sub(r"^.*fleet\.toml: ", "", error.message)) from None
-    finally:
-        draft.settings_file.unlink()
-        draft.root.rmdir()

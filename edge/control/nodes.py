@@ -55,7 +55,9 @@ def node_rows(
     if group:
         query = query.where(Node.group == group)
     if search:
-        query = query.where(or_(Node.id.contains(search, autoescape=True), Node.label.contains(search, autoescape=True)))
+        query = query.where(
+            or_(Node.id.contains(search, autoescape=True), Node.label.contains(search, autoescape=True))
+        )
     return [_row(node, status) for node, status in session.execute(query)]
 
 
@@ -67,7 +69,7 @@ def node_row(session: Session, node_id: str) -> NodeRow | None:
 
 def counts(session: Session) -> dict[str, int]:
     """How many there are, by state."""
-    found = dict.fromkeys(STATES, 0)
+    found: dict[str, int] = dict.fromkeys(map(str, STATES), 0)
     for state, count in session.execute(select(Node.state, func.count()).group_by(Node.state)):
         found[state] = count
     return found
@@ -106,8 +108,8 @@ def revoke(session: Session, node_id: str, now_s: float, actor: str) -> str | No
 def active(session: Session) -> Iterator[tuple[str, str]]:
     """(id, group) of those that may speak."""
     query = select(Node.id, Node.group).where(Node.state == "active").order_by(Node.id)
-    for node_id, group in session.execute(query):
-        yield node_id, group
+    for row in session.execute(query):
+        yield row[0], row[1]
 
 
 def revoked_certificates(session: Session, ended_after_s: float) -> list[tuple[str, str, float]]:
@@ -119,7 +121,9 @@ def revoked_certificates(session: Session, ended_after_s: float) -> list[tuple[s
 
 def revoked_since(session: Session, since_s: float) -> list[str]:
     """Those that were shut out lately."""
-    return list(session.scalars(select(Node.id).where(Node.state == "revoked", Node.revoked_s > since_s).order_by(Node.id)))
+    return list(
+        session.scalars(select(Node.id).where(Node.state == "revoked", Node.revoked_s > since_s).order_by(Node.id))
+    )
 
 
 def holders(session: Session, issuer: str, now_s: float) -> list[str]:

@@ -1,7 +1,7 @@
 """The listeners' connections. That of the nodes knows the client's certificate, which uvicorn does not tell.
 
-A certificate that has ended must get through the handshake, since it may still be renewed: OpenSSL checks the chain and leaves out
-the dates (X509_V_FLAG_NO_CHECK_TIME). They are checked where it is decided what the certificate is good for.
+A certificate that has ended must get through the handshake, since it may still be renewed: OpenSSL checks the chain and leaves
+out the dates (X509_V_FLAG_NO_CHECK_TIME). They are checked where it is decided what the certificate is good for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import resource
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ class PeerConnection(BoundedConnection):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self.scope[PEER] = self._peer  # type: ignore[typeddict-unknown-key]
+        scope: MutableMapping[str, Any] = self.scope  # type: ignore[assignment]
+        scope[PEER] = self._peer
 
 
 class HandshakeLoop(uvloop.Loop):

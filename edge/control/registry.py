@@ -117,7 +117,7 @@ class Registry:
         state = document["state"]
         if state not in _STATES:
             raise ValueError(state)
-        fresh = state != known.state and state != "offline"
+        fresh = bool(state != known.state and state != "offline")
         known.state = state
         return fresh
 

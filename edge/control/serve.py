@@ -22,7 +22,15 @@ from edge.control.enforcement import SINK, broker_config, reload_broker
 from edge.control.est import build_nodes_application
 from edge.control.files import write_if_changed
 from edge.control.fleet import Fleet
-from edge.control.peer import HandshakeLoop, http_server, listen, nodes_context, people_context, raise_file_limit, refresh
+from edge.control.peer import (
+    HandshakeLoop,
+    http_server,
+    listen,
+    nodes_context,
+    people_context,
+    raise_file_limit,
+    refresh,
+)
 from edge.control.registry import Registry, TellingSinkFile
 from edge.control.settings import FleetHome, FleetSettings, load_settings
 from edge.control.x509 import now_utc
@@ -87,6 +95,7 @@ class FleetServer:
         self._database = migrated(home.database)
         self._fleet = Fleet(home, settings, self._database)
         renew_credentials(home, settings, self._fleet.authority, now_utc())
+        self._fleet.enforcer.enforce()  # before anybody is let in, and before a broker looks for its lists
         write_if_changed(home.broker / "mosquitto.conf", broker_config(home.broker, settings.broker.port).encode())
         self._context = nodes_context(home.tls / "server.pem", home.tls / "server.key", home.tls / "ca.pem")
         self._people = self._people_context()
@@ -156,7 +165,9 @@ class FleetServer:
         name = self._settings.hosts[0]
         scheme = "https" if admin.tls_cert is not None else "http"
         return Serving(
-            f"https://{_bracketed(name)}:{ports[0]}", f"{scheme}://{_bracketed(host)}:{ports[1]}", self._settings.broker.url
+            f"https://{_bracketed(name)}:{ports[0]}",
+            f"{scheme}://{_bracketed(host)}:{ports[1]}",
+            self._settings.broker.url,
         )
 
     # --- the sink -----------------------------------------------------------------------------------------------------
@@ -197,7 +208,9 @@ class FleetServer:
                 try:
                     await asyncio.to_thread(self._refresh)
                 except EdgeError as error:
-                    log.error("certificates cannot be renewed", extra={"event": "fleet_credentials", "reason": error.message})
+                    log.error(
+                        "certificates cannot be renewed", extra={"event": "fleet_credentials", "reason": error.message}
+                    )
 
     def _stamp(self) -> tuple[int, ...]:
         watched = [self._home.ca / "state.json", self._home.tls / "server.pem", *self._admin_files()]

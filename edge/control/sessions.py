@@ -71,7 +71,9 @@ class Sessions:
         try:
             return authorize(self._keys, secret, "admin")
         except (InvalidApiKey, PermissionDenied):
-            raise InvalidApiKey("this fleet does not know that admin key; `edge fleet admin-key create NAME` makes one") from None
+            raise InvalidApiKey(
+                "this fleet does not know that admin key; `edge fleet admin-key create NAME` makes one"
+            ) from None
 
     def _still(self, row: SignIn) -> bool:
         return any(hmac.compare_digest(key.sha256, row.key_sha256) for key in self._keys.all())

@@ -37,7 +37,9 @@ class Est(_Section):
 class Admin(_Section):
     """The listener for people: the page and the JSON API."""
 
-    host: Annotated[str, MinLen(1)] = Field("127.0.0.1", description="Address to listen on; others than loopback need TLS.")
+    host: Annotated[str, MinLen(1)] = Field(
+        "127.0.0.1", description="Address to listen on; others than loopback need TLS."
+    )
     port: Port = Field(8444, description="TCP port.")
     tls_cert: Path | None = Field(None, description="PEM file with the certificate chain that browsers see.")
     tls_key: Path | None = Field(None, description="PEM file with its key.")
@@ -55,7 +57,8 @@ class Broker(_Section):
     )
     port: Port = Field(8883, description="Where mosquitto listens, in the configuration that is written.")
     reload_command: tuple[str, ...] = Field(
-        (), description="Run to have the broker read its access list anew. Without it: SIGHUP to the process in broker/mosquitto.pid."
+        (),
+        description="Run to have the broker read its lists anew. Without it: SIGHUP to the process in broker/mosquitto.pid.",
     )
 
 
@@ -195,17 +198,24 @@ def load_settings(home: FleetHome) -> FleetSettings:
     """Raises ConfigurationError with the line at fault."""
     path = home.settings_file
     try:
-        found = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except FileNotFoundError:
         raise ConfigurationError(
             f"{home.root} is no fleet's directory: there is no fleet.toml in it; `edge fleet init {home.root}` makes one, "
             "--dir or EDGE_FLEET_DIR names another"
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
+    return parse_settings(text, f"{path}: ")
+
+
+def parse_settings(text: str, where: str) -> FleetSettings:
+    """Of the file's text; `where` begins each message. Raises ConfigurationError."""
     try:
-        return FleetSettings.model_validate(found)
+        return FleetSettings.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{where}{error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"{path}: {where}: {first['msg']}; docs/fleet.md lists what there is") from None
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(f"{where}{name}: {first['msg']}; docs/fleet.md lists what there is") from None

@@ -89,9 +89,7 @@ def used(session: Session, token_id: str) -> int:
 
 def token_rows(session: Session, now_s: float, *, after: str | None = None, limit: int = 1000) -> list[TokenRow]:
     """By id; `after` is the last one seen."""
-    counted = (
-        select(TokenUse.token_id, func.count().label("used")).group_by(TokenUse.token_id).subquery()
-    )
+    counted = select(TokenUse.token_id, func.count().label("used")).group_by(TokenUse.token_id).subquery()
     query = select(Token, counted.c.used).outerjoin(counted, counted.c.token_id == Token.id)
     query = query.order_by(Token.id).limit(limit)
     if after is not None:

@@ -21,7 +21,8 @@ ROOT_LIFE, ISSUING_LIFE, SERVER_LIFE = timedelta(days=20 * 365), timedelta(days=
 _BACK = timedelta(hours=1)
 """Certificates begin this long before they are made: clocks differ."""
 _RSA_BITS = range(2048, 4097)
-_CRL_LIFE = timedelta(days=30)
+CRL_LIFE = timedelta(days=30)
+"""As long as a node's certificate: a fleet whose server is down for longer has lost its nodes anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,13 @@ def cross_sign(subject: x509.Certificate, issuer: Issuer, now: datetime) -> x509
     assert isinstance(public, ec.EllipticCurvePublicKey)
     end = min(subject.not_valid_after_utc, issuer.certificate.not_valid_after_utc)
     return _ca_certificate(
-        subject.subject, public, issuer.certificate.subject, issuer.key, issuer.key.public_key(), (now, end), path_length=1
+        subject.subject,
+        public,
+        issuer.certificate.subject,
+        issuer.key,
+        issuer.key.public_key(),
+        (now, end),
+        path_length=1,
     )
 
 
@@ -92,13 +99,13 @@ def issue_server(
 
 
 def make_crl(
-    issuer: Issuer, revoked: Iterable[tuple[int, datetime]], now: datetime, life: timedelta = _CRL_LIFE
+    issuer: Issuer, revoked: Iterable[tuple[int, datetime]], begin: datetime, end: datetime
 ) -> x509.CertificateRevocationList:
     """Of (serial, when)."""
-    end = min(now + life, issuer.certificate.not_valid_after_utc)
+    end = min(end, issuer.certificate.not_valid_after_utc)
     builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.certificate.subject)
-    builder = builder.last_update(now - _BACK).next_update(end)
-    builder = builder.add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
+    builder = builder.last_update(begin).next_update(end)
+    builder = builder.add_extension(x509.CRLNumber(int(begin.timestamp())), critical=False)
     builder = builder.add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), critical=False
     )
@@ -139,9 +146,7 @@ def read_request(der: bytes) -> x509.CertificateSigningRequest:
 def key_hash(public: CertificatePublicKeyTypes) -> str:
     """SHA-256 of SubjectPublicKeyInfo, in hex: what a token and a node are bound to."""
     digest = hashes.Hash(hashes.SHA256())
-    digest.update(
-        public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
+    digest.update(public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
     return digest.finalize().hex()
 
 

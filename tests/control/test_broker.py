@@ -80,7 +80,9 @@ def test_a_node_cannot_take_anothers_session(fleet: FleetSide, box: Box, new_box
     taken.close()
 
 
-def test_who_has_no_certificate_of_ours_does_not_connect(fleet: FleetSide, box: Box, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_who_has_no_certificate_of_ours_does_not_connect(
+    fleet: FleetSide, box: Box, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     other = FleetSide(tmp_path_factory.mktemp("foreign") / "other")
     tls = other.home.tls
     box.cert_file.write_bytes((tls / "fleet-sink.pem").read_bytes())

@@ -29,10 +29,14 @@ def reason(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.headers.get("edge-reason", "")
 
 
-def test_a_token_gets_a_certificate_with_the_fleets_name_and_none_of_the_requests(fleet: FleetSide, new_box: NewBox) -> None:
+def test_a_token_gets_a_certificate_with_the_fleets_name_and_none_of_the_requests(
+    fleet: FleetSide, new_box: NewBox
+) -> None:
     box = new_box("Robot 12 / Hall B")
     answer = box.enroll(fleet.token(group="hall-b"))
-    assert answer.status_code == 200 and answer.headers["content-type"] == "application/pkcs7-mime; smime-type=certs-only"
+    assert (
+        answer.status_code == 200 and answer.headers["content-type"] == "application/pkcs7-mime; smime-type=certs-only"
+    )
     assert box.certificate is not None and box.name == "robot-12-hall-b"
     uri = box.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert uri.get_values_for_type(x509.UniformResourceIdentifier) == ["spiffe://plant/node/robot-12-hall-b"]
@@ -141,13 +145,15 @@ def test_renewal_keeps_the_name_with_the_same_key_and_with_a_new_one(fleet: Flee
     with box.client() as client:
         box.rekey()
         answer = client.post("/.well-known/est/simplereenroll", content=base64.b64encode(box.csr()))
-    box._keep(answer)
+    box.keep(answer)
     assert box.name == "renews" and box.certificate is not None
     assert box.certificate.public_key() == box.key.public_key() != old.public_key()
     assert box.bootstrap().json()["node"] == "renews"
 
 
-def test_a_certificate_that_has_ended_may_be_renewed_within_the_grace_and_not_beyond(fleet: FleetSide, new_box: NewBox) -> None:
+def test_a_certificate_that_has_ended_may_be_renewed_within_the_grace_and_not_beyond(
+    fleet: FleetSide, new_box: NewBox
+) -> None:
     box = new_box("late")
     box.enroll(fleet.token())
     issuer, key = load_authority(fleet.home).issuer, box.key.public_key()
@@ -168,7 +174,9 @@ def test_a_certificate_of_another_authority_does_not_get_in(fleet: FleetSide, ne
     box = new_box("real")
     box.enroll(fleet.token())
     other = FleetSide(tmp_path / "other")
-    forged = issue_node(load_authority(other.home).issuer, box.key.public_key(), "plant", "real", now_utc(), timedelta(days=1))
+    forged = issue_node(
+        load_authority(other.home).issuer, box.key.public_key(), "plant", "real", now_utc(), timedelta(days=1)
+    )
     box.hold(forged)
     with pytest.raises(httpx.HTTPError):
         box.bootstrap()
@@ -197,7 +205,9 @@ def test_big_bodies_and_slow_clients_are_cut_off(own_fleet: FleetSide, tmp_path:
     with socket.create_connection(("localhost", own_fleet.ports[0])) as silent:
         silent.settimeout(30)
         assert silent.recv(1) == b"", "a handshake that does not come is not waited for"
-    with context.wrap_socket(socket.create_connection(("localhost", own_fleet.ports[0])), server_hostname="localhost") as slow:
+    with context.wrap_socket(
+        socket.create_connection(("localhost", own_fleet.ports[0])), server_hostname="localhost"
+    ) as slow:
         slow.settimeout(30)
         slow.sendall(b"POST /.well-known/est/simpleenroll HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
         assert b" 408 " in slow.recv(4096)

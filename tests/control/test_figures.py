@@ -47,7 +47,9 @@ def test_shares_are_over_what_came_in_the_window() -> None:
     window = Window()
     window.add("b1", 0.0, Counts(admitted=100, fleet=50, decided=200, late_first=90, models=("m",)))
     assert window.figures()["slo_attainment"] == pytest.approx(0.1), "of one report: all since the boot"
-    window.add("b1", 15.0, Counts(admitted=110, fleet=50, decided=220, late_first=91, gaps=1000, late_gaps=5, models=("m",)))
+    window.add(
+        "b1", 15.0, Counts(admitted=110, fleet=50, decided=220, late_first=91, gaps=1000, late_gaps=5, models=("m",))
+    )
     found = window.figures()
     assert found["slo_attainment"] == pytest.approx(0.9) and found["fallback_rate"] == 0.0 and found["requests"] == 20
 

@@ -30,19 +30,23 @@ class Nginx:
         text = EXAMPLE.read_text()
         for shipped, ours in (
             ("/etc/edge-gateway/", f"{fleet.home.gateway}/"), ("listen 8445 ", f"listen 127.0.0.1:{self.port} "),
-            ("/etc/ssl/gateway.pem", str(fleet.home.tls / "server.pem")), ("/etc/ssl/gateway.key", str(fleet.home.tls / "server.key")),
+            ("/etc/ssl/gateway.pem", f"{fleet.home.tls}/server.pem"), ("/etc/ssl/gateway.key", f"{fleet.home.tls}/server.key"),
             ("server 127.0.0.1:8000;", f"server 127.0.0.1:{fleet.ports[1]};"),
         ):  # fmt: skip
             assert shipped in text, f"the example has no {shipped!r} any more"
             text = text.replace(shipped, ours)
-        temporary = " ".join(f"{kind}_temp_path {home};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        temporary = " ".join(
+            f"{kind}_temp_path {home};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
         wrapped = (
             f"pid {home}/nginx.pid; error_log {home}/error.log; daemon off; events {{}}\n"
             f"http {{ access_log off; {temporary}\n{text}\n}}\n"
         )
         (home / "nginx.conf").write_text(wrapped)
         program = shutil.which("nginx") or "/usr/sbin/nginx"
-        self.process = subprocess.Popen([program, "-c", str(home / "nginx.conf"), "-e", str(home / "error.log"), "-p", str(home)])
+        self.process = subprocess.Popen(
+            [program, "-c", str(home / "nginx.conf"), "-e", str(home / "error.log"), "-p", str(home)]
+        )
         until(lambda: (home / "nginx.pid").exists() and (home / "nginx.pid").read_text().strip())
 
     def stop(self) -> None:
@@ -69,10 +73,14 @@ def ask(gateway: Nginx, fleet: FleetSide, box: Box | None) -> int:
     context = ssl.create_default_context(cafile=fleet.home.ca / "root-1.pem")
     if box is not None:
         context.load_cert_chain(box.cert_file, box.key_file)
-    return httpx.get(f"https://localhost:{gateway.port}/health", verify=context, trust_env=False, timeout=10).status_code
+    return httpx.get(
+        f"https://localhost:{gateway.port}/health", verify=context, trust_env=False, timeout=10
+    ).status_code
 
 
-def test_it_lets_nodes_in_and_refuses_a_revoked_one_within_5_s(own_fleet: FleetSide, gateway: Nginx, tmp_path: Path) -> None:
+def test_it_lets_nodes_in_and_refuses_a_revoked_one_within_5_s(
+    own_fleet: FleetSide, gateway: Nginx, tmp_path: Path
+) -> None:
     good, bad = Box(tmp_path / "good", own_fleet, "good"), Box(tmp_path / "bad", own_fleet, "bad")
     for box in (good, bad):
         assert box.enroll(own_fleet.token()).status_code == 200

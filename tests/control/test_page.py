@@ -66,7 +66,9 @@ def report(fleet: FleetSide, box: object, *messages: tuple[str, dict[str, object
     connection.close()
 
 
-def test_a_wrong_key_is_told_and_a_right_one_shows_the_nodes(browser: Browser, fleet: FleetSide, new_box: NewBox) -> None:
+def test_a_wrong_key_is_told_and_a_right_one_shows_the_nodes(
+    browser: Browser, fleet: FleetSide, new_box: NewBox
+) -> None:
     new_box("first-seen").enroll(fleet.token())
     browser.size(1440, 900)
     browser.open(fleet.people_url)
@@ -120,7 +122,9 @@ def test_a_pending_node_is_let_in_and_another_is_shut_out(page: Browser, fleet: 
 
 def test_a_token_is_made_and_shown_once(page: Browser, fleet: FleetSide, new_box: NewBox) -> None:
     page.value("document.querySelector('[data-tab=tokens]').click()")
-    page.value("document.querySelector('#make').elements.label.value = 'from-page'; document.querySelector('#make').requestSubmit()")
+    page.value(
+        "document.querySelector('#make').elements.label.value = 'from-page'; document.querySelector('#make').requestSubmit()"
+    )
     page.wait_for("document.querySelector('#made').open")
     command = str(page.value("document.querySelector('#command').textContent"))
     assert command.startswith(f"edge enroll --fleet {fleet.url} --token E10{fleet.pin}::")
@@ -138,7 +142,9 @@ def test_a_token_is_made_and_shown_once(page: Browser, fleet: FleetSide, new_box
 
 @pytest.mark.parametrize("width", [360, 1440])
 @pytest.mark.parametrize("tab", ["nodes", "tokens", "audit"])
-def test_it_fits_a_phone_and_a_desk(page: Browser, fleet: FleetSide, new_box: NewBox, tmp_path: Path, width: int, tab: str) -> None:
+def test_it_fits_a_phone_and_a_desk(
+    page: Browser, fleet: FleetSide, new_box: NewBox, tmp_path: Path, width: int, tab: str
+) -> None:
     new_box("a-node-with-a-name-as-long-as-names-of-boxes-can-be-in-practice").enroll(fleet.token(approval=True))
     page.size(width, 900)
     page.value(f"document.querySelector('[data-tab={tab}]').click()")

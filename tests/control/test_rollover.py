@@ -77,7 +77,9 @@ def test_a_root_takes_over_end_to_end(own_fleet: FleetSide, tmp_path: Path) -> N
 
     assert fleet.cli("ca", "new-issuing", "--root-key", str(away / "root-2.key")).returncode == 0
     until(lambda: reaches(fleet, "root-2.pem"))
-    assert reaches(fleet, "root-1.pem"), "who knows only the old root goes on, over the new one's certificate by the old"
+    assert reaches(fleet, "root-1.pem"), (
+        "who knows only the old root goes on, over the new one's certificate by the old"
+    )
     fresh = Box(tmp_path / "fresh", fleet, "fresh")
     assert fresh.enroll(early_token).status_code == 200, "a token that pins the old root is good while that root is"
     assert issuer(fresh) == "CN=plant issuing 3"

@@ -39,7 +39,7 @@ class _Commands(click.Group):
                 raise
             raise ConfigurationError(
                 f"`edge fleet {cmd_name}` needs the package {error.name}: install edge with the extra `fleet`, "
-                "`pip install 'edge-node[fleet]'` or `make install RUNTIME=fleet` in a checkout"
+                "`pip install 'edge-node[fleet]'` or `make install EXTRA=fleet` in a checkout"
             ) from None
         command = getattr(module, _NAMES.get(cmd_name, cmd_name))
         assert isinstance(command, click.Command)

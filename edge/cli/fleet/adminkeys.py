@@ -32,7 +32,9 @@ def create(name: str, home: FleetHome) -> None:
         raise click.UsageError(f"NAME must be 1 to {_LONGEST_NAME} printable characters")
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     with opened(home) as (_, database):
-        secret = KeyStore(home.admin_keys).create(name.strip(), scopes=("admin",), requests_per_minute=None, created=now)
+        secret = KeyStore(home.admin_keys).create(
+            name.strip(), scopes=("admin",), requests_per_minute=None, created=now
+        )
         with database.write() as session:
             note(session, time.time(), actor(), "admin_key_created", name.strip())
     click.echo(secret)

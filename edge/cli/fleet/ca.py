@@ -76,7 +76,9 @@ def new_issuing(home: FleetHome, root_key: Path | None) -> None:
 
 @ca.command()
 @fleet_option
-@click.option("--force", is_flag=True, help="Also if nodes still hold certificates of what is retired; they must enroll anew.")
+@click.option(
+    "--force", is_flag=True, help="Also if nodes still hold certificates of what is retired; they must enroll anew."
+)
 def retire(home: FleetHome, force: bool) -> None:
     """Trust the old root and issuing authority no longer."""
     with opened(home) as (_, database), locked(home.lock, "the authority"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import click
 import orjson
-from sqlalchemy.orm import Session
 
 from edge.cli.fleet.place import actor, ago, fleet_option, json_option, moment, opened, table
 from edge.control.audit import entries
@@ -72,7 +72,11 @@ def revoke(names: tuple[str, ...], home: FleetHome, as_json: bool) -> None:
 
 
 def _change(
-    home: FleetHome, names: tuple[str, ...], change: Callable[[Session, str, float, str], str | None], word: str, as_json: bool
+    home: FleetHome,
+    names: tuple[str, ...],
+    change: Callable[[Any, str, float, str], str | None],
+    word: str,
+    as_json: bool,
 ) -> None:
     """All or none."""
     with opened(home) as (settings, database):
@@ -87,7 +91,9 @@ def _change(
             click.echo(f"{word} {', '.join(names)}")
         if not (done.broker and done.gateway):
             who = "the broker" if not done.broker else "the gateway"
-            raise NodeUnreachable(f"{who} could not be told: see the line above; a running `edge fleet serve` tries again")
+            raise NodeUnreachable(
+                f"{who} could not be told: see the line above; a running `edge fleet serve` tries again"
+            )
 
 
 @click.command()

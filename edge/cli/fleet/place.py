@@ -49,7 +49,7 @@ def actor() -> str:
         return "cli"
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]
     """`90s`, `30m`, `12h`, `7d`, in seconds."""
 
     name = "time"

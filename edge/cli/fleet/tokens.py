@@ -33,9 +33,7 @@ def token(context: click.Context) -> None:
 @click.option("--label", default="", help="What the node is called [default: as it calls itself].")
 @click.option("--approval", is_flag=True, help="Nodes wait until somebody approves them.")
 @json_option
-def create(
-    home: FleetHome, life_s: float, uses: int, group: str, label: str, approval: bool, as_json: bool
-) -> None:
+def create(home: FleetHome, life_s: float, uses: int, group: str, label: str, approval: bool, as_json: bool) -> None:
     """Make a token and print it. It is kept as a hash and cannot be shown again."""
     with opened(home) as (settings, database):
         pin = load_authority(home).pin
@@ -67,7 +65,15 @@ def list_tokens(home: FleetHome, as_json: bool) -> None:
     table(
         ("id", "state", "used", "group", "label", "approval", "ends"),
         [
-            (r.id, r.state, f"{r.used}/{r.uses}", r.group, r.label or "-", "asked" if r.approval else "-", moment(r.expires_s))
+            (
+                r.id,
+                r.state,
+                f"{r.used}/{r.uses}",
+                r.group,
+                r.label or "-",
+                "asked" if r.approval else "-",
+                moment(r.expires_s),
+            )
             for r in rows
         ],
     )
