@@ -6,16 +6,18 @@ import base64
 import binascii
 import hashlib
 import warnings
+from collections.abc import Callable
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 
 _MOST_CERTIFICATES = 32
-_LONGEST_LABEL = 64
-"""The bound of a common name (X.520 ub-common-name)."""
+_LONGEST_LABEL_BYTES = 64
+"""The bound of a common name (X.520 ub-common-name); cryptography counts it in UTF-8."""
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -53,9 +55,14 @@ def sha256(certificate: x509.Certificate) -> str:
 
 def request_der(key: ec.EllipticCurvePrivateKey, label: str) -> bytes:
     """PKCS10 (RFC 2986). The fleet gives the name; the label is only what people shall see."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, label[:_LONGEST_LABEL])])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _cut(label) or "node")])
     built = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return built.public_bytes(serialization.Encoding.DER)
+
+
+def _cut(label: str) -> str:
+    text = "".join(character for character in label if character.isprintable()).strip()
+    return text.encode("utf-8", "ignore")[:_LONGEST_LABEL_BYTES].decode("utf-8", "ignore")
 
 
 def est_body(der: bytes) -> bytes:
@@ -78,12 +85,12 @@ def read_certs_only(body: bytes) -> list[x509.Certificate]:
     with warnings.catch_warnings():
         # CMS is BER; openssl and others do not sort the set of certificates as DER wants it, and that is said each time.
         warnings.simplefilter("ignore", UserWarning)
-        return _sound(pkcs7.load_der_pkcs7_certificates(der))
+        return _sound(_parsed(pkcs7.load_der_pkcs7_certificates, der))
 
 
 def read_pem(data: bytes) -> list[x509.Certificate]:
     """One or more certificates. Raises ValueError."""
-    return _sound(x509.load_pem_x509_certificates(data))
+    return _sound(_parsed(x509.load_pem_x509_certificates, data))
 
 
 def pem(certificates: list[x509.Certificate] | tuple[x509.Certificate, ...]) -> bytes:
@@ -97,10 +104,32 @@ def common_name(certificate: x509.Certificate) -> str:
     return str(found[0].value) if len(found) == 1 else ""
 
 
+def _parsed(parse: Callable[[bytes], list[x509.Certificate]], data: bytes) -> list[x509.Certificate]:
+    try:
+        return parse(data)
+    except (UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        raise ValueError(str(error)) from None
+
+
 def _sound(found: list[x509.Certificate]) -> list[x509.Certificate]:
     """Each one is read through here, so that nothing can be malformed later."""
     if not 0 < len(found) <= _MOST_CERTIFICATES:
         raise ValueError(f"it has {len(found)} certificates")
-    for one in found:
-        _ = (one.subject, one.issuer, one.extensions, one.public_key(), one.not_valid_after_utc)
+    try:
+        for one in found:
+            _ = (
+                one.subject,
+                one.issuer,
+                one.extensions,
+                one.public_key(),
+                one.not_valid_before_utc,
+                one.not_valid_after_utc,
+            )
+    except (
+        UnsupportedAlgorithm,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+        x509.InvalidVersion,
+    ) as error:
+        raise ValueError(f"a certificate in it is of no kind that is known here: {error}") from None
     return found
