@@ -92,10 +92,10 @@ class Sweep:
         if nodes != [identity.node]:
             return f"the fleet knows {nodes}, the node is {identity.node}"
         keys = len(self._est.nodes[identity.node].keys)
-        most = 2 if what == "renew" else 1
-        # A renewal that was already in force when it was killed is one more when it is asked for again.
-        if keys > most + (identity.generation > 2):
-            return f"{keys} keys were used for {what}"
+        # One key for each generation, and none beside them: what was killed went on with the key that it had begun with. A renewal
+        # that was in force already when it was killed is followed by another one when it is asked for again.
+        if keys != (identity.generation if what == "renew" else 1):
+            return f"{keys} keys were used for {what}, generation {identity.generation}"
         if unfinished := [name for name in left if name in ("enrolling", "renewing") or name.startswith(".")]:
             return f"left behind: {unfinished}"
         if len(list((home / "identity" / "generations").iterdir())) != 1:
