@@ -92,7 +92,7 @@ class Sweep:
         if nodes != [identity.node]:
             return f"the fleet knows {nodes}, the node is {identity.node}"
         keys = len(self._est.nodes[identity.node].keys)
-        # One key for each generation, and none beside them: what was killed went on with the key that it had begun with. A renewal
+        # One key for each generation, none beside them: what was killed went on with the key that it had begun with. A renewal
         # that was in force already when it was killed is followed by another one when it is asked for again.
         if keys != (identity.generation if what == "renew" else 1):
             return f"{keys} keys were used for {what}, generation {identity.generation}"
