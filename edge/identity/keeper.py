@@ -96,7 +96,7 @@ class Keeper:
         self._task = asyncio.create_task(self._keep(), name="identity")
 
     async def stop(self) -> None:
-        """Look no longer. A renewal under way is given up; the next start goes on with it."""
+        """Look no longer. A renewal under way is given up; the next start goes on with it, with the same key."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -122,9 +122,9 @@ class Keeper:
                 await self._ask_the_time(self._identity)
         else:
             self._raise_floor()
-        self._judge(self._identity)
         if self._identity.life.standing(self.now_s) != "good" and now_s >= self._next_try_s:
             await self._renew(self._identity)
+        self._judge(self._identity)
 
     def _notice(self) -> None:
         """Somebody may have enrolled, renewed or reset in the meantime."""
@@ -168,7 +168,6 @@ class Keeper:
         finally:
             self._known = self._store.known()
         self._last = self._store.last_try()
-        self._judge(self._identity)
         self._changed()
 
     def _fail(self, reason: str, *, count: bool, refused: bool = False) -> None:
