@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
@@ -18,6 +19,7 @@ from edge.identity.certificates import common_name, read_key, read_pem, spki
 from edge.identity.moment import Life
 from edge.identity.trust import Anchors, anchors_of
 from edge.identity.wire import Bootstrap, Renewal
+from edge.telemetry.commands import parse_public_keys
 
 SCHEMA = 1
 ABOUT, BOOTSTRAP, SETTINGS = "identity.json", "bootstrap.json", "settings.toml"
@@ -136,8 +138,21 @@ def read_private(directory: Path) -> ec.EllipticCurvePrivateKey:
 def read_bootstrap(data: bytes) -> Bootstrap:
     """Of the fleet's answer. Raises EnrollmentFailed."""
     try:
-        return Bootstrap.model_validate_json(data)
+        found = Bootstrap.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise EnrollmentFailed(f"the fleet's bootstrap makes no sense: {where or 'it'}: {first['msg']}") from None
+    try:
+        if found.command_keys:
+            parse_public_keys(joined(found.command_keys))
+    except (ValueError, UnsupportedAlgorithm):
+        raise EnrollmentFailed(
+            "the fleet's bootstrap makes no sense: command_keys: they must be Ed25519 keys in PEM"
+        ) from None
+    return found
+
+
+def joined(command_keys: tuple[str, ...]) -> bytes:
+    """As they are kept in one file."""
+    return "".join(f"{key.strip()}\n" for key in command_keys).encode()

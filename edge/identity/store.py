@@ -36,6 +36,7 @@ from edge.identity.identity import (
     IdentityDamaged,
     LastTry,
     Request,
+    joined,
     read_identity,
     read_private,
 )
@@ -190,7 +191,7 @@ class Store:
             if bootstrap is not None:
                 self.files.write(place / BOOTSTRAP, bootstrap.model_dump_json(indent=1).encode())
                 if bootstrap.command_keys:
-                    self.files.write(place / applied.COMMAND_KEYS, _joined(bootstrap.command_keys))
+                    self.files.write(place / applied.COMMAND_KEYS, joined(bootstrap.command_keys))
             self.files.write(place / SETTINGS, applied.as_toml(tables))
             self.files.write(place / ABOUT, json.dumps(about).encode())
 
@@ -248,7 +249,3 @@ class Store:
             yield
         except OSError as error:
             raise storage_error(error, self.directory) from None
-
-
-def _joined(keys: tuple[str, ...]) -> bytes:
-    return "".join(f"{key.strip()}\n" for key in keys).encode()

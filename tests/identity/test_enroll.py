@@ -248,6 +248,11 @@ def test_an_est_server_of_others_makes_an_identity_without_settings(est: EstServ
         ({"mqtt": {"url": "mqtts://u:p@broker"}}, "must hold no password"),
         ({"mqtt": {"url": "mqtts://broker", "prefix": "a/b/"}}, "must contain {node}"),
         ({"mqtt": {"url": "http://broker"}}, "makes no sense: mqtt.url"),
+        ({"command_keys": ["nonsense"]}, "makes no sense: command_keys"),
+        (
+            {"command_keys": ["-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"]},
+            "makes no sense: command_keys",
+        ),
         ({"renewal": {"at_share": 2}}, "makes no sense: renewal.at_share"),
     ],
 )
