@@ -231,8 +231,10 @@ class FleetServer:
             refresh(self._people, cert, key)
         if renewed.names:
             log.info("certificates made", extra={"event": "fleet_certificates", "names": ", ".join(renewed.names)})
-        if renewed.broker:
-            reload_broker(home, self._settings)
+        if renewed.broker and (problem := reload_broker(home, self._settings)):
+            log.error(
+                "the broker has not read its certificates", extra={"event": "broker_reload_failed", "reason": problem}
+            )
         self._fleet.enforcer.ask()
 
 
