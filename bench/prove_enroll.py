@@ -300,7 +300,7 @@ def kills(a: argparse.Namespace, held: Held) -> dict[str, Any]:
                         return
                     if answer.status_code != 503:
                         raise RuntimeError(f"{answer.status_code}: {answer.text}")
-                time.sleep(0.05)
+                time.sleep(0.2)
 
         killed = 0
         with ThreadPoolExecutor(4) as pool:
@@ -384,7 +384,7 @@ def main() -> None:
     parser.add_argument("--reports", type=int, default=10, help="metrics and events of each node")
     parser.add_argument("--crowd", type=int, default=5000, help="further rows for the page")
     parser.add_argument("--revocations", type=int, default=20)
-    parser.add_argument("--kill-boxes", type=int, default=150)
+    parser.add_argument("--kill-boxes", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()

@@ -188,7 +188,9 @@ class FleetServer:
         """What was not stored comes again, so a database that fails (a full disk) is tried again."""
         while not self._stop.is_set():
             try:
-                file = TellingSinkFile(self._home.telemetry, self._registry.tell)
+                file = TellingSinkFile(
+                    self._home.telemetry, self._registry.tell, self._settings.telemetry.keep_days * 86_400
+                )
                 with contextlib.closing(file):
                     Sink(address, "edge/v1/+/+/", file).run(self._stop)
             except (sqlite3.Error, EdgeError) as error:

@@ -213,6 +213,27 @@ def test_big_bodies_and_slow_clients_are_cut_off(own_fleet: FleetSide, tmp_path:
         assert b" 408 " in slow.recv(4096)
 
 
+def test_connections_are_bounded(own_fleet: FleetSide) -> None:
+    own_fleet.set("est.max_connections = 3")
+    own_fleet.start()
+    context = ssl.create_default_context(cafile=own_fleet.home.ca / "root-1.pem")
+
+    def connect() -> ssl.SSLSocket:
+        return context.wrap_socket(
+            socket.create_connection(("localhost", own_fleet.ports[0]), 30), server_hostname="localhost"
+        )
+
+    ask = b"GET /.well-known/est/cacerts HTTP/1.1\r\nhost: x\r\n\r\n"
+    held = [connect() for _ in range(3)]
+    for one in held:
+        one.sendall(ask)
+        assert one.recv(65_536).startswith(b"HTTP/1.1 200")
+    with connect() as more:
+        assert b" 429 " in more.recv(4096)
+    for one in held:
+        one.close()
+
+
 def test_strongswans_client_fetches_the_authority_enrolls_and_renews(fleet: FleetSide, tmp_path: Path) -> None:
     """An implementation of EST that knows nothing of ours (Debian's strongswan-pki)."""
     ca, url = fleet.home.ca, fleet.url

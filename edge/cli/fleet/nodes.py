@@ -45,8 +45,8 @@ def nodes(home: FleetHome, state: str | None, group: str | None, as_json: bool) 
         ("node", "group", "state", "health", "version", "models", "in SLO", "to fleet", "last seen", "certificate ends"),
         [
             (
-                r.id, r.group, r.state, r.health, r.version or "-", ",".join(r.models) or "-", _share(r.slo_attainment),
-                _share(r.fallback_rate), ago(r.last_seen_s, now_s), moment(r.certificate_ends_s),
+                r.id, r.group, r.state, r.health if r.state == "active" else "-", r.version or "-",
+                ",".join(r.models) or "-", _share(r.slo_attainment), _share(r.fallback_rate), ago(r.last_seen_s, now_s), moment(r.certificate_ends_s),
             )
             for r in rows
         ],
