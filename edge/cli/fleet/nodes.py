@@ -46,7 +46,8 @@ def nodes(home: FleetHome, state: str | None, group: str | None, as_json: bool) 
         [
             (
                 r.id, r.group, r.state, r.health if r.state == "active" else "-", r.version or "-",
-                ",".join(r.models) or "-", _share(r.slo_attainment), _share(r.fallback_rate), ago(r.last_seen_s, now_s), moment(r.certificate_ends_s),
+                ",".join(r.models) or "-", _share(r.slo_attainment), _share(r.fallback_rate), ago(r.last_seen_s, now_s),
+                moment(r.certificate_ends_s),
             )
             for r in rows
         ],
