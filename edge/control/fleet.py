@@ -94,6 +94,10 @@ class Enforcer:
             self.holds = False
             self._say([("fleet_unenforced", error.message)])
             return
+        except Exception as error:  # a thread that ends here would leave revocations without effect
+            self.holds = False
+            log.error("decisions do not hold", extra={"event": "bug"}, exc_info=error)
+            return
         self.holds, self._nodes = not (done.broker or done.gateway), done.nodes
         told = (("broker_reload_failed", done.broker), ("gateway_reload_failed", done.gateway))
         self._say([(event, reason) for event, reason in told if reason])

@@ -137,9 +137,13 @@ class Registry:
         known.figures = known.window.figures()
 
     def _run(self) -> None:
-        while not self._stop.wait(_FLUSH_S):
-            self._flush()
-        self._flush()
+        going = True
+        while going:
+            going = not self._stop.wait(_FLUSH_S)
+            try:
+                self._flush()
+            except Exception as error:
+                log.error("the registry failed", extra={"event": "bug"}, exc_info=error)
 
     def _flush(self) -> None:
         with self._lock:

@@ -267,7 +267,8 @@ def test_curl_and_openssl_enroll_by_hand(fleet: FleetSide, tmp_path: Path) -> No
     token = fleet.token()
     script = f"""
     set -euo pipefail
-    openssl req -new -newkey rsa:2048 -nodes -keyout k.pem -subj /CN=by-hand -outform der 2>/dev/null | openssl base64 > r.b64
+    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout k.pem -subj /CN=by-hand -outform der 2>/dev/null \
+      | openssl base64 > r.b64
     curl -sSf --cacert {fleet.home.ca}/root-1.pem -u "$SECRET" -H 'Content-Type: application/pkcs10' --data-binary @r.b64 \
       {fleet.url}/.well-known/est/simpleenroll | openssl base64 -d -A | openssl pkcs7 -inform der -print_certs -out c.pem
     curl -sSf --cacert {fleet.home.ca}/root-1.pem --cert c.pem --key k.pem {fleet.url}/fleet/v1/bootstrap
