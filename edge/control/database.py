@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,8 @@ class Database:
         self._engine = engine_of(path)
         self._immediate = self._engine.execution_options(immediate=True)
         self._watch: Any = None
+        self._writing = threading.Lock()
+        """Threads of this process take turns by it: SQLite lets who waits sleep and try again, and some wait for seconds."""
         found = revision(self._engine)
         if found != HEAD:
             self._engine.dispose()
@@ -177,7 +180,12 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
         """One transaction that holds the only right to write from its begin on; on disk when this ends without an error."""
-        with self._worded(), Session(self._immediate, expire_on_commit=False) as session, session.begin():
+        with (
+            self._worded(),
+            self._writing,
+            Session(self._immediate, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
 
     @contextlib.contextmanager

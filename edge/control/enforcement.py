@@ -6,7 +6,6 @@ only when they change, under a lock: commands and the server may do it at the sa
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import pwd
@@ -90,19 +89,24 @@ def access_list(nodes: Iterable[tuple[str, str]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Enforced:
-    """Whether who reads each list was told to read it, or does not run."""
+    """What came of it. `broker` and `gateway`: why they could not be told to read their lists; empty if they were, or do not
+    run."""
 
-    broker: bool
-    gateway: bool
+    broker: str
+    gateway: str
+    nodes: int
+    """So many are in the access list."""
 
 
-def enforce(home: FleetHome, settings: FleetSettings, authority: Authority, database: Database) -> Enforced:
+def enforce(
+    home: FleetHome, settings: FleetSettings, authority: Authority, database: Database, ended: set[str]
+) -> Enforced:
     """Bring the lists to what the database says, have who reads them read them, and end the sessions of nodes that were just
-    revoked. Raises ConfigurationError if a file cannot be written; a reload that fails is logged."""
+    revoked and are not in `ended`, where they are put then. Raises ConfigurationError if a file cannot be written."""
     with locked(home.lock, "the access list", wait=True):
         now = now_utc()
         with database.read() as session:
-            acl = access_list(active(session))
+            allowed = list(active(session))
             revoked = revoked_certificates(session, (now - timedelta(days=1)).timestamp())
             fresh = revoked_since(session, now.timestamp() - _FRESH_S)
         write_if_changed(home.gateway / "ca.pem", authority.anchors, PUBLIC)
@@ -110,59 +114,57 @@ def enforce(home: FleetHome, settings: FleetSettings, authority: Authority, data
         crl = path.read_bytes() if path.exists() else b""
         if _stale(crl, authority, revoked, now):
             crl = _revocations(authority, revoked, crl, now)
-        files = {home.broker / "revoked.pem": (crl, PUBLIC), home.broker / "acl": (acl.encode(), PRIVATE)}
+        files = {
+            home.broker / "revoked.pem": (crl, PUBLIC),
+            home.broker / "acl": (access_list(allowed).encode(), PRIVATE),
+        }
         broker = _publish(files, home.broker / ".untold", lambda: reload_broker(home, settings))
-        gateway = _publish(
-            {path: (crl, PUBLIC)}, home.gateway / ".untold", lambda: not command or _run(command, "gateway")
-        )
+        gateway = _publish({path: (crl, PUBLIC)}, home.gateway / ".untold", lambda: _run(command) if command else "")
     for node in fresh:
-        end_session(home, settings, authority, node)
-    return Enforced(broker, gateway)
+        if node not in ended:
+            end_session(home, settings, authority, node)
+            ended.add(node)
+    return Enforced(broker, gateway, len(allowed))
 
 
-def _publish(files: dict[Path, tuple[bytes, int]], mark: Path, tell: Callable[[], bool]) -> bool:
-    """Write files and tell their reader. The mark says that the reader is still to be told: a process that is killed in between,
-    or a reload that failed, leaves it to the next one."""
+def _publish(files: dict[Path, tuple[bytes, int]], mark: Path, tell: Callable[[], str]) -> str:
+    """Write files and tell their reader; why that was not possible, or nothing. The mark says that the reader is still to be
+    told: a process that is killed in between, or a reload that failed, leaves it to the next one."""
     for path, (data, mode) in files.items():
         if not path.exists() or path.read_bytes() != data:
             write_file(mark, b"", PRIVATE)
             write_file(path, data, mode)
     if not mark.exists():
-        return True
-    if not tell():
-        return False
-    mark.unlink(missing_ok=True)
-    return True
+        return ""
+    if not (problem := tell()):
+        mark.unlink(missing_ok=True)
+    return problem
 
 
-def reload_broker(home: FleetHome, settings: FleetSettings) -> bool:
-    """Have the broker read its access list and certificates again. True also if it does not run: then it reads them when it
-    starts."""
+def reload_broker(home: FleetHome, settings: FleetSettings) -> str:
+    """Have the broker read its lists and certificates again. Why not, or nothing: also if it does not run, since it reads them
+    when it starts."""
     if settings.broker.reload_command:
-        return _run(settings.broker.reload_command, "broker")
+        return _run(settings.broker.reload_command)
     pid_file = home.broker / "mosquitto.pid"
     try:
         pid = int(pid_file.read_text())
         if b"mosquitto" not in Path(f"/proc/{pid}/cmdline").read_bytes():  # a number that is somebody else's by now
-            return True
+            return ""
         os.kill(pid, signal.SIGHUP)
     except (FileNotFoundError, ProcessLookupError, ValueError):
-        return True
+        return ""
     except OSError as error:
-        log.error(
-            "the broker cannot be told to read its access list",
-            extra={"event": "broker_reload_failed", "reason": f"{error.strerror}: set [broker] reload_command"},
-        )
-        return False
-    return True
+        return f"SIGHUP to process {pid}: {error.strerror}; run mosquitto as this user, or set [broker] reload_command"
+    return ""
 
 
-def end_session(home: FleetHome, settings: FleetSettings, authority: Authority, node: str) -> bool:
+def end_session(home: FleetHome, settings: FleetSettings, authority: Authority, node: str) -> None:
     """Have the broker drop a node's connection: mosquitto takes the certificate's name as the client's, so who comes with the
-    same name takes the session over, and this authority can make a certificate of any name. Whether that was possible."""
+    same name takes the session over, and this authority can make a certificate of any name. A failure is logged."""
     url, draft = settings.broker.sink_url or settings.broker.url, home.tls / f".{node}.{secrets.token_hex(4)}"
-    if url is None or not (home.broker / "mosquitto.pid").exists():
-        return False
+    if url is None or not (settings.broker.reload_command or (home.broker / "mosquitto.pid").exists()):
+        return
     key, now = new_key(), now_utc()
     made = issue_node(authority.issuer, key.public_key(), settings.name, node, now, timedelta(minutes=5))
     try:
@@ -176,10 +178,8 @@ def end_session(home: FleetHome, settings: FleetSettings, authority: Authority, 
         log.warning(
             "a session may still be open", extra={"event": "fleet_session_open", "node": node, "reason": str(error)}
         )
-        return False
     finally:
         draft.unlink(missing_ok=True)
-    return True
 
 
 def write_broker_trust(home: FleetHome, authority: Authority, server_pem: bytes, server_key: bytes) -> bool:
@@ -235,23 +235,13 @@ def _stale(text: bytes, authority: Authority, revoked: list[tuple[str, str, floa
     return any(found.last_update_utc + _REFRESH < now for found in lists)
 
 
-def _run(command: tuple[str, ...], what: str) -> bool:
-    reason = ""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        try:
-            done = subprocess.run(
-                command, capture_output=True, timeout=_COMMAND_S, stdin=subprocess.DEVNULL, check=False
-            )
-        except OSError as error:
-            reason = f"{command[0]}: {error.strerror}"
-        else:
-            if done.returncode == 0:
-                return True
-            reason = (
-                f"{command[0]} ended with {done.returncode}: {done.stderr.decode('utf-8', 'replace').strip()[-300:]}"
-            )
-    log.error(
-        f"the {what} cannot be reloaded",
-        extra={"event": f"{what}_reload_failed", "reason": reason or f"{command[0]} took longer than {_COMMAND_S:g} s"},
-    )
-    return False
+def _run(command: tuple[str, ...]) -> str:
+    """Why it failed; empty if it did not."""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_COMMAND_S, stdin=subprocess.DEVNULL, check=False)
+    except subprocess.TimeoutExpired:
+        return f"{command[0]} took longer than {_COMMAND_S:g} s"
+    except OSError as error:
+        return f"{command[0]}: {error.strerror}"
+    said = done.stderr.decode("utf-8", "replace").strip()[-300:]
+    return f"{command[0]} ended with {done.returncode}: {said}" if done.returncode else ""

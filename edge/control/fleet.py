@@ -18,8 +18,9 @@ from edge.errors import EdgeError
 
 log = logging.getLogger(__name__)
 
-_GATHER_S = 0.1
-"""So long further changes are waited for, so that many enrollments make one list."""
+_GATHER_S, _GATHER_MORE_S, _MANY_NODES = 0.1, 1.0, 5000
+"""So long further changes are waited for, so that many enrollments make one list: with so many nodes, so much longer, since
+mosquitto stands still while it reads."""
 _LOOK_S = 1.0
 _LATEST_S = 3600.0
 """Revocation lists end; they are made anew long before."""
@@ -36,7 +37,9 @@ class Enforcer:
         self._condition = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="enforcer", daemon=True)
-        self._said = ""
+        self._said: list[tuple[str, str]] = []
+        self._nodes = 0
+        self._ended: set[str] = set()
         self.done = 0
         """All that was asked for up to this number was tried. Written by the thread alone."""
         self.holds = False
@@ -67,26 +70,46 @@ class Enforcer:
                 self._condition.wait_for(lambda: self._wanted > self.done or self._stopping, _LOOK_S)
                 ending = self._stopping
             if not ending and self._wanted > self.done:
-                time.sleep(_GATHER_S)
+                time.sleep(_GATHER_S + min(1.0, self._nodes / _MANY_NODES) * _GATHER_MORE_S)
             wanted = self._wanted
             # Commands such as `edge fleet revoke` change the database too; they enforce by themselves, and this is the net below.
-            now = self._database.version()
+            now = self._version()
             if wanted > self.done or now != version or not self.holds or time.monotonic() - looked_s > _LATEST_S:
                 self.enforce()
                 version, self.done, looked_s = now, wanted, time.monotonic()
             if ending:
                 return
 
+    def _version(self) -> int:
+        try:
+            return self._database.version()
+        except EdgeError:  # said by `enforce`, which is next
+            return -1
+
     def enforce(self) -> None:
         """Once. A failure is logged, and tried again by the thread."""
         try:
-            done = enforce(self._home, self._settings, self._authority(), self._database)
-            self._said, self.holds = "", done.broker and done.gateway
+            done = enforce(self._home, self._settings, self._authority(), self._database, self._ended)
         except EdgeError as error:
             self.holds = False
-            if error.message != self._said:
-                log.error("decisions do not hold", extra={"event": "fleet_unenforced", "reason": error.message})
-                self._said = error.message
+            self._say([("fleet_unenforced", error.message)])
+            return
+        except Exception as error:  # a thread that ends here would leave revocations without effect
+            self.holds = False
+            log.error("decisions do not hold", extra={"event": "bug"}, exc_info=error)
+            return
+        self.holds, self._nodes = not (done.broker or done.gateway), done.nodes
+        told = (("broker_reload_failed", done.broker), ("gateway_reload_failed", done.gateway))
+        self._say([(event, reason) for event, reason in told if reason])
+
+    def _say(self, problems: list[tuple[str, str]]) -> None:
+        """Each once, until it is another."""
+        for event, reason in problems:
+            if (event, reason) not in self._said:
+                log.error("decisions do not hold everywhere", extra={"event": event, "reason": reason})
+        if self._said and not problems:
+            log.info("decisions hold again", extra={"event": "fleet_enforced"})
+        self._said = problems
 
 
 class Fleet:

@@ -87,7 +87,7 @@ def found_fleet(root: Path, wish: Wish, actor: str) -> Founded:
     database = migrated(home.database, new=True)
     with database.write() as session:
         note(session, now.timestamp(), actor, "fleet_founded", wish.name, f"root {authority.pin}")
-    enforce(home, settings, authority, database)
+    enforce(home, settings, authority, database, set())
     database.close()
     key = KeyStore(home.admin_keys).create(
         "first", scopes=("admin",), requests_per_minute=None,

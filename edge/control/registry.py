@@ -27,6 +27,7 @@ _FLUSH_S = 1.0
 _LONGEST_INFO_BYTES = 8192
 _STATES = frozenset({"online", "draining", "offline"})
 _BATCH = 500
+_FORGET_EVERY_S, _FORGET_MOST = 60.0, 1000
 
 
 @dataclass(slots=True)
@@ -39,16 +40,21 @@ class _Known:
 
 
 class TellingSinkFile(SinkFile):
-    """The sink's database; what is safe in it is told on."""
+    """The sink's database; what is safe in it is told on, and what is old is dropped."""
 
-    def __init__(self, path: Path, told: Callable[[list[Message]], None]) -> None:
+    def __init__(self, path: Path, told: Callable[[list[Message]], None], keep_s: float = 0.0) -> None:
+        """`keep_s`: how long records are kept; 0: for ever."""
         super().__init__(path)
-        self._told = told
+        self._told, self._keep_s = told, keep_s
+        self._look_s = 0.0
 
     def store(self, batch: list[Message]) -> list[tuple[str, str, int]]:
         """As ever; then tell."""
         acks = super().store(batch)
         self._told(batch)
+        if self._keep_s and time.monotonic() >= self._look_s:
+            gone = self.forget(time.time() - self._keep_s, _FORGET_MOST)
+            self._look_s = time.monotonic() + (0.0 if gone == _FORGET_MOST else _FORGET_EVERY_S)
         return acks
 
 
@@ -131,9 +137,13 @@ class Registry:
         known.figures = known.window.figures()
 
     def _run(self) -> None:
-        while not self._stop.wait(_FLUSH_S):
-            self._flush()
-        self._flush()
+        going = True
+        while going:
+            going = not self._stop.wait(_FLUSH_S)
+            try:
+                self._flush()
+            except Exception as error:
+                log.error("the registry failed", extra={"event": "bug"}, exc_info=error)
 
     def _flush(self) -> None:
         with self._lock:

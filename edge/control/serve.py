@@ -188,7 +188,9 @@ class FleetServer:
         """What was not stored comes again, so a database that fails (a full disk) is tried again."""
         while not self._stop.is_set():
             try:
-                file = TellingSinkFile(self._home.telemetry, self._registry.tell)
+                file = TellingSinkFile(
+                    self._home.telemetry, self._registry.tell, self._settings.telemetry.keep_days * 86_400
+                )
                 with contextlib.closing(file):
                     Sink(address, "edge/v1/+/+/", file).run(self._stop)
             except (sqlite3.Error, EdgeError) as error:
@@ -199,22 +201,32 @@ class FleetServer:
 
     async def _keep(self) -> None:
         """Look whether the authority was changed by a command, and whether certificates are to be renewed."""
-        since_s, seen = 0.0, self._stamp()
+        since_s, seen, said = 0.0, self._stamp(), ""
         while True:
             await asyncio.sleep(_TICK_S)
             since_s, now = since_s + _TICK_S, self._stamp()
-            if now != seen or since_s >= _HOUSEKEEPING_S:
+            if now == seen and since_s < _HOUSEKEEPING_S:
+                continue
+            problem = await asyncio.to_thread(self._refreshed)
+            if not problem:
                 since_s, seen = 0.0, now
-                try:
-                    await asyncio.to_thread(self._refresh)
-                except EdgeError as error:
-                    log.error(
-                        "certificates cannot be renewed", extra={"event": "fleet_credentials", "reason": error.message}
-                    )
+            elif problem != said:
+                log.error("certificates cannot be renewed", extra={"event": "fleet_credentials", "reason": problem})
+            said = problem
+
+    def _refreshed(self) -> str:
+        """Why not, or nothing. It is tried again."""
+        try:
+            self._refresh()
+        except EdgeError as error:
+            return error.message
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     def _stamp(self) -> tuple[int, ...]:
         watched = [self._home.ca / "state.json", self._home.tls / "server.pem", *self._admin_files()]
-        return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in watched)
+        return tuple(map(_changed_ns, watched))
 
     def _admin_files(self) -> list[Path]:
         admin, root = self._settings.admin, self._home.root
@@ -231,9 +243,18 @@ class FleetServer:
             refresh(self._people, cert, key)
         if renewed.names:
             log.info("certificates made", extra={"event": "fleet_certificates", "names": ", ".join(renewed.names)})
-        if renewed.broker:
-            reload_broker(home, self._settings)
+        if renewed.broker and (problem := reload_broker(home, self._settings)):
+            log.error(
+                "the broker has not read its certificates", extra={"event": "broker_reload_failed", "reason": problem}
+            )
         self._fleet.enforcer.ask()
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _bracketed(host: str) -> str:

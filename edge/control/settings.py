@@ -62,6 +62,14 @@ class Broker(_Section):
     )
 
 
+class Telemetry(_Section):
+    """What nodes tell."""
+
+    keep_days: Annotated[float, Ge(0), Le(36_500)] = Field(
+        30.0, description="How long it stays in telemetry.db: about 40 MB a day for each node. 0: for ever."
+    )
+
+
 class Nodes(_Section):
     """What nodes get."""
 
@@ -98,6 +106,7 @@ class FleetSettings(_Section):
     est: Est = Est()
     admin: Admin = Admin()
     broker: Broker = Broker()
+    telemetry: Telemetry = Telemetry()
     nodes: Nodes = Nodes()
     gateway: Gateway = Gateway()
 

@@ -213,6 +213,27 @@ def test_big_bodies_and_slow_clients_are_cut_off(own_fleet: FleetSide, tmp_path:
         assert b" 408 " in slow.recv(4096)
 
 
+def test_connections_are_bounded(own_fleet: FleetSide) -> None:
+    own_fleet.set("est.max_connections = 3")
+    own_fleet.start()
+    context = ssl.create_default_context(cafile=own_fleet.home.ca / "root-1.pem")
+
+    def connect() -> ssl.SSLSocket:
+        return context.wrap_socket(
+            socket.create_connection(("localhost", own_fleet.ports[0]), 30), server_hostname="localhost"
+        )
+
+    ask = b"GET /.well-known/est/cacerts HTTP/1.1\r\nhost: x\r\n\r\n"
+    held = [connect() for _ in range(3)]
+    for one in held:
+        one.sendall(ask)
+        assert one.recv(65_536).startswith(b"HTTP/1.1 200")
+    with connect() as more:
+        assert b" 429 " in more.recv(4096)
+    for one in held:
+        one.close()
+
+
 def test_strongswans_client_fetches_the_authority_enrolls_and_renews(fleet: FleetSide, tmp_path: Path) -> None:
     """An implementation of EST that knows nothing of ours (Debian's strongswan-pki)."""
     ca, url = fleet.home.ca, fleet.url
@@ -246,7 +267,8 @@ def test_curl_and_openssl_enroll_by_hand(fleet: FleetSide, tmp_path: Path) -> No
     token = fleet.token()
     script = f"""
     set -euo pipefail
-    openssl req -new -newkey rsa:2048 -nodes -keyout k.pem -subj /CN=by-hand -outform der 2>/dev/null | openssl base64 > r.b64
+    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout k.pem -subj /CN=by-hand -outform der 2>/dev/null \
+      | openssl base64 > r.b64
     curl -sSf --cacert {fleet.home.ca}/root-1.pem -u "$SECRET" -H 'Content-Type: application/pkcs10' --data-binary @r.b64 \
       {fleet.url}/.well-known/est/simpleenroll | openssl base64 -d -A | openssl pkcs7 -inform der -print_certs -out c.pem
     curl -sSf --cacert {fleet.home.ca}/root-1.pem --cert c.pem --key k.pem {fleet.url}/fleet/v1/bootstrap

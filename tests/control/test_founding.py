@@ -224,3 +224,12 @@ def test_the_access_list_names_who_may_and_nobody_else() -> None:
         "pattern" not in text and "user n1\ntopic write edge/v1/g1/n1/up/#\ntopic read edge/v1/g1/n1/down/#\n" in text
     )
     assert "topic write edge/v1/+/+/down/cmd/+" in text and "readwrite" not in text
+
+
+def test_without_the_extra_it_is_said_what_to_install_and_the_rest_works(run_edge: RunEdge, tmp_path: Path) -> None:
+    (tmp_path / "sqlalchemy.py").write_text("raise ModuleNotFoundError('not here', name='sqlalchemy')\n")
+    without = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+    refused = run_edge("fleet", "nodes", **without)
+    assert refused.returncode == 78 and "edge-node[fleet]" in refused.stderr
+    assert run_edge("fleet", "sink", "--help", **without).returncode == 0
+    assert run_edge("fleet", "--help", **without).returncode == 0

@@ -45,8 +45,9 @@ def nodes(home: FleetHome, state: str | None, group: str | None, as_json: bool) 
         ("node", "group", "state", "health", "version", "models", "in SLO", "to fleet", "last seen", "certificate ends"),
         [
             (
-                r.id, r.group, r.state, r.health, r.version or "-", ",".join(r.models) or "-", _share(r.slo_attainment),
-                _share(r.fallback_rate), ago(r.last_seen_s, now_s), moment(r.certificate_ends_s),
+                r.id, r.group, r.state, r.health if r.state == "active" else "-", r.version or "-",
+                ",".join(r.models) or "-", _share(r.slo_attainment), _share(r.fallback_rate), ago(r.last_seen_s, now_s),
+                moment(r.certificate_ends_s),
             )
             for r in rows
         ],
@@ -84,16 +85,18 @@ def _change(
             for name in names:
                 if (problem := change(session, name, time.time(), actor())) is not None:
                     raise RecordConflict(problem)
-        done = enforce(home, settings, load_authority(home), database)
+        done = enforce(home, settings, load_authority(home), database, set())
         if as_json:
-            click.echo(orjson.dumps({"nodes": names, "state": word, "broker": done.broker, "gateway": done.gateway}))
+            click.echo(
+                orjson.dumps({"nodes": names, "state": word, "problems": [p for p in (done.broker, done.gateway) if p]})
+            )
         else:
             click.echo(f"{word} {', '.join(names)}")
-        if not (done.broker and done.gateway):
-            who = "the broker" if not done.broker else "the gateway"
-            raise NodeUnreachable(
-                f"{who} could not be told: see the line above; a running `edge fleet serve` tries again"
-            )
+        for who, problem in (("broker", done.broker), ("gateway", done.gateway)):
+            if problem:
+                raise NodeUnreachable(
+                    f"the {who} could not be told ({problem}); a running `edge fleet serve` tries again"
+                )
 
 
 @click.command()

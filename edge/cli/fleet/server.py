@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -44,11 +45,17 @@ def init(
     root = found.home.root
     here = "" if root == Path("fleet").absolute() else f" --dir {directory}"
     click.echo(f"made the fleet {wish.name} in {root}, for {', '.join(wish.hosts)}")
-    click.echo(f"broker:    mosquitto -c {directory / 'broker' / 'mosquitto.conf'}")
+    click.echo(f"broker:    {_mosquitto()} -c {directory / 'broker' / 'mosquitto.conf'}")
     click.echo(f"server:    edge fleet serve{here}")
     click.echo(f"token:     edge fleet token create{here}")
     click.echo(f"admin key: {found.admin_key}   (for http://127.0.0.1:{admin_port}; kept as a hash, not shown again)")
     click.echo(f"The root's key {directory / 'ca' / 'root-1.key'} is not needed for this: move it to a safe place.")
+
+
+def _mosquitto() -> str:
+    """How it is called here: Debian puts it where the paths of most users do not lead."""
+    away = Path("/usr/sbin/mosquitto")
+    return str(away) if shutil.which("mosquitto") is None and away.exists() else "mosquitto"
 
 
 def _machine() -> tuple[str, ...]:

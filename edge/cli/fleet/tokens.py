@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict
 
@@ -44,7 +45,8 @@ def create(home: FleetHome, life_s: float, uses: int, group: str, label: str, ap
         click.echo(orjson.dumps({"id": made.id, "token": str(made), "url": url}))
         return
     click.echo(str(made))
-    click.echo(f"On the box: edge enroll --fleet {url} --token TOKEN", err=True)
+    if sys.stdout.isatty():  # else it goes into a command or a file
+        click.echo(f"On the box: edge enroll --fleet {url} --token TOKEN", err=True)
 
 
 @token.command("list")
