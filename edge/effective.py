@@ -1,4 +1,4 @@
-"""Which value each setting has, and where it came from: default < file < environment < flag."""
+"""Which value each setting has, and where it came from: default < enrollment < file < environment < flag."""
 
 from __future__ import annotations
 
@@ -28,13 +28,23 @@ from edge.settings import (
 SYSTEM_HOME = Path("/var/lib/edge")
 FILE_VARIABLE = "EDGE_SETTINGS"
 """Names the settings file where it does not lie in EDGE_HOME: settings may be read-only while the state is not."""
+ENROLLED_SETTINGS = Path("identity/current/settings.toml")
+"""Below EDGE_HOME: what the fleet told this node when it enrolled, written by `edge.identity`."""
+_TOGETHER = (
+    ("mqtt", frozenset({"url"}), frozenset({"url", "prefix", "cert_file", "key_file", "ca_file"})),
+    ("mqtt", frozenset({"cert_file", "key_file"}), frozenset({"cert_file", "key_file"})),
+    ("fleet", frozenset({"url", "file"}), frozenset({"url", "model", "cert_file", "key_file", "ca_file"})),
+    ("fleet", frozenset({"cert_file", "key_file"}), frozenset({"cert_file", "key_file"})),
+)
+"""Who sets one of the first of a section himself means another server, or another certificate, than the enrollment does: the
+second are not taken from the enrollment then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a value came from: `where` is a phrase such as `EDGE_SERVER__PORT` or `/var/lib/edge/edge.toml`."""
 
-    source: Literal["default", "file", "env", "flag"]
+    source: Literal["default", "enrollment", "file", "env", "flag"]
     where: str
 
 
@@ -69,7 +79,7 @@ def default_home(env: Mapping[str, str]) -> Path:
 
 
 def load(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, str]]) -> Effective:
-    """Merge file, environment and flags over the defaults.
+    """Merge enrollment, file, environment and flags over the defaults.
 
     `flags` maps a setting's key to (value, the flag as typed). Raises ConfigurationError that names key, source and the
     values allowed.
@@ -83,6 +93,7 @@ def load(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, str]
         if key not in known:
             raise ConfigurationError(_unknown(key, origin, list(known)))
         found[key] = (value, origin)
+    found = {**_from_enrollment(home / ENROLLED_SETTINGS, set(found), set(known)), **found}
     tables: dict[str, Any] = {section: {} for section in SECTIONS}
     for key, (value, _) in found.items():
         section, _, name = key.partition(".")
@@ -160,6 +171,16 @@ def _require_distinct_names(settings: Settings, path: Path) -> None:
 
 def _said(error: ErrorDetails) -> str:
     return error["msg"].removeprefix("Value error, ")
+
+
+def _from_enrollment(path: Path, given: set[str], known: set[str]) -> dict[str, tuple[Any, Origin]]:
+    """What the enrollment says and nobody else does. Settings of a later version are passed over."""
+    origin = Origin("enrollment", "enrollment")
+    found = {key: (value, origin) for key, value, _ in _from_file(_read(path), path) if key in known}
+    for section, said, dropped in _TOGETHER:
+        if any(f"{section}.{name}" in given for name in said):
+            found = {key: value for key, value in found.items() if key not in {f"{section}.{name}" for name in dropped}}
+    return found
 
 
 def _from_file(tables: dict[str, Any], path: Path) -> Iterator[tuple[str, Any, Origin]]:

@@ -238,6 +238,22 @@ class CannotUnload(EdgeError):
     code = "cannot_unload"
 
 
+class NoSuchRecord(EdgeError):
+    """The fleet has no node or token of that name."""
+
+    status = 404
+    kind = "invalid_request_error"
+    code = "no_such_record"
+
+
+class RecordConflict(EdgeError):
+    """What is asked does not go with the state that a node or token is in."""
+
+    status = 409
+    kind = "invalid_request_error"
+    code = "conflict"
+
+
 class DownloadFailed(EdgeError):
     """A model's file could not be fetched. What came of it is kept and gone on from, unless it was wrong."""
 
@@ -266,6 +282,43 @@ class NodeUnreachable(EdgeError):
     """Nothing answers at a node's address, or not as such a server does. Raised by clients."""
 
     code = "unreachable"
+
+
+class EnrollmentFailed(EdgeError):
+    """A node could not get, or renew, its identity. What was begun is kept: the same command goes on with it."""
+
+    code = "enrollment_failed"
+
+
+class PinMismatch(EnrollmentFailed):
+    """What answers is not the fleet that the token, or this node, trusts."""
+
+    code = "not_our_fleet"
+
+
+class EnrollmentRefused(EnrollmentFailed):
+    """The fleet is the right one, and does not let this node in. `reason` is the fleet's word for it, where it gave one."""
+
+    code = "enrollment_refused"
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class EnrollmentPending(EnrollmentFailed):
+    """Somebody has to approve this node first."""
+
+    code = "enrollment_pending"
+    retryable = True
+    default_retry_after_s = 10.0
+
+
+class EnrollmentUnreachable(EnrollmentFailed):
+    """The fleet, or its broker, does not answer, or not as such a server does."""
+
+    code = "enrollment_unreachable"
+    retryable = True
 
 
 class ConfigurationError(EdgeError):

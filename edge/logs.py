@@ -39,6 +39,7 @@ def start_logging(level: str, form: Literal["text", "json"]) -> None:
         "httpx",
         "httpcore",
         "hpack",
+        "alembic",
     ):  # below warnings they write down every request's headers, keys among them
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # Its warnings are about clients that send nonsense or leave, and would let them fill the log.

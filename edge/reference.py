@@ -29,8 +29,9 @@ def settings_page() -> str:
         f"<!-- {_NOTE} -->",
         "",
         "A value is taken from the flag, else from the environment, else from the file `EDGE_HOME/edge.toml` (or the one that",
-        "`EDGE_SETTINGS` names), else it is the default. The flag is `--set section.name=value`; `edge settings` shows what is",
-        "in force and where it came from. Unknown names and refused values stop the start with a line that names them.",
+        "`EDGE_SETTINGS` names), else from what the fleet told this node when it enrolled, else it is the default. The flag is",
+        "`--set section.name=value`; `edge settings` shows what is in force and where it came from. Unknown names and refused",
+        "values stop the start with a line that names them.",
     ]
     section = ""
     for setting in declared():

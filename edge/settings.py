@@ -262,6 +262,14 @@ class Fleet(Section):
     file: Path | None = Field(
         None, description="TOML file with several upstreams, one `[[upstream]]` each. Relative to EDGE_HOME."
     )
+    ca_file: Path | None = Field(
+        None,
+        description="PEM file of the CA of the certificate at `url`; not set: those of the system. Relative to EDGE_HOME.",
+    )
+    cert_file: Path | None = Field(
+        None, description="PEM file with this node's certificate chain (mTLS), for `url`. Relative to EDGE_HOME."
+    )
+    key_file: Path | None = Field(None, description="PEM file with that certificate's key. Relative to EDGE_HOME.")
     first_token_s: Seconds = Field(10.0, description="Longest wait for the fleet's first token, all tries together.")
     whole_answer_s: Seconds = Field(60.0, description="The same for an answer that is not streamed.")
     mib_per_hour: Annotated[int, Ge(0), Le(1 << 20)] = Field(
@@ -273,6 +281,12 @@ class Fleet(Section):
     retry_share: Annotated[float, Ge(0), Le(1)] = Field(
         0.2, description="Second tries, as a share of requests sent to the fleet."
     )
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("fleet.cert_file and fleet.key_file belong together: set both or none")
+        return self
 
 
 class Cache(Section):

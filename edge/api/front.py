@@ -26,6 +26,7 @@ from edge.errors import (
     WrongModel,
 )
 from edge.fleet.central import Central
+from edge.identity.keeper import Keeper
 from edge.messages import ModelFacts, Stats
 from edge.onnx.messages import Task
 from edge.probes.sample import Probes
@@ -110,11 +111,13 @@ class Front:
         *,
         probes: Probes | None = None,
         telemetry: Telemetry | None = None,
+        identity: Keeper | None = None,
     ) -> None:
         self.pool = pool
         self.begun_s = time.monotonic()
         self.fleet = fleet
         self.telemetry = telemetry
+        self.identity = identity
         self.config = config
         self.keys = keys
         self.drain = drain
@@ -125,7 +128,9 @@ class Front:
         self.probes = probes
         self.tracing: Tracing = Untraced()
         """Set by the composition root where traces are sent."""
-        self.metrics = NodeMetrics(pool, self.decisions, fleet, probes, telemetry, dcgm_names=config.dcgm_names)
+        self.metrics = NodeMetrics(
+            pool, self.decisions, fleet, probes, telemetry, identity, dcgm_names=config.dcgm_names
+        )
 
     # --- the main model -----------------------------------------------------------------------------------------------
 

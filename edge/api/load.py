@@ -79,6 +79,8 @@ def node_load(front: Front) -> dict[str, Any]:
     if front.telemetry is not None:
         answer["alarms"] = front.telemetry.alarms.active()
         answer["outbox"] = front.telemetry.account()
+    if front.identity is not None and (about := front.identity.account()) is not None:
+        answer["identity"] = about
     answer["decisions"] = [
         {"decision": decision, "reason": reason, "count": count}
         for (decision, reason), count in sorted(front.decisions.counts.items())

@@ -16,6 +16,7 @@ from edge.api.hardware import HardwareFamilies
 from edge.api.othernames import DcgmNames, VllmNames
 from edge.api.recent import WINDOW_S, Recent
 from edge.fleet.central import Central
+from edge.identity.keeper import Keeper
 from edge.probes.sample import Probes
 from edge.residency import Pool
 from edge.telemetry.node import Telemetry
@@ -53,6 +54,7 @@ class NodeMetrics:
         fleet: Central | None,
         probes: Probes | None = None,
         telemetry: Telemetry | None = None,
+        identity: Keeper | None = None,
         *,
         dcgm_names: bool = False,
     ) -> None:
@@ -72,6 +74,8 @@ class NodeMetrics:
             self._registry.register(_FleetGauges(fleet))
         if telemetry is not None:
             self._registry.register(_OutboxGauges(telemetry))
+        if identity is not None:
+            self._registry.register(_IdentityGauges(identity))
         self.requests = Counter("edge_requests", "Requests answered.", ["route", "status"], registry=self._registry)
         self._of_main = Times(
             self._histogram("edge_ttft_seconds", "Request read to first text written, by the main model."),
@@ -260,6 +264,23 @@ class _OutboxGauges(Collector):
             dropped.add_metric([kind], count)
         yield dropped
         yield CounterMetricFamily("edge_outbox_merged", "Metrics put into coarser ones.", account["merged"])
+
+
+class _IdentityGauges(Collector):
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        about = self._keeper.account()
+        if about is None:
+            return
+        yield GaugeMetricFamily(
+            "edge_certificate_expires_seconds",
+            "Until the node's certificate ends; below 0: since it did.",
+            about["certificate_left_s"],
+        )
+        failing = float(bool(about["renewal_failure"]))
+        yield GaugeMetricFamily("edge_certificate_renewal_failing", "1 if the last try to renew it failed.", failing)
 
 
 class _FleetGauges(Collector):

@@ -19,7 +19,7 @@ EXIT_FAILURE, EXIT_USAGE, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 1, 2, 78, 130
 EXIT_CODES = {
     0: "done",
     EXIT_FAILURE: "failed: the line on standard error says why and what to do",
-    EXIT_USAGE: "the command was called wrongly",
+    EXIT_USAGE: "the command was called wrongly (`edge enroll` has codes of its own, see there)",
     EXIT_CONFIGURATION: "settings, flags or the machine stand in the way; trying again without a change cannot help",
     EXIT_INTERRUPTED: "interrupted by Ctrl-C",
 }
@@ -34,8 +34,10 @@ _COMMANDS = {
     "models": "List, fetch, check and remove models.",
     "quantize": "Write a model in fewer bits, and say what that cost.",
     "doctor": "Check this machine and the settings; name what is missing and the cure.",
+    "enroll": "Make this machine a node of a fleet, with a token.",
+    "identity": "Show, renew or reset who this node is to its fleet.",
     "outbox": "Look at what was not yet acknowledged by the fleet, or send it.",
-    "fleet": "The other side of the uplink: a sink, and commands to nodes.",
+    "fleet": "The fleet's side: let nodes in, keep what they tell, show and command them.",
     "install": "Make the node a service of this machine.",
     "k3s": "Make a stick that installs the node on K3s machines without a network.",
     "keys": "Create, list and revoke API keys.",
@@ -89,7 +91,8 @@ def main() -> None:
         outcome = root.main(standalone_mode=False, prog_name="edge")
         code = outcome if isinstance(outcome, int) else 0
     except click.ClickException as error:
-        code = _say(error.format_message().rstrip("."), EXIT_USAGE, hint=_usage_hint(error))
+        code = EXIT_USAGE if error.exit_code == 1 else error.exit_code
+        code = _say(error.format_message().rstrip("."), code, hint=_usage_hint(error))
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED
     except ConfigurationError as error:

@@ -18,7 +18,7 @@ def command(effective: Effective, changed: bool) -> None:
     """Show every setting, its value and where that came from.
 
     The output is itself a valid settings file. A flag comes before the environment, that before the file
-    EDGE_HOME/edge.toml, and that before the default.
+    EDGE_HOME/edge.toml, that before what the fleet told this node when it enrolled, and that before the default.
     """
     click.echo(f"# EDGE_HOME is {effective.home}")
     section = ""

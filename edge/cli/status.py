@@ -69,6 +69,8 @@ def _lines(base: str, load: dict[str, Any]) -> list[tuple[str, str]]:
         lines += [("", _upstream(upstream)) for upstream in fleet["upstreams"]]
     if outbox := load.get("outbox"):
         lines.append(("uplink", _uplink(outbox)))
+    if identity := load.get("identity"):
+        lines.append(("identity", _identity(identity)))
     lines += [("alarm", f"{alarm['text']}; {alarm['cure']}") for alarm in load.get("alarms", ())]
     counts = [f"{c['count']} {c['decision']}" + (f" ({c['reason']})" if c["reason"] else "") for c in load["decisions"]]
     return [*lines, ("requests", ", ".join(counts) or "none yet")]
@@ -102,6 +104,15 @@ _STATES = {
     "restarting": "being started again",
     "loading": "being loaded",
 }
+
+
+def _identity(identity: dict[str, Any]) -> str:
+    fleet = f" of {identity['fleet']}" if identity["fleet"] else ""
+    days = identity["certificate_left_s"] / 86_400
+    ends = f"certificate ends in {days:,.1f} days" if days > 0 else f"certificate ended {-days:,.1f} days ago"
+    due = time.strftime("%Y-%m-%d", time.gmtime(identity["renewal_due"]))
+    failed = f"; the last renewal failed: {identity['renewal_failure']}" if identity["renewal_failure"] else ""
+    return f"{identity['node']}{fleet}; {ends}, renewed from {due} on{failed}"
 
 
 def _uplink(outbox: dict[str, Any]) -> str:

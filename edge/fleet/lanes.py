@@ -8,6 +8,7 @@ what they go on sending), and a connection that is closed takes all of them alon
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import time
 from collections import deque
@@ -27,6 +28,7 @@ class Lanes:
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
         self._trust = _trust(upstream)
+        self._files = _files(upstream)
         self._headers = {"user-agent": f"edge/{__version__}", **_credentials(upstream)}
         self._free: deque[tuple[httpx.AsyncClient, float]] = deque()
         """With the time since when each is free, the longest first."""
@@ -62,6 +64,11 @@ class Lanes:
 
     def _new(self) -> httpx.AsyncClient:
         upstream = self._upstream
+        if (
+            files := _files(upstream)
+        ) != self._files:  # a renewed certificate; connections that there are keep the old one
+            with contextlib.suppress(ConfigurationError):  # in the middle of the change; the next one looks again
+                self._trust, self._files = _trust(upstream), files
         limits = httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_S)
         transport = httpx.AsyncHTTPTransport(
             verify=self._trust, http2=True, limits=limits, proxy=upstream.proxy, trust_env=False
@@ -70,6 +77,18 @@ class Lanes:
         return httpx.AsyncClient(
             base_url=upstream.url, headers=self._headers, transport=transport, timeout=timeout, trust_env=False
         )
+
+
+def _files(upstream: Upstream) -> tuple[tuple[int, int, int], ...]:
+    """What its certificate files are now: two files of one name differ in it."""
+    found = []
+    for path in (upstream.ca_file, upstream.cert_file, upstream.key_file):
+        try:
+            stat = path.stat() if path is not None else None
+        except OSError:
+            stat = None
+        found.append((stat.st_dev, stat.st_ino, stat.st_mtime_ns) if stat is not None else (0, 0, 0))
+    return tuple(found)
 
 
 def _trust(upstream: Upstream) -> ssl.SSLContext:

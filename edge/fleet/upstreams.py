@@ -80,6 +80,9 @@ def read_upstreams(settings: Fleet, home: Path) -> list[Upstream]:
                 url=settings.url,
                 model=settings.model,
                 api_key_file=settings.api_key_file,
+                ca_file=settings.ca_file,
+                cert_file=settings.cert_file,
+                key_file=settings.key_file,
             )
         except ValidationError as error:
             raise ConfigurationError(f"fleet.{_first(error)}") from None

@@ -49,6 +49,8 @@ class Fallback(_Wire):
 
     url: Annotated[str, Field(pattern=r"^https?://[^\s]+$"), MaxLen(512)]
     model: _Text = ""
+    ca: Literal["fleet", "system"] = "fleet"
+    """Who signed that server's certificate: the fleet's CA, or one that every system knows."""
 
 
 class Renewal(_Wire):

@@ -12,12 +12,14 @@ from typing import Any, Literal
 log = logging.getLogger(__name__)
 
 Code = Literal[
+    "certificate_expiring",
     "clock_unsynced",
     "no_acknowledgement",
     "node_name_taken",
     "outbox_corrupt",
     "outbox_full",
     "outbox_disk",
+    "renewal_refused",
     "uplink_down",
     "uplink_refused",
     "uplink_tls",

@@ -191,19 +191,23 @@ def _answer(command_id: str, status: str, code: str, text: str, result: dict[str
 
 def read_public_keys(path: Path) -> list[Ed25519PublicKey]:
     """One or more PEM public keys in a file. Raises ConfigurationError."""
-    end = b"-----END PUBLIC KEY-----"
     try:
-        blocks = [block + end for block in path.read_bytes().split(end)[:-1]]
-        keys = [serialization.load_pem_public_key(block.strip()) for block in blocks]
+        return parse_public_keys(path.read_bytes())
     except OSError as error:
         raise ConfigurationError(f"mqtt.command_keys_file {path} cannot be read: {error.strerror}") from None
     except ValueError:
-        keys = []
-    found = [key for key in keys if isinstance(key, Ed25519PublicKey)]
-    if not found or len(found) != len(keys):
         raise ConfigurationError(
             f"mqtt.command_keys_file {path} must hold Ed25519 public keys in PEM; `edge fleet key FILE` makes a pair"
-        )
+        ) from None
+
+
+def parse_public_keys(data: bytes) -> list[Ed25519PublicKey]:
+    """One or more PEM public keys. Raises ValueError."""
+    end = b"-----END PUBLIC KEY-----"
+    keys = [serialization.load_pem_public_key((block + end).strip()) for block in data.split(end)[:-1]]
+    found = [key for key in keys if isinstance(key, Ed25519PublicKey)]
+    if not found or len(found) != len(keys):
+        raise ValueError("no Ed25519 public keys")
     return found
 
 

@@ -30,6 +30,8 @@ FAILURE = 0x80
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _CONNECT_S = 10.0
 _LEAST_IN_FLIGHT = 1
+_NO_CHECK_TIME = 0x200000
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME."""
 
 
 class ConnectionFailed(Exception):
@@ -49,6 +51,11 @@ class Will:
     payload: bytes
 
 
+def dates_count() -> bool:
+    """They do."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
     """Where the broker is, and as whom to speak. Files are read at each connection, so renewed certificates are found."""
@@ -64,6 +71,8 @@ class BrokerAddress:
     keepalive_s: int = 30
     session_expiry_s: int = 0
     """How long the broker keeps the session when the connection is lost; 0: each one begins anew."""
+    check_dates: Callable[[], bool] = dates_count
+    """Whether the dates in the broker's certificate count: not while the clock cannot be believed and the CA is pinned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,14 +252,27 @@ def tls_context(address: BrokerAddress) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=address.ca_file)
     except OSError as error:  # ssl.SSLError is one
         raise ConnectionFailed(f"mqtt.ca_file {address.ca_file} cannot be used: {_words(error)}", tls=True) from None
+    if address.ca_file is not None and not address.check_dates():
+        context.verify_flags |= _NO_CHECK_TIME
     if address.cert_file is not None:
         try:
-            # A key with a passphrase would ask for it on the terminal.
-            context.load_cert_chain(address.cert_file, address.key_file, password=lambda: "")
+            _present(context, address.cert_file, address.key_file)
         except OSError as error:
             files = f"mqtt.cert_file {address.cert_file} and mqtt.key_file {address.key_file}"
             raise ConnectionFailed(f"{files} cannot be used: {_words(error)}", tls=True) from None
     return context
+
+
+def _present(context: ssl.SSLContext, cert_file: Path, key_file: Path | None) -> None:
+    """Load certificate and key. They are read one after the other: a renewal in between makes them differ, once."""
+    for last in (False, True):
+        try:
+            # A key with a passphrase would ask for it on the terminal.
+            context.load_cert_chain(cert_file, key_file, password=lambda: "")
+            return
+        except OSError:
+            if last:
+                raise
 
 
 def _words(error: Exception) -> str:

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from edge.telemetry.alarms import Alarms
 from edge.telemetry.clock import Clock, SystemClock
 from edge.telemetry.collector import EventHandler, Latencies, RequestTrace
 from edge.telemetry.commands import Action, CommandDesk, read_public_keys
-from edge.telemetry.mqtt import BrokerAddress
+from edge.telemetry.mqtt import BrokerAddress, dates_count
 from edge.telemetry.outbox import Outbox, OutboxLimits, OutboxStats
 from edge.telemetry.records import Sample
 from edge.telemetry.session import UplinkConfig
@@ -78,6 +78,11 @@ def place_of(mqtt: Mqtt, home: Path) -> Place:
     return Place(config, limits, home / "outbox")
 
 
+def _with_dates(place: Place, check_dates: Callable[[], bool]) -> Place:
+    config = replace(place.config, address=replace(place.config.address, check_dates=check_dates))
+    return replace(place, config=config)
+
+
 class NodePresence:
     """What is said of the node at the begin of each session. Any thread may change it."""
 
@@ -127,14 +132,16 @@ class Telemetry:
     """Owner of outbox, uplink and the thread that writes. `tell` and `measured` never block: they are called on the event
     loop."""
 
-    def __init__(self, mqtt: Mqtt, home: Path, clock: Clock | None = None) -> None:
-        """Raises ConfigurationError if the file of command keys is no such file."""
+    def __init__(
+        self, mqtt: Mqtt, home: Path, clock: Clock | None = None, check_dates: Callable[[], bool] = dates_count
+    ) -> None:
+        """`check_dates` as in `BrokerAddress`. Raises ConfigurationError if the file of command keys is no such file."""
         self.alarms = Alarms()
         self.interval_s = mqtt.interval_s
         self.latencies = Latencies()
         self.trace = RequestTrace(self.tell)
         self._clock: Clock = clock or SystemClock(trusted=mqtt.trust_clock)
-        self._place = place_of(mqtt, home)
+        self._place = _with_dates(place_of(mqtt, home), check_dates)
         self._keys = [] if mqtt.command_keys_file is None else read_public_keys(home / mqtt.command_keys_file)
         self._outbox = Outbox(self._place.directory, self._place.limits, self._clock, self.alarms)
         self.presence = NodePresence(self._place.config.node, self._outbox.boot_id)
@@ -178,6 +185,11 @@ class Telemetry:
             time.sleep(0.05)
         self._uplink.stop(_GOODBYE_S)
         self._outbox.close()
+
+    def connect_anew(self) -> None:
+        """There are other certificates: end the session with the broker and begin another one with them."""
+        if self._uplink is not None:
+            self._uplink.begin_anew()
 
     def _time(self) -> tuple[float, bool]:
         now = self._clock.now()

@@ -130,10 +130,10 @@ class Session:
         self._connection.subscribe(self._topic("down/ack"), self._topic("down/cmd/+"))
         self._tell_presence()
 
-    def run(self, stop: threading.Event, well: Callable[[], None]) -> None:
-        """Until `stop`; `well` is called once when it has lasted. Raises ConnectionFailed."""
+    def run(self, stop: threading.Event, well: Callable[[], None], anew: threading.Event | None = None) -> None:
+        """Until `stop` or `anew`; `well` is called once when it has lasted. Raises ConnectionFailed."""
         lasts_s: float | None = time.monotonic() + _LASTS_S
-        while not stop.is_set():
+        while not stop.is_set() and not (anew is not None and anew.is_set()):
             if lasts_s is not None and time.monotonic() >= lasts_s:
                 lasts_s = None
                 well()

@@ -97,6 +97,16 @@ class SinkFile:
             self._settled.clear()
         return [(prefix, boot_id, through) for (prefix, boot_id), through in acks.items() if through]
 
+    def forget(self, before_s: float, most: int) -> int:
+        """Drop records and gaps that came before a time (Unix seconds), the oldest first, at most so many; returns how many
+        records. What is settled stays settled: acknowledgements go on as they were. Raises sqlite3.Error."""
+        oldest = "SELECT rowid, received FROM records ORDER BY rowid LIMIT ?"  # in the order in which they came
+        gone = self._db.execute(
+            f"DELETE FROM records WHERE rowid IN (SELECT rowid FROM ({oldest}) WHERE received < ?)", (most, before_s)
+        ).rowcount
+        self._db.execute("DELETE FROM gaps WHERE received < ?", (before_s,))
+        return gone
+
     def _read(self, prefix: str, message: Message) -> Received | None:
         try:
             record = read_payload(message.payload)

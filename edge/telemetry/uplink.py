@@ -29,6 +29,7 @@ class Uplink:
         self._outbox, self._alarms, self._config, self._presence = outbox, alarms, config, presence
         self._answer = answer
         self._stop = threading.Event()
+        self._anew = threading.Event()
         self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
         self.connected = False
         """Written by the uplink's thread."""
@@ -40,6 +41,10 @@ class Uplink:
         """Begin to send."""
         self._thread.start()
 
+    def begin_anew(self) -> None:
+        """End this session and begin another one, with the files as they are by then."""
+        self._anew.set()
+
     def stop(self, patience_s: float) -> None:
         """Say good-bye and end; a connection attempt that hangs is not waited for any longer than that."""
         self._stop.set()
@@ -50,6 +55,7 @@ class Uplink:
         down_since_s = time.monotonic()
         while not self._stop.is_set():
             session: Session | None = None
+            self._anew.clear()
             try:
                 session = Session(self._outbox, self._alarms, self._config, self._presence, self._answer)
                 session.open()
@@ -58,7 +64,10 @@ class Uplink:
                 self._short_sessions += 1
                 for code in ("uplink_down", "uplink_tls"):
                     self._alarms.clear(code)
-                session.run(self._stop, lambda: self._well(backoff))
+                session.run(self._stop, lambda: self._well(backoff), self._anew)
+                if self._anew.is_set():
+                    self._short_sessions -= 1
+                    backoff.succeeded()
             except ConnectionFailed as failure:
                 down_since_s = self._failed(failure, down_since_s)
             except Exception as error:
@@ -66,7 +75,7 @@ class Uplink:
                 self.last_failure = f"the uplink failed: {type(error).__name__}"
             finally:
                 if session is not None:
-                    session.end(good=self._stop.is_set())
+                    session.end(good=self._stop.is_set() or self._anew.is_set())
                 if self.connected:
                     self.connected, down_since_s = False, time.monotonic()
             self._stop.wait(backoff.next_s(random.random()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,13 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from bench.est_server import EstServer
 from edge.api.hardware import HardwareFamilies
+from edge.identity.enroll import Wish, enroll
+from edge.identity.store import Store
+from edge.identity.token import EnrollmentToken
 from edge.probes.sample import Probes
+from edge.telemetry.clock import SystemClock
 from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.nvml import PROFILES, build_library
 from tests.probes.boards import ORIN, PLAIN, plant
@@ -19,8 +25,10 @@ from tests.probes.boards import ORIN, PLAIN, plant
 @pytest.fixture(scope="session")
 def full_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
     library = build_library(tmp_path_factory.mktemp("nvml"))
+    home = tmp_path_factory.mktemp("full")
+    enrolled(home, tmp_path_factory.mktemp("est"))
     node = start_node(
-        tmp_path_factory.mktemp("full"), "--set", "metrics.dcgm_names=on", "--set", "metrics.interval_s=0.5",
+        home, "--set", "metrics.dcgm_names=on", "--set", "metrics.interval_s=0.5",
         "--set", "fleet.url=http://127.0.0.1:9/v1", "--set", "admission.mode=best-effort", "--set", "mqtt.url=mqtt://127.0.0.1:9",
         LD_LIBRARY_PATH=str(library), NVML_STUB_PROFILE=str(PROFILES / "full.txt"),
     )  # fmt: skip
@@ -30,6 +38,14 @@ def full_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]
         assert answer.status_code == httpx.codes.OK
     yield node
     stop_node(node)
+
+
+def enrolled(home: Path, place: Path) -> None:
+    """Make it a node of a fleet."""
+    est = EstServer(place)
+    wish = Wish(est.url, EnrollmentToken.parse(est.token()), "full")
+    asyncio.run(enroll(wish, Store(home), SystemClock(), lambda _: None))
+    est.stop()
 
 
 @pytest.fixture(scope="session")

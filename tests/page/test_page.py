@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bench.est_server import EstServer
 from edge.api.auth import KeyStore
+from edge.identity.enroll import Wish, enroll
+from edge.identity.keeper import Keeper
+from edge.identity.store import Store
+from edge.identity.token import EnrollmentToken
 from edge.messages import Stats
 from edge.probes.sample import Probes
+from edge.telemetry.clock import SystemClock
 from tests.api.conftest import Node, Serve, keys, serve
 from tests.api.fake_engine import FakeEngine
 from tests.page.browser import Browser
@@ -72,7 +80,7 @@ def test_what_the_node_does_not_know_has_no_card_and_no_zero(browser: Browser, s
     browser.open(node.url)
     browser.wait_for(SEEN)
     titles = browser.value("[...document.querySelectorAll('section')].map(s => s.dataset.card)")
-    assert "fleet" not in titles and "outbox" not in titles
+    assert not {"fleet", "outbox", "identity"} & set(titles)
     assert "no streamed answer in the last 5 min" in card(browser, "first token")
     assert "not looked at" in card(browser, "machine") and "the engine does not answer" in card(browser, "answers")
 
@@ -129,6 +137,26 @@ def test_it_fits_a_phone_and_a_desk(browser: Browser, serve: Serve, width: int, 
     assert browser.value("document.documentElement.scrollWidth") <= width, "nothing sticks out"
     browser.picture(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_who_the_node_is_to_its_fleet_has_a_card(browser: Browser, serve: Serve, tmp_path: Path) -> None:
+    """What the page is given is what an enrolled node's keeper says."""
+    est = EstServer(tmp_path / "est")
+    store, clock = Store(tmp_path / "home"), SystemClock()
+    asyncio.run(enroll(Wish(est.url, EnrollmentToken.parse(est.token()), "x"), store, clock, lambda _: None))
+    est.stop()
+    about = Keeper(store, clock, lambda _: "").account()
+    node = serve(FakeEngine(stats=STATS))
+    browser.open(node.url)
+    browser.wait_for(SEEN)
+    browser.value(f"data.identity = {json.dumps(about)}; draw()")
+    assert "tok1-1 of trial" in card(browser, "identity") and "ends in" in card(browser, "identity")
+    gone = json.dumps(
+        {**(about or {}), "certificate_left_s": -90_000, "standing": "expired", "renewal_failure": "revoked"}
+    )
+    browser.value(f"data.identity = {gone}; draw()")
+    assert "ended" in card(browser, "identity") and "revoked" in card(browser, "identity")
+    assert browser.complaints == []
 
 
 def test_a_name_with_markup_in_it_is_text(browser: Browser, serve: Serve) -> None:

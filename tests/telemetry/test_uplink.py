@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import trustme
 
 from bench.broker import ACCESS, Broker, Relay
+from bench.est_authority import Authority, now
 from edge.telemetry.mqtt import BrokerAddress, Connection, ConnectionFailed, Handlers, Message
 from tests.telemetry.conftest import PREFIX, HandClock, NodeSide, SinkSide, small_sample, until
 
@@ -226,6 +228,51 @@ def test_missing_certificate_files_are_an_alarm_that_ends_when_they_are_there(
     pem.write_bytes(broker.identity("n1").read_bytes())
     until(lambda: uplink.connected)
     until(lambda: "uplink_tls" not in node.codes())
+
+
+def test_a_renewed_certificate_is_taken_up_without_a_restart_and_without_an_alarm(
+    node: NodeSide, broker: Broker, sink: SinkSide, tmp_path: Path
+) -> None:
+    pem = tmp_path / "node.pem"
+    pem.write_bytes(broker.identity("n1").read_bytes())
+    uplink = node.connect(replace(broker.address("n1"), cert_file=pem, key_file=pem))
+    until(lambda: uplink.connected)
+    broker.identity("n1").unlink()
+    pem.write_bytes(broker.identity("n1").read_bytes())
+    before = broker.connections()
+    uplink.begin_anew()
+    until(lambda: broker.connections() > before)
+    node.outbox.append_event("start", {"after": "renewal"})
+    until(lambda: not node.outbox.pending())
+    assert node.codes() == set()
+
+
+def test_dates_of_the_brokers_certificate_count_unless_the_clock_is_not_believed(
+    tmp_path: Path, node: NodeSide
+) -> None:
+    authority = Authority()
+
+    def certify(place: Path) -> None:
+        authority.trusted_pem(place / "ca.pem")
+        authority.server_pem(place / "broker.pem", "localhost", begins=now() - timedelta(days=900), days=30)
+
+    place = tmp_path / "broker"
+    place.mkdir()
+    broker = Broker(place, certify=certify)
+    broker.start()
+    try:
+        pem = authority.client_pem(tmp_path / "n1.pem", "n1")
+        believed = [True]
+        address = BrokerAddress(
+            f"mqtts://localhost:{broker.port}", "n1", ca_file=place / "ca.pem", cert_file=pem, key_file=pem,
+            check_dates=lambda: believed[0],
+        )  # fmt: skip
+        uplink = node.connect(address)
+        until(lambda: "expired" in uplink.last_failure)
+        believed[0] = False
+        until(lambda: uplink.connected)
+    finally:
+        broker.kill()
 
 
 def test_a_certificate_of_a_stranger_is_refused(node: NodeSide, broker: Broker, tmp_path: Path) -> None:

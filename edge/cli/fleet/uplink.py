@@ -1,4 +1,4 @@
-"""`edge fleet`: the other side of the uplink."""
+"""`edge fleet sink|key|command`: the other side of the uplink, one part at a time."""
 
 from __future__ import annotations
 
@@ -29,14 +29,6 @@ class CommandRefused(EdgeError):
     """The node answered, and did not do it."""
 
     code = "command_refused"
-
-
-@click.group(invoke_without_command=True)
-@click.pass_context
-def command(context: click.Context) -> None:
-    """The other side of the uplink: a sink for what nodes tell, and commands to nodes."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
 
 
 def _broker_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,7 +72,7 @@ class _Broker:
         )
 
 
-@command.command()
+@click.command()
 @_broker_options
 @click.option("--db", type=click.Path(path_type=Path), required=True, metavar="FILE", help="SQLite file; made if there is none.")  # fmt: skip  # noqa: E501
 @click.option("--prefix", default="edge/v1/+/+/", show_default=True, help="What the topics of the nodes begin with.")
@@ -102,7 +94,7 @@ def sink(db: Path, prefix: str, client_id: str, **broker: Any) -> None:
     click.echo(f"stored {counts.stored}, repeated {counts.repeated}, nonsense {counts.nonsense}", err=True)
 
 
-@command.command()
+@click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def key(file: Path) -> None:
     """Make a key pair for commands: FILE (private, for who commands) and FILE.pub (for mqtt.command_keys_file of nodes)."""
@@ -119,7 +111,7 @@ def key(file: Path) -> None:
     click.echo(f"made {file} (keep it secret) and {file}.pub")
 
 
-@command.command("command")
+@click.command("command")
 @click.argument("node")
 @click.argument("name", type=click.Choice(["drain", "reload", "log-level", "trace", "rebirth"]), metavar="COMMAND")
 @click.argument("argument", required=False)

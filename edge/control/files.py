@@ -1,0 +1,51 @@
+"""Files of the fleet's directory: written whole or not at all, keys readable by their owner alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from edge.errors import ConfigurationError
+from edge.registry.durable import FULL, sync_directory
+
+PRIVATE, PUBLIC = 0o600, 0o644
+
+
+def write_file(path: Path, data: bytes, mode: int = PUBLIC) -> None:
+    """Replace it, never with more rights than `mode` in between; on disk when this returns. Raises ConfigurationError."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        cure = "free some space" if error.errno in FULL else "give this user the directory"
+        raise ConfigurationError(f"{path} cannot be written ({error.strerror}); {cure}") from None
+
+
+def write_if_changed(path: Path, data: bytes, mode: int = PUBLIC) -> bool:
+    """Whether it was written. Raises ConfigurationError."""
+    try:
+        if path.read_bytes() == data:
+            return False
+    except OSError:
+        pass
+    write_file(path, data, mode)
+    return True
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """Raises ConfigurationError that names what it is for."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{what} {path} cannot be read: {error.strerror}") from None

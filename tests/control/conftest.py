@@ -1,0 +1,54 @@
+"""A real fleet server and a real broker, and boxes that enroll."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.fleet_side import Box, FleetSide
+
+NewBox = Callable[..., Box]
+
+
+def until(what: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+    """Wait for something to become true; fails if it does not."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        if found := what():
+            return found
+        time.sleep(0.02)
+    pytest.fail("waited in vain")
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetSide]:
+    """One for all tests of a module; each takes boxes of its own."""
+    found = FleetSide(tmp_path_factory.mktemp("fleet") / "plant")
+    found.start_broker()
+    found.start()
+    yield found
+    found.end()
+
+
+@pytest.fixture
+def own_fleet(tmp_path: Path) -> Iterator[FleetSide]:
+    """One that a test may kill and change; neither server nor broker runs yet."""
+    found = FleetSide(tmp_path / "plant")
+    yield found
+    found.end()
+
+
+@pytest.fixture
+def new_box(fleet: FleetSide, tmp_path: Path) -> NewBox:
+    """A box at the module's fleet."""
+    numbers = itertools.count(1)
+
+    def make(label: str = "box", at: FleetSide | None = None) -> Box:
+        return Box(tmp_path / f"box-{next(numbers)}", at or fleet, label)
+
+    return make

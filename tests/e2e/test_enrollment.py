@@ -1,0 +1,167 @@
+"""From a bare box to a managed node: the real fleet, a real mosquitto with mTLS, and a node that was running before."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bench.broker import Broker
+from bench.est_authority import now
+from bench.est_server import EstServer
+from bench.fleet_side import FleetSide
+from tests.conftest import RunEdge
+from tests.e2e.conftest import RunningNode, free_port, start_node, stop_node
+from tests.telemetry.conftest import until
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[FleetSide]:
+    side = FleetSide(tmp_path / "fleet")
+    side.start()
+    side.start_broker()
+    yield side
+    side.end()
+
+
+@pytest.fixture
+def node(home: Path) -> Iterator[RunningNode]:
+    running = start_node(home, port=free_port())
+    yield running
+    stop_node(running)
+
+
+def load(node: RunningNode) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = httpx.get(f"{node.base_url}/edge/v1/load", timeout=5, trust_env=False).json()
+    except httpx.TransportError:  # it starts anew
+        return {}
+    return found
+
+
+def codes(node: RunningNode) -> set[str]:
+    return {alarm["code"] for alarm in load(node)["alarms"]}
+
+
+def events(fleet: FleetSide) -> list[str]:
+    with sqlite3.connect(f"file:{fleet.home.telemetry}?mode=ro", uri=True) as db:
+        rows = db.execute("SELECT payload FROM records WHERE kind = 'event'").fetchall()
+    return [str(json.loads(row[0])["event"]) for row in rows]
+
+
+@pytest.mark.e2e
+def test_a_running_box_becomes_a_managed_node_and_stays_one_until_it_is_revoked(
+    fleet: FleetSide, node: RunningNode, run_edge: RunEdge
+) -> None:
+    assert "identity" not in load(node)
+    done = run_edge(
+        "enroll", "--fleet", fleet.url, "--name", "Press 7", EDGE_ENROLL_TOKEN=str(fleet.token(group="press"))
+    )
+    assert done.returncode == 0, done.stderr
+    assert "lets this node in" in done.stdout
+
+    # The node takes it up by itself, and the fleet sees it.
+    until(lambda: load(node).get("outbox", {}).get("connected"), 60)
+    assert load(node)["identity"]["node"] == "press-7"
+    shown = until(lambda: (row := fleet.node("press-7"))["health"] == "online" and row, 60)
+    assert (shown["group"], shown["label"]) == ("press", "Press 7")
+    until(lambda: fleet.node("press-7")["models"], 60)
+    until(lambda: "enrolled" in events(fleet), 60)
+
+    # A renewal from outside: the same node, with another certificate, without a restart.
+    began = load(node)["uptime_s"]
+    assert run_edge("identity", "renew").returncode == 0
+    until(lambda: load(node)["identity"]["generation"] == 2, 60)
+    until(lambda: "renewed" in events(fleet), 60)
+    until(lambda: load(node)["outbox"]["connected"], 60)
+    assert load(node)["uptime_s"] > began
+    metrics = httpx.get(f"{node.base_url}/metrics", timeout=5, trust_env=False).text
+    left_s = next(
+        float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("edge_certificate_expires_s")
+    )
+    assert 29 * 86_400 < left_s <= 30 * 86_400
+
+    # Revoked, it is let in nowhere, and says why; it goes on answering those beside it.
+    revoked = fleet.cli("revoke", "press-7")
+    assert revoked.returncode == 0, revoked.stderr
+    until(lambda: not load(node)["outbox"]["connected"], 60)
+    refused = run_edge("identity", "renew")
+    assert (refused.returncode, "revoked this node" in refused.stderr) == (3, True)
+    body = {"model": load(node)["model"], "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    assert httpx.post(f"{node.base_url}/v1/chat/completions", json=body, timeout=60, trust_env=False).status_code == 200
+
+
+@pytest.mark.e2e
+def test_a_node_that_waits_for_approval_is_let_in_by_one_command(fleet: FleetSide, run_edge: RunEdge) -> None:
+    token = str(fleet.token(approval=True))
+    waiting = run_edge("enroll", "--fleet", fleet.url, "--name", "box", EDGE_ENROLL_TOKEN=token)
+    assert waiting.returncode == 4, waiting.stderr
+    approved = fleet.cli("approve", "box")
+    assert approved.returncode == 0, approved.stderr
+    done = run_edge("enroll", "--fleet", fleet.url, "--name", "box", EDGE_ENROLL_TOKEN=token)
+    assert done.returncode == 0 and "box of plant" in done.stdout
+    with fleet.people() as people:
+        assert [row["id"] for row in people.get("/fleet/v1/nodes").json()["items"]] == ["box"]
+
+
+@pytest.mark.e2e
+def test_the_fleets_ca_rolls_over_and_the_node_follows(fleet: FleetSide, run_edge: RunEdge) -> None:
+    assert run_edge("enroll", "--fleet", fleet.url, EDGE_ENROLL_TOKEN=str(fleet.token())).returncode == 0
+
+    def shown() -> Any:
+        return json.loads(run_edge("identity", "show", "--json").stdout)
+
+    def renewed() -> Any:
+        return run_edge("identity", "renew").returncode == 0 and shown()
+
+    before = shown()
+    assert fleet.cli("ca", "new-root").returncode == 0
+    until(lambda: (now := renewed()) and set(before["roots_sha256"]) < set(now["roots_sha256"]), 60)
+    assert fleet.cli("ca", "new-issuing").returncode == 0
+    until(lambda: (now := renewed()) and now["certificate"]["issuer"] != before["certificate"]["issuer"], 60)
+    assert shown()["node"] == before["node"]
+
+
+@pytest.mark.e2e
+def test_a_node_renews_its_certificate_while_it_runs(home: Path, tmp_path: Path, run_edge: RunEdge) -> None:
+    """Twenty of thirty days have gone when it starts. What it renews with is tried at the broker, and then the uplink uses it."""
+    est = EstServer(tmp_path / "est")
+    (tmp_path / "broker").mkdir()
+
+    def certify(place: Path) -> None:
+        est.authority.trusted_pem(place / "ca.pem")
+        est.authority.server_pem(place / "broker.pem", "localhost")
+
+    broker = Broker(tmp_path / "broker", certify=certify)
+    broker.start()
+    est.more = {"mqtt": {"url": f"mqtts://localhost:{broker.port}"}}
+    est.manner.begins = now() - timedelta(days=28)
+    assert run_edge("enroll", "--fleet", est.url, EDGE_ENROLL_TOKEN=est.token()).returncode == 0
+    broker.kill()  # nothing to try it at: the old one must stay
+    est.manner.begins = None
+    running = start_node(home, port=free_port())
+    try:
+        until(lambda: load(running)["identity"]["renewal_failure"], 60)
+        assert "the old one serves" in load(running)["identity"]["renewal_failure"]
+        assert load(running)["identity"]["generation"] == 1
+        assert "certificate_expiring" in codes(running)
+        broker.start()
+        until(lambda: load(running)["outbox"]["connected"], 60)
+        assert run_edge("identity", "renew").returncode == 0, "what waits for its trial is not asked for again"
+        until(lambda: load(running)["identity"]["generation"] == 2, 60)
+        assert est.asked.count("simplereenroll") == 1
+        until(lambda: "certificate_expiring" not in codes(running), 60)
+        assert load(running)["identity"]["renewal_failure"] == ""
+        until(lambda: broker.connections() >= 3 and load(running)["outbox"]["connected"], 60)
+        assert [path.name for path in (home / "identity" / "generations").iterdir()] == ["000002"]
+        assert est.complaints == []
+    finally:
+        stop_node(running)
+        broker.kill()
+        est.stop()

@@ -1,0 +1,203 @@
+"""A running node's identity: renewed in time, noticed when it changes, told of, and loud when it cannot be kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from bench.est_authority import now
+from bench.est_server import EstServer
+from edge.identity.identity import IdentityDamaged
+from edge.identity.keeper import Keeper
+from edge.telemetry.alarms import Alarms
+from tests.identity.conftest import Box, now_clock
+from tests.telemetry.conftest import HandClock
+
+_DAY_S = 86_400.0
+
+
+class Watched:
+    """A keeper whose `look` is called by hand, and what it did."""
+
+    def __init__(self, box: Box) -> None:
+        self.box, self.alarms = box, Alarms()
+        self.settings_changed = self.renewed = 0
+        self.keeper = Keeper(box.store, box.clock, lambda _: box.broker, rand=lambda: 0.5)
+        self.keeper.alarms = self.alarms
+        self.keeper.on_settings = self._on_settings
+        self.keeper.on_renewed = self._on_renewed
+
+    def _on_settings(self) -> None:
+        self.settings_changed += 1
+
+    def _on_renewed(self) -> None:
+        self.renewed += 1
+
+    def look(self, times: int = 1) -> None:
+        async def looked() -> None:
+            for _ in range(times):
+                await self.keeper.look()
+
+        asyncio.run(looked())
+
+    def codes(self) -> set[str]:
+        return {alarm["code"] for alarm in self.alarms.active()}
+
+
+@pytest.fixture
+def events() -> Iterator[list[logging.LogRecord]]:
+    """Log events of the identity; those in telemetry's list are sent to the fleet."""
+    found: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = found.append  # type: ignore[method-assign]
+    logger = logging.getLogger("edge.identity.keeper")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield found
+    logger.removeHandler(handler)
+
+
+def names(events: list[logging.LogRecord]) -> list[str]:
+    return [str(event.__dict__["event"]) for event in events]
+
+
+def later(days: float) -> HandClock:
+    return now_clock(wall_s=now().timestamp() + days * _DAY_S)
+
+
+def test_a_young_certificate_is_left_alone(est: EstServer, box: Box) -> None:
+    box.enroll(est.token())
+    asked = len(est.asked)
+    watched = Watched(box)
+    watched.look(3)
+    assert len(est.asked) == asked and not watched.codes()
+    about = watched.keeper.account()
+    assert about is not None
+    assert (about["node"], about["standing"], about["clock"]) == ("tok1-1", "good", "believed")
+
+
+def test_it_is_renewed_once_when_it_is_due(est: EstServer, box: Box) -> None:
+    box.enroll(est.token())
+    box.clock = later(25)
+    est.manner.begins = now() + timedelta(days=25)
+    watched = Watched(box)
+    watched.look(5)
+    assert est.asked.count("simplereenroll") == 1
+    assert (box.identity().generation, watched.renewed, watched.settings_changed) == (2, 1, 0)
+
+
+def test_settings_that_came_with_a_renewal_are_taken_up(est: EstServer, box: Box) -> None:
+    box.enroll(est.token())
+    est.more = {"group": "elsewhere"}
+    box.clock = later(25)
+    est.manner.begins = now() + timedelta(days=25)
+    watched = Watched(box)
+    watched.look(2)
+    assert (watched.settings_changed, watched.renewed) == (1, 0)
+
+
+def test_failures_are_told_once_paused_and_become_an_alarm(
+    est: EstServer, box: Box, events: list[logging.LogRecord]
+) -> None:
+    box.enroll(est.token())
+    est.stop()
+    box.clock = later(22)
+    watched = Watched(box)
+    watched.look(5)
+    assert names(events).count("renewal_failed") == 1
+    assert watched.codes() == set(), "a first failure with days to go is no alarm"
+    last = box.store.last_try()
+    assert last is not None and last.failures == 1, "the second try comes after a pause"
+    box.clock = later(27)
+    watched = Watched(box)
+    watched.look()
+    assert watched.codes() == {"certificate_expiring"}
+    assert "could not be renewed" in watched.alarms.active()[0]["text"]
+
+
+def test_a_revoked_node_says_so_and_serves_on(est: EstServer, box: Box, events: list[logging.LogRecord]) -> None:
+    box.enroll(est.token())
+    est.nodes["tok1-1"].revoked = True
+    box.clock = later(22)
+    watched = Watched(box)
+    watched.look()
+    assert watched.codes() == {"renewal_refused"}
+    assert "revoked" in watched.keeper.account()["renewal_failure"]  # type: ignore[index]
+    est.nodes["tok1-1"].revoked = False
+    est.manner.begins = now() + timedelta(days=22)
+    again = Watched(box)
+    again.alarms.set("renewal_refused", "from before", "")
+    again.look()
+    assert again.codes() == set() and again.keeper.account()["renewal_failure"] == ""  # type: ignore[index]
+
+
+def test_an_enrollment_from_outside_is_noticed_and_told_once(
+    est: EstServer, box: Box, events: list[logging.LogRecord]
+) -> None:
+    watched = Watched(box)
+    watched.look()
+    assert watched.keeper.account() is None
+    box.enroll(est.token())
+    watched.look(3)
+    assert watched.settings_changed == 1
+    assert names(events) == ["enrolled"]
+    asyncio.run(_started_and_stopped(Watched(box).keeper))  # the node that starts anew
+    assert names(events) == ["enrolled"]
+    box.renew()
+    watched.look(2)
+    assert (names(events), watched.renewed) == (["enrolled", "renewed"], 1)
+
+
+async def _started_and_stopped(keeper: Keeper) -> None:
+    await keeper.start()
+    await keeper.stop()
+
+
+def test_a_reset_is_noticed(est: EstServer, box: Box) -> None:
+    box.enroll(est.token())
+    watched = Watched(box)
+    with box.store.locked():
+        box.store.reset()
+    watched.look(2)
+    assert watched.settings_changed == 1 and watched.keeper.account() is None
+
+
+@pytest.mark.parametrize("wall_s", [0.0, now().timestamp() + 14 * 365 * _DAY_S])
+def test_a_clock_that_is_not_set_asks_the_fleet_and_renews_by_its_word(est: EstServer, box: Box, wall_s: float) -> None:
+    """A box that believes in 2040 must not renew all day, and one in 1970 must not forget to."""
+    box.clock = now_clock(wall_s=wall_s, synced=False)
+    box.enroll(est.token())
+    box.clock.kernel_boot = "k2"  # it starts anew
+    watched = Watched(box)
+    watched.look(5)
+    assert est.asked.count("simplereenroll") == 0
+    assert not watched.keeper.dates_count()
+    assert abs(watched.keeper.now_s - now().timestamp()) < 60
+    box.clock.pass_s(25 * _DAY_S)
+    est.manner.begins = now() + timedelta(days=25)
+    watched.look(3)
+    assert est.asked.count("simplereenroll") == 1
+
+
+def test_a_believed_clock_moves_the_floor_a_day_at_a_time(est: EstServer, box: Box) -> None:
+    box.enroll(est.token())
+    floor_s = box.store.known().floor_s
+    watched = Watched(box)
+    watched.look()
+    assert box.store.known().floor_s == floor_s
+    box.clock.pass_s(2 * _DAY_S)
+    watched.look()
+    assert abs(box.store.known().floor_s - floor_s - 2 * _DAY_S) < 60
+    assert watched.keeper.dates_count()
+    box.clock.wall_s = 0.0
+    assert not watched.keeper.dates_count()
+
+
+def test_a_node_does_not_start_on_a_key_that_others_can_read(est: EstServer, box: Box) -> None:
+    (box.enroll(est.token()).identity.directory / "key.pem").chmod(0o640)
+    with pytest.raises(IdentityDamaged):
+        Watched(box)
