@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,8 @@ import httpx
 
 from bench.dying_server import deaths, died, start_dying
 from bench.fleet_side import Box, FleetSide
-from bench.prove_fleet import Held
+from bench.held import Held, chosen, parser, prove
 from bench.telemetry_node import sample_of
-from edge.bench.machine import describe
 from edge.control.database import Database, Node, NodeStatus
 from edge.identity.wire import Bootstrap
 from edge.telemetry.alarms import Alarms
@@ -379,32 +379,20 @@ PARTS: dict[str, Callable[[argparse.Namespace, Held], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
+def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all if none is named")
-    parser.add_argument("--nodes", type=int, default=200, help="that enroll and report")
-    parser.add_argument("--at-once", type=int, default=16, help="boxes that enroll at one time")
-    parser.add_argument("--reports", type=int, default=10, help="metrics and events of each node")
-    parser.add_argument("--crowd", type=int, default=5000, help="further rows for the page")
-    parser.add_argument("--revocations", type=int, default=20)
-    parser.add_argument("--kill-boxes", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    a = parser.parse_args()
-    if unknown := set(a.part) - set(PARTS):
-        parser.error(f"unknown: {', '.join(unknown)}")
-    held = Held()
-    result: dict[str, Any] = {"machine": describe(), "seed": a.seed, "parts": {}}
-    for name in a.part or PARTS:
-        begun_s = time.monotonic()
-        result["parts"][name] = {**PARTS[name](a, held), "part took, s": round(time.monotonic() - begun_s, 1)}
-        result["promises"] = held.all
-        print(json.dumps(result["parts"][name], indent=1), flush=True)
-        if a.out:
-            a.out.write_text(json.dumps(result, indent=1) + "\n")
-    sys.exit(0 if all(p["held"] for p in held.all) else 1)
+    given = parser(__doc__, tuple(PARTS))
+    given.add_argument("--nodes", type=int, default=200, help="that enroll and report")
+    given.add_argument("--at-once", type=int, default=16, help="boxes that enroll at one time")
+    given.add_argument("--reports", type=int, default=10, help="metrics and events of each node")
+    given.add_argument("--crowd", type=int, default=5000, help="further rows for the page")
+    given.add_argument("--revocations", type=int, default=20)
+    given.add_argument("--kill-boxes", type=int, default=60)
+    given.add_argument("--seed", type=int, default=1)
+    a = given.parse_args()
+    parts = {name: partial(PARTS[name], a) for name in chosen(given, a, tuple(PARTS))}
+    return prove(parts, {"seed": a.seed}, a.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

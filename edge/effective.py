@@ -176,7 +176,7 @@ def _said(error: ErrorDetails) -> str:
 def _from_enrollment(path: Path, given: set[str], known: set[str]) -> dict[str, tuple[Any, Origin]]:
     """What the enrollment says and nobody else does. Settings of a later version are passed over."""
     origin = Origin("enrollment", "enrollment")
-    found = {key: (value, origin) for key, value, _ in _from_file(_read(path), path) if key in known}
+    found = {key: (value, origin) for key, value, _ in _from_file(_read(path, required=False), path) if key in known}
     for section, said, dropped in _TOGETHER:
         if any(f"{section}.{name}" in given for name in said):
             found = {key: value for key, value in found.items() if key not in {f"{section}.{name}" for name in dropped}}
