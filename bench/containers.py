@@ -102,7 +102,8 @@ def node(tools: Tools, image: str, name: str, *options: str, ready_s: float = 18
     gone(tools, name)
     try:
         key = tools.run("podman", "run", "--rm", *CONFINED, "--volume", volume, image, "keys", "create", "proof")
-        tools.run("podman", "run", "--detach", "--name", name, *CONFINED, "--volume", volume, *options, image)
+        health = ("--health-cmd", "edge health", "--health-interval", "disable")  # podman's timer needs systemd
+        tools.run("podman", "run", "--detach", "--name", name, *CONFINED, *health, "--volume", volume, *options, image)
         address = tools.run("podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", name)
         container = Container(tools, name, key, f"http://{address}:{_PORT}")
         wait_ready(container, ready_s)

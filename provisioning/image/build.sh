@@ -19,13 +19,14 @@ builder=${BUILDER:-}
 for candidate in buildah podman docker; do
   [ -n "$builder" ] || ! command -v "$candidate" >/dev/null || builder=$candidate
 done
-# Docker's format, since OCI's has no health check. Times are those of 1970, so that the same content has the same digest.
+# OCI's format: in Docker's, buildah writes the random host name of the build, and no two builds have one digest. OCI's has no
+# health check; FORMAT=docker has. Times are those of 1970, so that the same content has the same digest.
 # shellcheck disable=SC2086  # several words on purpose
 case $builder in
 buildah | podman)
   verb=build
   [ "$builder" = podman ] || verb=bud
-  exec "$builder" "$verb" --layers --format docker --timestamp 0 ${EDGE_BUILD_OPTIONS:-} \
+  exec "$builder" "$verb" --layers --format "${FORMAT:-oci}" --timestamp 0 ${EDGE_BUILD_OPTIONS:-} \
     --file "$file" --target "$target" --tag "$tag" "$@" .
   ;;
 docker)
