@@ -171,13 +171,18 @@ def _closed(node: dict[str, Any], path: tuple[str, ...]) -> Any:
 
 
 def test_a_node_per_machine_with_one_identity() -> None:
-    found = workload(render(NEWEST, KEYS))
+    broker = merged(KEYS, {"config": {"mqtt": {"url": "mqtt://broker"}}})
+    found = workload(render(NEWEST, broker))
     assert found["kind"] == "DaemonSet"
     assert found["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
     env = {one["name"]: one for one in found["spec"]["template"]["spec"]["containers"][0]["env"]}
     assert env["EDGE_MQTT__NODE"]["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
-    named = render(NEWEST, merged(KEYS, {"config": {"mqtt": {"node": "press-3"}}}))
+    named = render(NEWEST, merged(broker, {"config": {"mqtt": {"node": "press-3"}}}))
     assert "EDGE_MQTT__NODE" not in str(pod_of(named))
+
+
+def test_a_node_that_may_enroll_takes_the_name_that_the_fleet_gives() -> None:
+    assert "EDGE_MQTT__NODE" not in str(pod_of(render(NEWEST, KEYS)))
 
 
 def test_a_deployment_stops_before_it_starts() -> None:

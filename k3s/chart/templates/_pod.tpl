@@ -29,7 +29,8 @@
 - name: NVIDIA_DRIVER_CAPABILITIES
   value: compute,utility
 {{- end }}
-{{- if not (dig "mqtt" "node" "" .Values.config) }}
+{{- if and (dig "mqtt" "url" "" .Values.config) (not (dig "mqtt" "node" "" .Values.config)) }}
+# Not where the broker comes from an enrollment: there the fleet gives the node its name.
 - name: EDGE_MQTT__NODE
   valueFrom:
     fieldRef:
