@@ -2,6 +2,7 @@
 
 A free first axis of one name in all inputs and outputs is most likely that of a batch; nothing in the file says so for certain.
 So the first joined passes are computed client by client too. One that differs, and this model's tensors are never joined again.
+Equal rows prove nothing, since a model that mixes them answers like one that does not: until enough is proved, they go apart.
 """
 
 from __future__ import annotations
@@ -95,6 +96,9 @@ class Joiner:
 
     def run(self, works: Sequence[Infer]) -> list[list[Tensor] | EdgeError]:
         """What each of several gets: its outputs, or why there are none."""
+        proved = self._proofs >= _PROOFS
+        if not proved and not _differ(works):
+            return [self._alone(work) for work in works]
         try:
             parts = parted(self._infer(joined(works)), [_count(work) for work in works])
         except (EdgeError, MemoryError, PassStopped):  # one of them may be to blame: that shows when each is alone
@@ -102,17 +106,23 @@ class Joiner:
         if parts is None:
             self._possible = False
             return [self._alone(work) for work in works]
-        if self._proofs >= _PROOFS:
+        if proved:
             return list(parts)
         apart = [self._alone(work) for work in works]
-        for part, whole in zip(parts, apart, strict=True):
-            if not isinstance(whole, EdgeError) and not alike(part, whole):
+        answered: list[Infer] = []
+        for work, part, whole in zip(works, parts, apart, strict=True):
+            if isinstance(whole, EdgeError):
+                continue
+            answered.append(work)
+            if not alike(part, whole):
                 self._possible = False
-        self._proofs += 1
+        self._proofs += _differ(answered)
         return apart
 
     def took(self, works: Sequence[Infer], seconds: float) -> None:
-        """Learn what a row costs."""
+        """Learn what a row costs, where rows are joined: a tensor of no axes has none."""
+        if not self._possible:
+            return
         row_s = seconds / max(1, sum(map(_count, works)))
         self._row_s = row_s if not self._row_s else self._row_s + _SLOWLY * (row_s - self._row_s)
 
@@ -135,6 +145,16 @@ def _form(work: Infer) -> tuple[object, ...]:
         return (work.request_id,)
     tensors = sorted((tensor.name, tensor.datatype, *tensor.shape[1:]) for tensor in work.inputs)
     return (tuple(tensors), tuple(work.outputs))
+
+
+def _differ(works: Sequence[Infer]) -> bool:
+    """Whether two of them have other rows, in whatever order and number."""
+    return len({_different_rows(work) for work in works}) > 1
+
+
+def _different_rows(work: Infer) -> frozenset[bytes]:
+    tensors = sorted(work.inputs, key=lambda tensor: tensor.name)
+    return frozenset(b"".join(_rows(tensor, row, 1).data for tensor in tensors) for row in range(_count(work)))
 
 
 def _rows(tensor: Tensor, before: int, count: int) -> Tensor:

@@ -114,8 +114,33 @@ def test_joined_passes_are_proved_first_and_then_run_once_for_all() -> None:
 def test_a_model_that_mixes_its_rows_is_found_out_and_nobody_gets_anothers_answer(rule: Any) -> None:
     machine = Machine(rule)
     made, works = joiner(machine), [infer(1, [[1, 2]]), infer(2, [[3, 4]])]
+    equal = [infer(1, [[1, 2], [3, 4]]), infer(2, [[3, 4], [1, 2]])]
+    for _ in range(4):  # what all clients send alike shows nothing
+        assert [values(result) for result in made.run(equal)] == [values(machine(work)) for work in equal]
     assert [values(result) for result in made.run(works)] == [values(machine(work)) for work in works]
     assert made.partners(works[0], works[1:]) == []
+
+
+def test_a_pass_in_which_only_one_is_answered_proves_nothing() -> None:
+    def rule(x: np.ndarray) -> np.ndarray:
+        if len(x) == 1 and x[0, 0] < 0:
+            raise InvalidRequest("negative")
+        return x - x.mean(axis=0) * (x >= 0).all()
+
+    machine = Machine(rule)
+    made = joiner(machine)
+    for _ in range(4):
+        results = made.run([infer(1, [[-1.0]]), infer(2, [[0.0]])])
+        assert isinstance(results[0], InvalidRequest) and values(results[1]) == [[[0.0]]]
+    works = [infer(1, [[1.0]]), infer(2, [[5.0]])]
+    assert [values(result) for result in made.run(works)] == [[[[0.0]]], [[[0.0]]]]
+
+
+def test_what_cannot_be_joined_may_have_no_rows_at_all() -> None:
+    made = joiner(Machine(lambda x: x), possible=False)
+    made.took([infer(1, 5.0)], 0.1)
+    made.took([Infer(2, [], [])], 0.1)
+    assert made.partners(infer(1, 5.0), [infer(2, 5.0)]) == []
 
 
 def test_what_one_of_them_spoils_fails_alone() -> None:
@@ -166,3 +191,19 @@ def test_clients_that_ask_at_once_get_each_their_own(tmp_path: Path, mixes: bool
             assert client.stats.passes < 160, "no two shared a pass"
 
     run_with_child(load_of(tmp_path, slo_s=5.0), use)
+
+
+def test_a_child_takes_inputs_of_no_axes(tmp_path: Path) -> None:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ()) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "scalar", ends[:1], ends[1:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "model.onnx"
+    )
+
+    async def use(client: TensorClient) -> None:
+        for turn in range(3):
+            (found,) = await client.infer([tensor(float(turn))], [])
+            assert values([found]) == [2.0 * turn]
+        assert client.status.restarts == 0
+
+    run_with_child(load_of(tmp_path), use)
