@@ -46,6 +46,10 @@ _CODES = {
 }
 _LENGTH = struct.Struct("<I")
 _MOST_DEEP = 16
+_MOST_BYTES = 1 << 40
+"""Of a tensor, axes of length 0 counted as 1: even where it holds nothing, no array has a shape beyond what can be addressed."""
+_REFERENCE_BYTES = 8
+"""Of a text's place in an array."""
 
 
 def check_inputs(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> None:
@@ -90,6 +94,12 @@ def _check_form(tensor: Tensor, spec: TensorSpec) -> None:
 
 def _check_size(tensor: Tensor) -> None:
     count = math.prod(tensor.shape)
+    spanned = math.prod(max(1, length) for length in tensor.shape) * SIZES.get(tensor.datatype, _REFERENCE_BYTES)
+    if spanned > _MOST_BYTES:
+        raise InvalidRequest(
+            f"the input {tensor.name!r} has shape {list(tensor.shape)}, which is too large even where it holds nothing",
+            param="inputs",
+        )
     if tensor.datatype == BYTES:
         found = sum(1 for _ in strings(tensor.data))
         if found != count:

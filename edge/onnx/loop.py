@@ -29,7 +29,7 @@ from edge.onnx.messages import (
     TensorStats,
 )
 from edge.onnx.model import Model
-from edge.onnx.pulse import PassStopped, Pulse
+from edge.onnx.pulse import PassStopped, Pulse, faults_named
 from edge.onnx.tasks import Floats, cut
 from edge.onnx.texts import Encoded
 
@@ -149,7 +149,8 @@ class Loop:
         try:
             if batch.length:
                 texts = [self._running[row.request_id].work.texts[row.index] for row in batch.members]
-                values = self._model.texts(texts, batch.rows, batch.length)
+                with faults_named():
+                    values = self._model.texts(texts, batch.rows, batch.length)
                 took_s = time.monotonic() - begun_s
                 self._batcher.costs.took(batch.rows, batch.length, took_s)
                 self._rows += len(texts)
@@ -180,7 +181,7 @@ class Loop:
         """A request without texts: a picture is a pass by itself, tensors may share one with others that wait."""
         asked = self._running[request_id].work.asked
         if isinstance(asked, Detect):
-            with self._pulse.over():
+            with self._pulse.over(), faults_named():
                 found = self._model.detect(asked)
             self._running.pop(request_id)
             self._answer(request_id, found)
@@ -203,7 +204,7 @@ class Loop:
         return [asked for asked in waiting if isinstance(asked, Infer)]
 
     def _one_pass(self, asked: Infer) -> list[Tensor]:
-        with self._pulse.over():
+        with self._pulse.over(), faults_named():
             return self._model.infer(asked)
 
     def _keep(self, request_id: int, index: int, vector: Floats) -> None:
@@ -247,7 +248,8 @@ class Loop:
     def _retry(self, work: Work) -> None:
         """By itself: what one client sent does not fail another's request."""
         try:
-            rows = [self._model.texts([text], 1, self._length_of(text))[0] for text in work.texts]
+            with faults_named():
+                rows = [self._model.texts([text], 1, self._length_of(text))[0] for text in work.texts]
         except EdgeError as error:
             self._refuse(work.request_id, error)
         except MemoryError:

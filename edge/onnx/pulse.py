@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from edge.errors import EdgeError, EngineFault
 
 _BEAT_S = 0.5
 
 
 class PassStopped(Exception):
     """The pass was told to stop, and did."""
+
+
+@contextmanager
+def faults_named() -> Iterator[None]:
+    """Around what is computed for a request. Our own bugs fail that request, and end nothing: raises EngineFault for them. What
+    the model or its memory is to blame for passes through."""
+    try:
+        yield
+    except (EdgeError, MemoryError, PassStopped):
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise EngineFault(f"the engine failed at this request (a bug, {type(error).__name__}; see its log)") from None
 
 
 class Pulse(threading.Thread):

@@ -44,6 +44,17 @@ def test_what_does_not_fit_is_told_what_was_expected(changed: list[Tensor], said
         check_inputs(changed, SPECS)
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
+def test_a_tensor_that_holds_nothing_has_a_shape_that_an_array_can_have(datatype: str) -> None:
+    spec = TensorSpec("x", datatype, [-1, -1, -1], ["", "", ""])
+    most = 2**31 - 1
+    with pytest.raises(InvalidRequest, match=r"'x' has shape \[0, 2147483647, 2147483647\], which is too large"):
+        check_inputs([Tensor("x", datatype, [0, most, most], b"")], [spec])
+    for shape in ([0, 1, most], [0, 0, most]):
+        check_inputs([fits := Tensor("x", datatype, shape, b"")], [spec])
+        assert list(to_array(fits).shape) == shape
+
+
 @given(st.sampled_from(sorted(SIZES)), st.data())
 def test_json_numbers_come_back_as_they_were(datatype: str, data: st.DataObject) -> None:
     kinds = {"B": st.booleans(), "F": st.floats(-1000, 1000, width=16)}
