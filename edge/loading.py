@@ -33,8 +33,9 @@ _MARGIN = 0.1
 _FRONT_S = 0.003
 """What the front adds to the time to the first token while it has little to do, on a small box (docs/bench.md)."""
 _USUAL_OVERLAP = 0.45
-_PIXEL_BYTES = 4
-"""Of a picture in memory; few have more, and none stays."""
+PIXEL_BYTES = 9
+"""Of a picture in memory while it is made smaller, measured: one that lets light through is there twice. WebP's decoder alone
+takes twice as much, which is not planned for the few that are sent."""
 _USUAL_TOKENS = 512
 """What encoders read at least."""
 _MODEST_BYTES = 256 << 20
@@ -209,7 +210,7 @@ class SettingsPlanner:
     def _fit_tensors(self, spec: Spec, model: ResolvedTensors, room_bytes: int) -> Fitted:
         pieces = model.header.vocabulary if model.header is not None else 0
         looks = model.task == "detection"
-        picture_bytes = _most_pixels(self._settings) * _PIXEL_BYTES if looks else 0
+        picture_bytes = _most_pixels(self._settings) * PIXEL_BYTES if looks else 0
         planned_bytes = tensor_bytes(
             spec.name, model.file_bytes, room_bytes, pieces=pieces, further_bytes=picture_bytes
         )

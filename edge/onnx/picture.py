@@ -27,6 +27,8 @@ Floats = npt.NDArray[np.float32]
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112
+_STRIP = 64
+"""Rows."""
 _GREY = 114
 """What detectors of the YOLO family were trained to see beside a picture."""
 
@@ -88,7 +90,7 @@ def _placed(image: Any, looking: Looking) -> Placed:
     inner_width, inner_height, left, top = _fit(width, height, looking)
     target = (inner_height, inner_width) if aside else (inner_width, inner_height)
     image.draft("RGB", target)  # a JPEG is decoded at an eighth of its size where that is enough
-    small = _upright(_opaque(image).resize(target, Image.Resampling.BILINEAR), turn)
+    small = _upright(_opaque(_plain(image).resize(target, Image.Resampling.BILINEAR)), turn)
     if (inner_width, inner_height) != (looking.width, looking.height):
         whole = Image.new("RGB", (looking.width, looking.height), (_GREY, _GREY, _GREY))
         whole.paste(small, (left, top))
@@ -109,14 +111,33 @@ def _fit(width: int, height: int, looking: Looking) -> tuple[int, int, int, int]
     return inner_width, inner_height, (looking.width - inner_width) // 2, (looking.height - inner_height) // 2
 
 
+def _plain(image: Any) -> Any:
+    """In a mode that can be made smaller. A whole picture lies in memory: it is copied only where that must be, and once."""
+    if image.mode.startswith("I"):
+        return _eight_bits(image)
+    if "transparency" in image.info:
+        clear = image.convert("RGBA")
+        image.close()  # its pixels are not needed beside those
+        return clear
+    return image if image.mode in ("RGB", "RGBA", "L", "LA") else image.convert("RGB")
+
+
+def _eight_bits(image: Any) -> Any:
+    """Of sixteen bits of grey, a strip at a time."""
+    width, height = image.size
+    grey = Image.new("L", (width, height))
+    for top in range(0, height, _STRIP):
+        strip = np.asarray(image.crop((0, top, width, min(height, top + _STRIP))))
+        grey.paste(Image.fromarray((strip.astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)), (0, top))
+    return grey
+
+
 def _opaque(image: Any) -> Any:
     """In three colours; what shines through is white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA"):
         clear = image.convert("RGBA")
         white = Image.new("RGBA", clear.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, clear).convert("RGB")
-    if image.mode.startswith("I"):  # sixteen bits of grey
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 

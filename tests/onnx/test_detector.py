@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
 
 from edge.errors import InvalidRequest, ModelUnusable
+from edge.loading import PIXEL_BYTES
 from edge.onnx.boxes import things_in
 from edge.onnx.client import TensorClient
 from edge.onnx.messages import Found, Looking
@@ -95,6 +99,70 @@ def test_pictures_of_other_colours_are_read(mode: str) -> None:
     out = io.BytesIO()
     image.save(out, "JPEG" if mode == "CMYK" else "PNG")
     assert placed(out.getvalue(), Looking(**DETR)).pixels == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_what_shines_through_is_white_and_spoils_no_colour_beside_it(mode: str) -> None:
+    """Left black and opaque, right clear, of a grey or a colour that nobody may see."""
+    pixels = np.zeros((50, 90, 4), np.uint8)
+    pixels[..., 3] = 255
+    pixels[:, 45:] = (80, 80, 80, 0)
+    image, options = Image.fromarray(pixels), {}
+    if mode == "P":
+        image, options = image.convert("L").point(lambda grey: int(grey > 0)).convert("P"), {"transparency": 1}
+        image.putpalette([0, 0, 0, 80, 160, 80])
+    else:
+        image = image.convert(mode)
+        options = {"RGB": {"transparency": (80, 80, 80)}, "L": {"transparency": 80}}.get(mode, {})
+    out = io.BytesIO()
+    image.save(out, "PNG", **options)
+    found = placed(out.getvalue(), Looking(**{**DETR, "width": SIDE, "height": SIDE})).pixels
+    assert found[:, :, : SIDE // 2 - 2] == pytest.approx(0) and found[:, :, SIDE // 2 + 2 :] == pytest.approx(1)
+    assert np.diff(found, axis=2).min() >= 0, "no seam of the hidden colour"
+
+
+_PEAK = """
+import io, sys, msgspec
+from PIL import Image
+from edge.onnx.messages import Looking
+from edge.onnx.picture import placed
+
+def kib(key):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])
+
+looking, data = msgspec.json.decode(sys.argv[1], type=Looking), sys.stdin.buffer.read()
+for kind in ("PNG", "JPEG"):  # what the library takes once
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, kind)
+    placed(out.getvalue(), looking)
+open("/proc/self/clear_refs", "w").write("5")
+before = kib("VmRSS")
+found = placed(data, looking)
+print((kib("VmHWM") - before) * 1024 / (found.width * found.height))
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"transparency": (0, 0, 0)}),
+        ("RGBA", {}),
+        ("LA", {}),
+        ("P", {"transparency": 0}),
+        ("I;16", {}),
+        ("I;16", {"transparency": 3}),
+        ("CMYK", {"format": "JPEG", "progressive": True}),
+    ],
+)
+def test_a_picture_takes_no_more_memory_than_is_planned(mode: str, options: dict[str, Any]) -> None:
+    out = io.BytesIO()
+    Image.new(mode, (2000, 2000)).save(out, **{"format": "PNG", **options})
+    looking = msgspec.json.encode(Looking(**DETR)).decode()
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, looking], input=out.getvalue(), capture_output=True, check=True, timeout=60
+    )
+    assert 1 < float(done.stdout) < PIXEL_BYTES
 
 
 def test_colours_are_normed_as_the_manifest_says() -> None:
