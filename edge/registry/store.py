@@ -292,7 +292,10 @@ class Store:
         return freed
 
     def _drop_trees(self, without: str = "") -> None:
-        """Trees that no model has, and those with the file `without`: they would keep its bytes."""
+        """Trees that no model has, and those with the file `without`: they would keep its bytes. Which ones the records mean
+        that cannot be read, nobody knows here: all stay, unless a file is damaged. Then `edge models pull` makes them anew."""
+        if not without and self.unreadable():
+            return
         records = self.records().values()
         self._trees.drop_all_but(record.sums for record in records if without not in record.sums.values())
 

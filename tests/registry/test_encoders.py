@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edge.registry.digest import sha256_of
 from edge.registry.inventory import Inventory
 from edge.registry.manifest import Encoder, Manifest, manifest_text, read_manifest
 from edge.registry.resolve import Registry, ResolvedModel, ResolvedTensors
+from edge.registry.store import RECORD_VERSION
 from tests.engine.conftest import Q4_0
 from tests.registry.conftest import Watcher
 
@@ -261,3 +263,24 @@ def test_a_tree_goes_and_comes_back_with_its_model(home: Path, tmp_path: Path) -
     assert trees() == [tree]
     inventory.remove("elm")
     assert trees() == []
+
+
+def test_a_tree_outlives_the_time_in_which_its_record_cannot_be_read(home: Path, tmp_path: Path) -> None:
+    """As after a downgrade: whatever is pruned, fetched or removed meanwhile, the model loads after the upgrade."""
+    registry, inventory = know_apart(home, apart(tmp_path / "stick")), Inventory(home)
+    inventory.pull("elm", Watcher(), licence="MIT")
+    path = registry.store.root / "names" / "elm.json"
+    written = path.read_text()
+    path.write_text(json.dumps({**json.loads(written), "version": RECORD_VERSION + 1}))
+    inventory.prune(every_partial=False, dry_run=False)
+    write_onnx_encoder(tmp_path / "other", SHAPES["tiny"])
+    (home / "models" / "oak.toml").write_text(
+        HEAD.replace("/stick", str(tmp_path / "other")) + 'task = "embedding"\n[encoder]\npooling = "mean"\n'
+        + TOKENIZER.replace("/stick", str(tmp_path / "other"))
+    )  # fmt: skip
+    inventory.pull("oak", Watcher(), licence="MIT")
+    inventory.remove("oak")
+    path.write_text(written)
+    found = registry.find("elm")
+    assert found.path.with_name("model.onnx_data").exists()
+    onnxruntime.InferenceSession(str(found.path), providers=["CPUExecutionProvider"])
