@@ -221,16 +221,23 @@ class NewerManifest(ConfigurationError):
     """A manifest that only a newer version can read. It is no mistake, so the other models are served without it."""
 
 
+_TABLES: Mapping[str, type[_Strict]] = {"encoder": Encoder, "detector": Detector, "files": Part}
+"""Keys of a manifest that hold tables, or lists of them."""
+
+
 def known_part(found: Mapping[str, Any]) -> dict[str, Any]:
     """What this version knows of a newer manifest that it may read."""
     known = without_unknown(found, frozenset(Manifest.model_fields))
-    if isinstance(encoder := known.get("encoder"), dict):
-        known["encoder"] = without_unknown(encoder, frozenset(Encoder.model_fields))
-    if isinstance(files := known.get("files"), list):
-        known["files"] = [
-            without_unknown(part, frozenset(Part.model_fields)) if isinstance(part, dict) else part for part in files
-        ]
+    for key, table in _TABLES.items():
+        if key in known:
+            known[key] = _known_of(known[key], frozenset(table.model_fields))
     return known
+
+
+def _known_of(value: Any, keys: frozenset[str]) -> Any:
+    if isinstance(value, list):
+        return [_known_of(one, keys) for one in value]
+    return without_unknown(value, keys) if isinstance(value, dict) else value
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -240,7 +247,7 @@ def read_manifest(path: Path) -> Manifest:
         match fit_of(found, MANIFEST_VERSION, "schema_version"):
             case Fit.FOREIGN:
                 raise NewerManifest(
-                    f"{path} was written for a newer version of edge (form {found['schema_version']}, this one reads "
+                    f"{path} was written for a newer version of edge (form {found.get('schema_version', 1)}, this one reads "
                     f"{MANIFEST_VERSION}): upgrade this one, or pull or add the model anew under another name"
                 )
             case Fit.NEWER:

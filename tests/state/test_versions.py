@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from edge.api.auth import SCHEMA_VERSION, KeyStore
 from edge.engine.calibrate import Threads
@@ -16,7 +18,7 @@ from edge.engine.statefiles import KeptSteps, StateFiles
 from edge.engine.steps import StepTable
 from edge.errors import ConfigurationError, ModelUnusable
 from edge.registry.digest import CHECKSUMS_VERSION, Checksums, sha256_of
-from edge.registry.manifest import MANIFEST_VERSION, read_manifest
+from edge.registry.manifest import MANIFEST_VERSION, Manifest, NewerManifest, known_part, read_manifest
 from edge.registry.partial import STATE_VERSION, Partial, State
 from edge.registry.resolve import Registry
 from edge.registry.store import RECORD_VERSION, Ready, StoredFile
@@ -160,6 +162,46 @@ def test_a_manifest_of_a_newer_version_stops_its_own_model_only(tmp_path: Path) 
         f"schema_version = {MANIFEST_VERSION + 1}\nreadable_by = {MANIFEST_VERSION}\nshade = 3\n{text}", "utf-8"
     )
     assert _registry(home).manifests()["fresh"][0].task == "chat"
+
+
+_MADE = (
+    'name = "oak"\nsource = "file:/stick/model.onnx"\nlicence = "MIT"\ncontext_tokens = 128\ndescription = "Made."\n'
+)
+_FILES = '[[files]]\nfile = "tokenizer.json"\nsource = "file:/stick/tokenizer.json"\nshade = 3\n'
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        'task = "detection"\n[detector]\nlayout = "yolo"\nlabels = ["a"]\nsize = [64, 64]\nshade = 3\n',
+        f'task = "embedding"\n[encoder]\npooling = "mean"\nshade = 3\n{_FILES}',
+    ],
+)
+def test_a_newer_manifest_that_may_be_read_is_read_without_the_new_keys_of_its_tables(
+    tmp_path: Path, tables: str
+) -> None:
+    marks = f"schema_version = {MANIFEST_VERSION + 1}\nreadable_by = {MANIFEST_VERSION}\n"
+    path = tmp_path / "oak.toml"
+    path.write_text(f"{marks}{_MADE}{tables}", "utf-8")
+    newer = read_manifest(path).model_dump(exclude={"schema_version", "readable_by"})
+    path.write_text(f"{_MADE}{tables}".replace("shade = 3\n", ""), "utf-8")
+    assert newer == read_manifest(path).model_dump(exclude={"schema_version", "readable_by"})
+
+
+def test_the_new_keys_of_every_table_of_a_manifest_are_left_out() -> None:
+    """Also of tables that are yet to come."""
+    for name, field in Manifest.model_fields.items():
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+        if any(issubclass(kind, BaseModel) for kind in kinds):
+            assert known_part({name: {"shade": 3}}) == {name: {}}
+            assert known_part({name: [{"shade": 3}]}) == {name: [{}]}
+
+
+def test_a_manifest_whose_marks_are_no_numbers_is_for_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "oak.toml"
+    path.write_text(f'readable_by = "one"\n{_MADE}task = "chat"\n', "utf-8")
+    with pytest.raises(NewerManifest, match=r"oak\.toml was written for a newer version"):
+        read_manifest(path)
 
 
 def test_a_manifest_with_an_unknown_key_and_no_newer_version_is_a_mistake(tmp_path: Path) -> None:
