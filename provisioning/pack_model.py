@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from edge.errors import ConfigurationError, EdgeError
 from edge.registry.describe import described, name_from_file
 from edge.registry.digest import sha256_of
 from edge.registry.gguf import read_header
-from edge.registry.manifest import Manifest, manifest_text
+from edge.registry.manifest import NAME_PATTERN, Manifest, manifest_text
 from edge.registry.resolve import Registry
 
 _BUILDERS = {"buildah": "bud", "podman": "build", "docker": "build"}
@@ -51,10 +52,15 @@ def main(arguments: Sequence[str]) -> int:
 
 def gathered(wish: str, name: str | None, licence: str) -> tuple[Manifest, Mapping[str, Path]]:
     """A model's manifest as it will stand beside its files, and the files by name. Raises EdgeError."""
+    if name is not None and not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigurationError(
+            f"--name {name!r} is no name that a node takes: give up to 63 of a-z, 0-9, dot, dash and underscore, a letter or a "
+            "digit first"
+        )
     path = Path(wish)
     if path.suffix == ".gguf":
         header, sha256 = read_header(path), sha256_of(path)
-        known = name or name_from_file(path.name)
+        known = name if name is not None else name_from_file(path.name)
         made = described(known, f"file:{path.absolute()}", path.name, licence)(sha256, header)
         return made.model_copy(update={"file": path.name, "source": f"file:/{path.name}"}), {path.name: path}
     found = Registry.at(default_home(os.environ)).find(wish)

@@ -110,3 +110,13 @@ def test_what_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         pack_model.placed(tmp_path / "gone", tmp_path / "to")
     assert pack_model.main([str(tmp_path / "gone.gguf"), "--builder", "buildah"]) == 1
     assert "gone.gguf" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wish", ["edge-builtin", str(BUILTIN)])
+@pytest.mark.parametrize("name", ["Plant", "", "a/b", "plant\n", "x" * 64])
+def test_a_name_that_no_node_takes_is_refused_before_it_is_packed(
+    wish: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pack_model.main([wish, "--name", name, "--builder", "buildah"]) == 1
+    said = capsys.readouterr()
+    assert f"--name {name!r} is no name that a node takes" in said.err and said.out == ""
