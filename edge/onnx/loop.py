@@ -212,8 +212,10 @@ class Loop:
         running.rows[index] = vector
         running.left -= 1
         if not running.left:
+            with faults_named():
+                whole = self._whole(running)
             del self._running[request_id]
-            self._answer(request_id, self._whole(running))
+            self._answer(request_id, whole)
 
     def _whole(self, running: _Running) -> Message:
         asked, texts = running.work.asked, running.work.texts
@@ -250,12 +252,13 @@ class Loop:
         try:
             with faults_named():
                 rows = [self._model.texts([text], 1, self._length_of(text))[0] for text in work.texts]
+                whole = self._whole(_Running(work, 0, dict(enumerate(rows))))
         except EdgeError as error:
             self._refuse(work.request_id, error)
         except MemoryError:
             self._refuse(work.request_id, self._excuse(MemoryError()))
         else:
-            self._answer(work.request_id, self._whole(_Running(work, 0, dict(enumerate(rows)))))
+            self._answer(work.request_id, whole)
 
     def _refuse(self, request_id: int, error: EdgeError) -> None:
         self._send([Failed(request_id, error.code or "", error.message, error.param)])

@@ -11,7 +11,7 @@ import pytest
 
 from edge.messages import Failed, Message, Quit
 from edge.onnx.loop import InboxItem, Loop, Work
-from edge.onnx.messages import Classify, Detect, Infer, Inferred, LoadTensors, Scored, Tensor, TensorSpec
+from edge.onnx.messages import Classify, Detect, Embed, Infer, Inferred, LoadTensors, Scored, Tensor, TensorSpec
 from edge.onnx.model import Model
 from edge.onnx.texts import Encoded
 
@@ -92,6 +92,13 @@ def test_a_bug_fails_the_request_that_meets_it_and_no_other(
         if isinstance(answer, Failed):
             assert (answer.code, "a bug, ValueError; see its log" in answer.message) == ("engine_fault", True)
     assert "ValueError: odd" in capsys.readouterr().err
+
+
+def test_a_bug_at_an_answer_fails_that_request() -> None:
+    """Of two in one pass. Vectors are asked of a model that is loaded for tensors: no answer can be made."""
+    vectors = Work(Embed(2, ["x"], "", None), 2, [Encoded([2], [0])])
+    answers = told(ValueError("odd"), [vectors, text(4), text(6)])
+    assert {number: type(answer) for number, answer in answers.items()} == {2: Failed, 4: Scored, 6: Scored}
 
 
 def test_a_bug_at_a_picture_fails_that_picture() -> None:
