@@ -175,3 +175,23 @@ def test_systemd_finds_nothing_wrong_with_the_unit(unit: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_unit_lets_background_engines_step_back_behind_others(unit: Path) -> None:
+    allowed: set[str] = set()
+    for line in re.findall(r"^SystemCallFilter=(.+)$", unit.read_text(), re.MULTILINE):
+        calls = set().union(*(calls_of(name) for name in line.removeprefix("~").split()))
+        allowed = allowed - calls if line.startswith("~") else allowed | calls
+    assert {"sched_setscheduler", "setpriority"} <= allowed
+    assert not allowed & {"sched_setaffinity", "mbind", "chroot"}
+
+
+def calls_of(name: str) -> set[str]:
+    """The system calls behind a name, as this systemd has them."""
+    if not name.startswith("@"):
+        return {name}
+    done = subprocess.run(
+        ["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, timeout=60, check=True
+    )
+    words = [line.strip() for line in done.stdout.splitlines()[1:]]
+    return set().union(*(calls_of(word) for word in words if word and not word.startswith("#")))
