@@ -9,7 +9,12 @@ import sys
 
 import pytest
 
-STEP_BACK = "from edge.engine.pipe import step_back; step_back(); print(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))"
+STEP_BACK = """
+import os
+from edge.engine.pipe import step_back
+step_back()
+print(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))
+"""
 FORBIDDEN = """
 import ctypes, os, struct
 numbers = {"x86_64": (141, 144), "aarch64": (140, 119)}[os.uname().machine]  # setpriority, sched_setscheduler
@@ -31,7 +36,7 @@ def child(text: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_runs_only_when_nobody_else_wants_to() -> None:
-    done = child(f"import os\n{STEP_BACK}")
+    done = child(STEP_BACK)
     assert (done.returncode, done.stdout.split()[0]) == (0, str(os.SCHED_IDLE)), done.stderr
 
 
