@@ -17,6 +17,9 @@ from edge.errors import NodeUnreachable
 
 _TIMEOUT_S = 5.0
 _OK = 200
+_HANDSHAKE = 22
+_CERTIFICATE_REQUEST = 13
+"""RFC 8446, 4 and 5.1."""
 
 
 @click.command()
@@ -45,33 +48,49 @@ def command(url: str | None, live: bool) -> int:
 
 
 class _NoCertificate(Exception):
-    """The handshake went well, and then the other side hung up: it wants a certificate."""
+    """In the handshake the other side asked for a certificate, and without one it hung up. Only a node that runs does."""
 
 
 def _ask(base: str, path: str) -> tuple[int, bytes]:
     """The address is this machine's own, and its certificate is made for names that others use: it is not checked."""
     parts = urlsplit(base)
     host = parts.hostname or ""
+    handshake = _Handshake()
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
         trusting = ssl.create_default_context()
         trusting.check_hostname = False
         trusting.verify_mode = ssl.CERT_NONE
+        trusting._msg_callback = handshake.heard  # type: ignore[attr-defined]  # there is no public way to see it
         connection = http.client.HTTPSConnection(host, parts.port, timeout=_TIMEOUT_S, context=trusting)
     else:
         connection = http.client.HTTPConnection(host, parts.port, timeout=_TIMEOUT_S)
     try:
         connection.connect()
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-        except (ssl.SSLError, ConnectionResetError):
-            if parts.scheme != "https":
-                raise
-            raise _NoCertificate from None
+        connection.request("GET", path)
+        answer = connection.getresponse()
         return answer.status, answer.read()
+    except (ssl.SSLError, ConnectionError):
+        # A hang-up alone says nothing, and asyncio's servers end a handshake without the alert that would.
+        if handshake.certificate_wanted:
+            raise _NoCertificate from None
+        raise
     finally:
         connection.close()
+
+
+class _Handshake:
+    """What the other side says while TLS begins."""
+
+    def __init__(self) -> None:
+        self.certificate_wanted = False
+
+    def heard(
+        self, _connection: object, direction: str, _version: int, content: int, message: int, _data: bytes
+    ) -> None:
+        """One message of TLS went by, here or there."""
+        if (direction, content, message) == ("read", _HANDSHAKE, _CERTIFICATE_REQUEST):
+            self.certificate_wanted = True
 
 
 def _reason(body: bytes) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
@@ -15,6 +16,7 @@ from edge.messages import FrameReader, Message, frame
 EXIT_LOAD_FAILED = 3
 EXIT_ENGINE_BROKEN = 70
 _READ_BYTES = 1 << 18
+_NICEST = 19
 
 HeardT = TypeVar("HeardT")
 
@@ -53,9 +55,15 @@ def end_with_parent() -> None:
 
 
 def step_back() -> None:
-    """Run only when nobody else wants the processor: threads that libraries have started already, and all that come."""
+    """Run only when nobody else wants the processor: threads that libraries have started already, and all that come.
+
+    A sandbox may forbid it. Then this process takes its turn like the others, and says so.
+    """
     try:
         for thread in os.listdir("/proc/self/task"):
             os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
-    except OSError:  # a sandbox forbids it
-        os.nice(19)
+    except OSError:
+        try:
+            os.nice(_NICEST)
+        except OSError as error:
+            print(f"engine: it cannot step back behind others: {error.strerror}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -29,19 +30,40 @@ def examine(root: Path | None, executable: Path | None = None) -> Machine:
             found[path] = placed(root, path).read_text("utf-8")
         except FileNotFoundError:
             continue
+        except PermissionError:  # a dry run without root: it is there, and what it says is not for this user
+            found[path] = ""
         except OSError as error:
             raise ConfigurationError(f"{placed(root, path)} cannot be read: {error.strerror or error}") from None
     runs = _SYSTEMD_RUNS.is_dir()
+    program = executable or Path(sys.prefix) / "bin" / "edge"
     return Machine(
         root=root,
         is_superuser=os.geteuid() == 0,
         systemd_runs=runs,
-        executable=executable or Path(sys.prefix) / "bin" / "edge",
+        executable=program,
+        executable_exists=os.path.isfile(program) and os.access(program, os.X_OK),
         code=Path(edge.__file__).resolve().parent,
+        behind=_behind(program),
         found=found,
         state_exists=placed(root, STATE).is_dir(),
         active=runs and root is None and _is_active(),
     )
+
+
+def _behind(program: Path) -> tuple[Path, ...]:
+    """The program and its environment's Python without links, and the installation that the environment is made from."""
+    found = [program.resolve()]
+    python = program.parent / "python3"
+    if os.path.exists(python):
+        found.append(python.resolve())
+    if program.parent == Path(sys.prefix) / "bin":
+        found.append(Path(sys.base_prefix).resolve())
+    with contextlib.suppress(OSError):
+        for line in (program.parent.parent / "pyvenv.cfg").read_text("utf-8").splitlines():
+            name, _, value = line.partition("=")
+            if name.strip() == "home":
+                found.append(Path(value.strip()).resolve())
+    return tuple(dict.fromkeys(found))
 
 
 def carry_out(steps: Iterable[Step], root: Path | None, say: Callable[[str], None]) -> None:
@@ -78,13 +100,26 @@ def _write(path: Path, text: str, mode: int) -> None:
 
 
 def _make_state(path: Path, owner: tuple[int, int]) -> None:
-    """What root put there before is the service's too; links are not followed."""
+    """What root put there before is the service's too.
+
+    The service may be running, and may put a link in the place of a directory at any moment: root goes from directory to
+    directory by descriptor, and follows no link below the first.
+    """
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
-    os.chown(path, *owner)
-    for directory, names, files in os.walk(path):
+    _own(str(path), owner, None)
+    for _, names, files, directory in os.fwalk(path.resolve(), follow_symlinks=False):
         for name in (*names, *files):
-            os.chown(Path(directory) / name, *owner, follow_symlinks=False)
+            with contextlib.suppress(FileNotFoundError):  # the service has removed it meanwhile
+                _own(name, owner, directory)
+
+
+def _own(name: str, owner: tuple[int, int], directory: int | None) -> None:
+    """Give it to the owner, if it is not theirs. Only a path outside any directory handed in may be a link."""
+    follow = directory is None
+    found = os.stat(name, dir_fd=directory, follow_symlinks=follow)
+    if (found.st_uid, found.st_gid) != owner:
+        os.chown(name, *owner, dir_fd=directory, follow_symlinks=follow)
 
 
 def _user(root: Path | None) -> tuple[int, int]:

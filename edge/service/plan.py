@@ -14,15 +14,18 @@ _HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"), Path("/tmp"), Path("
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What is there. `found`: the text of each file that is there, by its path."""
+    """What is there. `found`: the text of each file that is there, by its path; empty if it may not be read."""
 
     root: Path | None
     """Another system's root directory, such as an image that is being made; None: this machine."""
     is_superuser: bool
     systemd_runs: bool
     executable: Path
+    executable_exists: bool
     code: Path
     """Where the package lies: beside the executable, or in a checkout."""
+    behind: tuple[Path, ...]
+    """Where the executable's links lead, and the Python that an environment borrows: the service needs these too."""
     found: dict[Path, str]
     state_exists: bool
     active: bool
@@ -76,12 +79,7 @@ Step = WriteFile | RemoveFile | MakeState | Run
 
 def install_steps(machine: Machine, *, start: bool) -> list[Step]:
     """What is still to be done; empty if all is as it should be. Raises ConfigurationError where it cannot be."""
-    for path in (machine.executable, machine.code):
-        if machine.root is None and any(path.is_relative_to(hidden) for hidden in _HIDDEN):
-            raise ConfigurationError(
-                f"the service would not see {path}: install edge where every user can read it, such as "
-                "`python3 -m venv /opt/edge && /opt/edge/bin/pip install edge-node`, and run /opt/edge/bin/edge install --systemd"
-            )
+    _require_runnable(machine)
     wanted = [
         WriteFile(USERS, USERS_TEXT, 0o644),
         WriteFile(UNIT, unit_text(machine.executable), 0o644),
@@ -121,6 +119,27 @@ def require(machine: Machine) -> None:
         raise ConfigurationError(
             "systemd does not run here, so there is nothing to install a service into; start the node with `edge serve`, or "
             "give --root DIR for a system that is being put together"
+        )
+
+
+def _require_runnable(machine: Machine) -> None:
+    """Raises ConfigurationError where systemd could not start what the unit names."""
+    if not machine.executable.is_absolute():
+        raise ConfigurationError(
+            f"{machine.executable} is not an absolute path, which systemd wants: give --executable /opt/edge/bin/edge, or alike"
+        )
+    if machine.root is not None:
+        return
+    for path in (machine.executable, machine.code, *machine.behind):
+        if any(path.is_relative_to(hidden) for hidden in _HIDDEN):
+            raise ConfigurationError(
+                f"the service would not see {path}: install edge where every user can read it, with a Python of the system's, "
+                "such as `/usr/bin/python3 -m venv /opt/edge && /opt/edge/bin/pip install edge-node`, and run "
+                "`/opt/edge/bin/edge install --systemd`"
+            )
+    if not machine.executable_exists:
+        raise ConfigurationError(
+            f"there is no program {machine.executable} for the service to run: give --executable with the path of `edge`"
         )
 
 

@@ -101,6 +101,8 @@ SystemCallArchitectures=native
 SystemCallErrorNumber=EPERM
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
+# Background engines step back behind the others with these; RestrictRealtime= keeps every process from going before them.
+SystemCallFilter=sched_setscheduler setpriority
 # Left open on purpose: ProcSubset= (memory and pressure are read from /proc), MemoryDenyWriteExecute= (GPU drivers make code
 # while they run), PrivateDevices= (it would take the GPUs away).
 

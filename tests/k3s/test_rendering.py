@@ -181,6 +181,19 @@ def test_a_node_per_machine_with_one_identity() -> None:
     assert "EDGE_MQTT__NODE" not in str(pod_of(named))
 
 
+def test_a_node_whose_state_outlives_its_pod_keeps_its_name() -> None:
+    broker = merged(KEYS, {"config": {"mqtt": {"url": "mqtt://broker"}}, "workload": {"kind": "Deployment"}})
+    found = {}
+    for kind in ("pvc", "hostPath", "emptyDir"):
+        objects = render(NEWEST, merged(broker, {"state": {"kind": kind}}))
+        env = {one["name"]: one for one in pod_of(objects)["containers"][0]["env"]}
+        found[kind] = (workload(objects)["metadata"]["name"], env["EDGE_MQTT__NODE"])
+    fullname, node = found["pvc"]
+    assert node == {"name": "EDGE_MQTT__NODE", "value": fullname}
+    assert found["hostPath"][1]["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
+    assert found["emptyDir"][1]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+
+
 def test_a_node_that_may_enroll_takes_the_name_that_the_fleet_gives() -> None:
     assert "EDGE_MQTT__NODE" not in str(pod_of(render(NEWEST, KEYS)))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import trustme
 
 from edge import __version__
 from tests.conftest import RunEdge
@@ -166,6 +169,38 @@ def test_health_says_that_nothing_answers(run_edge: RunEdge) -> None:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         assert complaint(run_edge("health", "--url", url), 1).startswith(f"nothing answers at {url} (")
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["hangs up", "asks for a certificate"])
+def test_health_over_tls_tells_a_hang_up_from_a_node_that_asks_for_a_certificate(
+    asks: bool, run_edge: RunEdge, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    if asks:
+        authority.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+
+    def answer(listening: socket.socket) -> None:
+        with (
+            listening.accept()[0] as plain,
+            contextlib.suppress(ssl.SSLError),
+            context.wrap_socket(plain, server_side=True) as secured,
+        ):
+            secured.recv(1 << 16)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer, args=(listening,))
+        thread.start()
+        url = f"https://127.0.0.1:{listening.getsockname()[1]}"
+        done = run_edge("health", "--url", url)
+        thread.join()
+    if asks:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "it runs; whether it is ready it tells those with a client certificate only\n"
+    else:
+        assert complaint(done, 1).startswith(f"nothing answers at {url} (")
 
 
 def test_chat_names_a_wrong_tools_file(run_edge: RunEdge, tmp_path: Path) -> None:

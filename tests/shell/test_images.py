@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +64,44 @@ def test_what_the_bindings_need_is_read_from_their_source(tmp_path: Path) -> Non
     with tarfile.open(tmp_path / "x-1.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "x-1", "x-1")
     assert wheelhouse.declared_by(tmp_path / "x-1.tar.gz") == ["diskcache>=5"]
+
+
+def test_a_directory_with_somebodys_files_is_not_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    letter = tmp_path / "letter.txt"
+    letter.write_text("mine")
+    for _ in ("beside a part", "alone"):
+        assert wheelhouse.main(["--machine", "x86_64", "--out", str(tmp_path)]) == 1
+        assert f"{tmp_path} is no wheelhouse, and what lies in it would be removed" in capsys.readouterr().err
+        assert letter.read_text() == "mine"
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    assert wheelhouse.main(["--machine", "x86_64", "--out", str(letter)]) == 1
+    assert "is not a directory" in capsys.readouterr().err
+
+
+def test_an_empty_directory_and_an_older_wheelhouse_are_made_anew(tmp_path: Path) -> None:
+    wheelhouse.require_ours(tmp_path / "new")
+    wheelhouse.require_ours(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "requirements.txt").touch()
+    wheelhouse.require_ours(tmp_path)
+
+
+def test_a_python_without_pip_fetches_with_one_made_for_the_moment(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], timeout=120, check=True)
+    found = wheelhouse.python_with_pip(tmp_path / "pip", tmp_path / "none", str(bare / "bin" / "python"))
+    assert found == str(tmp_path / "pip" / "bin" / "python")
+    subprocess.run([found, "-m", "pip", "--version"], timeout=60, check=True, capture_output=True)
+    assert wheelhouse.python_with_pip(tmp_path / "unused", Path(found), str(bare / "bin" / "python")) == found
+
+
+def test_a_python_that_cannot_make_an_environment_says_what_to_install(tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(wheelhouse.FetchFailed, match=r"has no pip .*`apt install python3-venv`"):
+        wheelhouse.python_with_pip(tmp_path / "pip", tmp_path / "none", str(python))
 
 
 def test_without_a_wheelhouse_the_build_says_how_to_make_one(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,9 @@ FRESH = Machine(
     is_superuser=True,
     systemd_runs=True,
     executable=EDGE,
+    executable_exists=True,
     code=Path("/opt/edge/lib/edge"),
+    behind=(EDGE, Path("/usr")),
     found={},
     state_exists=False,
     active=False,
@@ -74,6 +77,38 @@ def test_what_the_service_could_not_read_is_refused_with_a_place_that_it_can() -
             install_steps(dataclasses.replace(FRESH, executable=Path(hidden)), start=True)
     with pytest.raises(ConfigurationError, match="would not see /root/checkout/edge"):
         install_steps(dataclasses.replace(FRESH, code=Path("/root/checkout/edge")), start=True)
+
+
+def test_an_environment_whose_python_the_service_could_not_read_is_refused() -> None:
+    for behind in ("/root/.pyenv/versions/3.11.7", "/home/pia/edge/.venv/bin/edge"):
+        with pytest.raises(ConfigurationError, match=f"would not see {behind}: .*with a Python of the system"):
+            install_steps(dataclasses.replace(FRESH, behind=(EDGE, Path(behind))), start=True)
+
+
+def test_the_python_that_an_environment_borrows_is_looked_at(tmp_path: Path) -> None:
+    python = tmp_path / "lent" / "bin" / "python3"
+    program = tmp_path / "opt" / "bin" / "edge"
+    for path in (python, program):
+        path.parent.mkdir(parents=True)
+        path.touch(0o755)
+    (program.parent / "python3").symlink_to(python)
+    (program.parent.parent / "pyvenv.cfg").write_text(f"home = {tmp_path / 'other'}\nversion = 3.11.2\n")
+    machine = examine(None, program)
+    assert machine.executable_exists
+    assert machine.behind == (program, python, tmp_path / "other")
+    assert Path(sys.base_prefix).resolve() in examine(None).behind
+
+
+def test_a_program_that_systemd_could_not_start_is_refused() -> None:
+    relative = dataclasses.replace(FRESH, executable=Path("bin/edge"))
+    for machine in (relative, dataclasses.replace(relative, root=Path("/mnt"))):
+        with pytest.raises(ConfigurationError, match=r"bin/edge is not an absolute path.*--executable /opt"):
+            install_steps(machine, start=True)
+    missing = dataclasses.replace(FRESH, executable_exists=False)
+    with pytest.raises(ConfigurationError, match="no program /opt/edge/bin/edge for the service"):
+        install_steps(missing, start=True)
+    assert install_steps(dataclasses.replace(missing, root=Path("/mnt")), start=True)
+    assert not examine(None, Path("/opt/none/bin/edge")).executable_exists
 
 
 @pytest.mark.parametrize(
@@ -148,6 +183,57 @@ def test_a_dry_run_says_each_step_and_changes_nothing(system: Path, run_edge: Ru
     assert sorted(system.rglob("*")) == before
 
 
+RACE = """
+import os, sys
+from pathlib import Path
+from edge.service.install import carry_out
+from edge.service.plan import MakeState
+system = Path(sys.argv[1])
+inside = system / "var/lib/edge/inside"
+
+def swap(event, arguments):
+    # Root is about to give away the first file of a directory: the service puts a link in that directory's place.
+    if event == "os.chown" and os.path.basename(arguments[0]) in ("a", "b") and not inside.is_symlink():
+        inside.rename(system / "moved")
+        inside.symlink_to(system / "outside")
+
+sys.addaudithook(swap)
+carry_out([MakeState(Path("/var/lib/edge"))], system, print)
+assert inside.is_symlink()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_link_put_in_a_directorys_place_meanwhile_is_not_followed(system: Path) -> None:
+    (system / "etc" / "passwd").write_text("edge:x:12345:12346::/var/lib/edge:/usr/sbin/nologin\n")
+    for directory in (system / "var/lib/edge/inside", system / "outside"):
+        directory.mkdir(parents=True)
+        for name in ("a", "b"):
+            (directory / name).touch()
+    subprocess.run([sys.executable, "-c", RACE, str(system)], timeout=60, check=True)
+    owners = {path.relative_to(system).as_posix(): path.stat().st_uid for path in system.glob("*/[ab]")}
+    assert owners == {"moved/a": 12345, "moved/b": 12345, "outside/a": 0, "outside/b": 0}
+    assert (system / "var/lib/edge").stat().st_uid == 12345
+
+
+def test_settings_that_only_root_may_read_count_as_there(system: Path) -> None:
+    settings = system / "etc" / "edge" / "edge.env"
+    settings.parent.mkdir()
+    settings.write_text("EDGE_SERVER__PORT=9000\n")
+    settings.chmod(0)
+    for path in (system, *system.parents):
+        if path.stat().st_uid == os.geteuid():
+            path.chmod(path.stat().st_mode | 0o011)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        found = examine(system, EDGE).found
+    finally:
+        os.seteuid(user)
+    assert found == {ENVIRONMENT: ""}
+
+
 # --- the unit, by systemd's own judgement -----------------------------------------------------------------------------
 
 
@@ -175,3 +261,23 @@ def test_systemd_finds_nothing_wrong_with_the_unit(unit: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_unit_lets_background_engines_step_back_behind_others(unit: Path) -> None:
+    allowed: set[str] = set()
+    for line in re.findall(r"^SystemCallFilter=(.+)$", unit.read_text(), re.MULTILINE):
+        calls = set().union(*(calls_of(name) for name in line.removeprefix("~").split()))
+        allowed = allowed - calls if line.startswith("~") else allowed | calls
+    assert {"sched_setscheduler", "setpriority"} <= allowed
+    assert not allowed & {"sched_setaffinity", "mbind", "chroot"}
+
+
+def calls_of(name: str) -> set[str]:
+    """The system calls behind a name, as this systemd has them."""
+    if not name.startswith("@"):
+        return {name}
+    done = subprocess.run(
+        ["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, timeout=60, check=True
+    )
+    words = [line.strip() for line in done.stdout.splitlines()[1:]]
+    return set().union(*(calls_of(word) for word in words if word and not word.startswith("#")))

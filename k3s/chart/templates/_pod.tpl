@@ -31,11 +31,16 @@
 {{- end }}
 {{- if and (dig "mqtt" "url" "" .Values.config) (not (dig "mqtt" "node" "" .Values.config)) }}
 # Not where the broker comes from an enrollment: there the fleet gives the node its name.
+# The name of a pod is another one after each restart. A node is where its state is: the machine, or the claim of the release, which
+# has one replica then. Only without either is it the pod.
 - name: EDGE_MQTT__NODE
+{{- if and (eq .Values.workload.kind "Deployment") (eq .Values.state.kind "pvc") }}
+  value: {{ include "edge-node.fullname" . | quote }}
+{{- else }}
   valueFrom:
     fieldRef:
-      # The host name of a pod is another one after each restart. A node is the machine that it runs on.
-      fieldPath: {{ ternary "spec.nodeName" "metadata.name" (eq .Values.workload.kind "DaemonSet") }}
+      fieldPath: {{ ternary "spec.nodeName" "metadata.name" (or (eq .Values.workload.kind "DaemonSet") (eq .Values.state.kind "hostPath")) }}
+{{- end }}
 {{- end }}
 {{- with .Values.mqtt.tls.existingSecret }}
 - name: EDGE_MQTT__CA_FILE
