@@ -77,12 +77,14 @@ class Contact:
         try:
             answer = await self._client.authorities(self._met)
         except PinMismatch:
-            seen = rolled_over(identity.anchors, self._authorities(await self._client.look_at_authorities()))
+            found = self._authorities(await self._client.look_at_authorities())
+            seen = rolled_over(identity.anchors, found, [identity.certificate])
             if seen.pins == identity.anchors.pins:
                 raise
             self._trust = self._trusting(seen)
             answer = await self._client.authorities(self._met)
-        self._trust = self._trusting(rolled_over(self.anchors, self._authorities(self._heard(answer))))
+        found = self._authorities(self._heard(answer))
+        self._trust = self._trusting(rolled_over(self.anchors, found, [identity.certificate]))
 
     async def enroll(self, token: EnrollmentToken, label: str) -> tuple[x509.Certificate, ...]:
         """A certificate for the key in the making. Raises EnrollmentPending, EnrollmentRefused and others."""
