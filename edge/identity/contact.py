@@ -10,7 +10,7 @@ from edge.errors import EnrollmentFailed, EnrollmentPending, EnrollmentRefused, 
 from edge.identity.certificates import est_body, read_certs_only, request_der, spki
 from edge.identity.est import Answer, FleetClient, Trust
 from edge.identity.identity import Identity, read_bootstrap
-from edge.identity.moment import believed_s
+from edge.identity.moment import believed_s, best_guess_s
 from edge.identity.store import Store
 from edge.identity.token import EnrollmentToken
 from edge.identity.trust import Anchors, issued_to, pinned, rolled_over
@@ -60,6 +60,10 @@ class Contact:
     def now_s(self) -> float | None:
         """None: the clock cannot be believed."""
         return believed_s(self._clock.now(), self._known)
+
+    def is_over(self, certificate: x509.Certificate) -> bool:
+        """Whether it has ended, as far as can be known: a certificate that was kept over a crash may have."""
+        return certificate.not_valid_after_utc.timestamp() <= best_guess_s(self._clock.now(), self._known)
 
     def _trusting(self, anchors: Anchors) -> Trust:
         return Trust(anchors, check_dates=self.now_s is not None)
