@@ -40,6 +40,7 @@ def certify(
     key: Key | None = None,
     *,
     authority: bool = False,
+    path_length: int | None = None,
     begins: datetime | None = None,
     days: float = 30,
     names: tuple[str, ...] = (),
@@ -56,7 +57,7 @@ def certify(
         .serial_number(x509.random_serial_number())
         .not_valid_before(begins)
         .not_valid_after(begins + days * _DAY)
-        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=path_length), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(
             x509.KeyUsage(

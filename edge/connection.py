@@ -1,4 +1,5 @@
-"""One HTTP connection, with bounds that uvicorn lacks: time and size of a request's head, number of connections."""
+"""One HTTP connection, with bounds that uvicorn lacks: time and size of a request's head, size of its trailer, time for a rest
+that nobody waits for, number of connections."""
 
 from __future__ import annotations
 
@@ -44,6 +45,11 @@ class BoundedConnection(HttpToolsProtocol):
         super().__init__(**given)
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
+        self._rest_timer: asyncio.TimerHandle | None = None
+        self._whole = True  # no request's body is awaited
+        self._chunk = 0
+        self._in_trailer = False
+        self._trailer_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse one connection too many; otherwise wait for the first request's head."""
@@ -54,15 +60,23 @@ class BoundedConnection(HttpToolsProtocol):
             self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The timer must not outlive the connection."""
+        """The timers must not outlive the connection."""
         self._head_is_there()
+        self._rest_is_there()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, and count what belongs to an unfinished head."""
+        """Feed the parser, and count what belongs to an unfinished head or trailer."""
         if self.transport.is_closing():  # refused already
             return
+        trailer_of = self._chunk if self._in_trailer else None
         super().data_received(data)
+        if (
+            self._in_trailer and self._chunk == trailer_of
+        ):  # what came together with its chunk is one read, and so bounded
+            self._trailer_bytes += len(data)
+            if self._trailer_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(HeadTooLarge(f"the request's trailer is over {MAX_HEAD_BYTES} bytes"))
         if self._head_timer is not None:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -75,9 +89,39 @@ class BoundedConnection(HttpToolsProtocol):
             self._expect_head()
 
     def on_headers_complete(self) -> None:
-        """The head is whole; its body is the gate's concern."""
+        """The head is whole; its body is the gate's concern, until it has answered."""
         self._head_is_there()
+        self._whole = False
         super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head. One of the trailer means nothing here, and is not kept."""
+        if self._whole:
+            super().on_header(name, value)
+
+    def on_chunk_header(self) -> None:
+        """A chunk begins. Unless bytes of it follow it is the last one, and then comes the trailer."""
+        self._chunk += 1
+        self._in_trailer, self._trailer_bytes = True, 0
+
+    def on_body(self, body: bytes) -> None:
+        """Bytes of the body."""
+        self._in_trailer = False
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._whole, self._in_trailer = True, False
+        self._rest_is_there()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer is out. Nobody waits for the rest of its request any more, so it has as long as a head has; closing at once
+        could take the answer from a client that still sends (RFC 9112, section 9.6)."""
+        super().on_response_complete()
+        if not self._whole and not self._answering and not self.transport.is_closing():
+            self._rest_is_there()
+            self._rest_timer = self.loop.call_later(self.header_timeout_s, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets an error object as well."""
@@ -91,6 +135,11 @@ class BoundedConnection(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _rest_is_there(self) -> None:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
 
     def _head_is_late(self) -> None:
         self._head_timer = None

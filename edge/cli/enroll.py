@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +67,7 @@ class _Given:
     """Where to enroll, with what, and the file whose token is to be erased afterwards."""
 
     url: str
-    token: str
+    token: str = field(repr=False)
     name: str
     seed: Path | None
 
@@ -90,10 +90,37 @@ def command(url: str | None, token: str | None, token_file: str | None, seed: Pa
     to approve the node; 5 the fleet cannot be reached; 64 called wrongly; 78 this machine or its settings stand in the way; 1
     anything else.
     """
-    from edge.identity.store import Store
+    from edge.identity.owner import become, other_owner, roots_own
 
     given = _given(url, token, token_file, seed, name)
     home = default_home(os.environ)
+    if (owner := other_owner(home)) is not None:
+        # The token's file was read by root. To erase it there root must stay, in a process that touches nothing else.
+        place = roots_own(given.seed) if given.seed is not None else None
+        if place is not None and given.token:
+            code = _in_child()
+            if code is not None:
+                if code == 0:
+                    _erase(place)
+                return code
+            given = replace(given, seed=None)
+        become(owner, home)
+    return _run(given, home, force, wait)
+
+
+def _in_child() -> int | None:
+    """None in the child, which goes on; for the parent how it ended."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        return None
+    return abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def _run(given: _Given, home: Path, force: bool, wait: bool) -> int:
+    from edge.identity.store import Store
+
     store = Store(home)
     if not given.token and not force and (identity := store.current()) is not None:
         _tell(identity, already=True)
@@ -167,14 +194,18 @@ def _enroll(wish: Wish, store: Store, seed: Path | None) -> int:
         click.echo(f"edge: {failed.message}", err=True)
         return next((code for kind, code in CODES.items() if isinstance(failed, kind)), 1)
     if seed is not None:
-        from edge.identity.firstboot import erase_token
-
-        if wrong := erase_token(seed):
-            click.echo(f"edge: the token in {seed} could not be erased ({wrong}): erase it", err=True)
+        _erase(seed)
     _tell(enrolled.identity, already=enrolled.already)
     if not enrolled.already:
         _tell_settings(enrolled.identity, store)
     return 0
+
+
+def _erase(seed: Path) -> None:
+    from edge.identity.firstboot import erase_token
+
+    if wrong := erase_token(seed):
+        click.echo(f"edge: the token in {seed} could not be erased ({wrong}): erase it", err=True)
 
 
 def _trusts_clock() -> bool:

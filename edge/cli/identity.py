@@ -154,9 +154,13 @@ def reset(yes: bool) -> int:
 
 
 def _store() -> Store:
+    from edge.identity.owner import become, other_owner
     from edge.identity.store import Store
 
-    return Store(default_home(os.environ))
+    home = default_home(os.environ)
+    if (owner := other_owner(home)) is not None:
+        become(owner, home)
+    return Store(home)
 
 
 def _clock() -> SystemClock:

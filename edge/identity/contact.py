@@ -10,7 +10,7 @@ from edge.errors import EnrollmentFailed, EnrollmentPending, EnrollmentRefused, 
 from edge.identity.certificates import est_body, read_certs_only, request_der, spki
 from edge.identity.est import Answer, FleetClient, Trust
 from edge.identity.identity import Identity, read_bootstrap
-from edge.identity.moment import believed_s
+from edge.identity.moment import believed_s, best_guess_s
 from edge.identity.store import Store
 from edge.identity.token import EnrollmentToken
 from edge.identity.trust import Anchors, issued_to, pinned, rolled_over
@@ -61,6 +61,10 @@ class Contact:
         """None: the clock cannot be believed."""
         return believed_s(self._clock.now(), self._known)
 
+    def is_over(self, certificate: x509.Certificate) -> bool:
+        """Whether it has ended, as far as can be known: a certificate that was kept over a crash may have."""
+        return certificate.not_valid_after_utc.timestamp() <= best_guess_s(self._clock.now(), self._known)
+
     def _trusting(self, anchors: Anchors) -> Trust:
         return Trust(anchors, check_dates=self.now_s is not None)
 
@@ -77,12 +81,14 @@ class Contact:
         try:
             answer = await self._client.authorities(self._met)
         except PinMismatch:
-            seen = rolled_over(identity.anchors, self._authorities(await self._client.look_at_authorities()))
+            found = self._authorities(await self._client.look_at_authorities())
+            seen = rolled_over(identity.anchors, found, [identity.certificate])
             if seen.pins == identity.anchors.pins:
                 raise
             self._trust = self._trusting(seen)
             answer = await self._client.authorities(self._met)
-        self._trust = self._trusting(rolled_over(self.anchors, self._authorities(self._heard(answer))))
+        found = self._authorities(self._heard(answer))
+        self._trust = self._trusting(rolled_over(self.anchors, found, [identity.certificate]))
 
     async def enroll(self, token: EnrollmentToken, label: str) -> tuple[x509.Certificate, ...]:
         """A certificate for the key in the making. Raises EnrollmentPending, EnrollmentRefused and others."""

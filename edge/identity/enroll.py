@@ -65,7 +65,7 @@ async def enroll(wish: Wish, store: Store, clock: Clock, say: Callable[[str], No
 
 async def _with(contact: Contact, wish: Wish, store: Store, resumed: bool, say: Callable[[str], None]) -> Identity:
     chain = store.certificate(_MAKING, contact.anchors) if resumed else ()
-    if not chain:
+    if not chain or contact.is_over(chain[0]):
         chain = await _approved(contact, wish, say)
         store.keep_certificate(_MAKING, chain, contact.anchors)
     place = store.directory / _MAKING

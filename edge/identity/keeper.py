@@ -18,7 +18,7 @@ from edge.errors import EdgeError, EnrollmentRefused, StoreBusy
 from edge.identity.contact import Contact
 from edge.identity.est import FleetClient
 from edge.identity.identity import Identity, IdentityDamaged, LastTry
-from edge.identity.moment import believed_s, best_guess_s, has_no_idea, pause_s
+from edge.identity.moment import believed_s, best_guess_s, floor_by_clock, has_no_idea, next_pause_s, pause_s
 from edge.identity.renew import Prove, renew
 from edge.identity.store import Store
 from edge.telemetry.alarms import Alarms
@@ -121,7 +121,7 @@ class Keeper:
                 self._next_ask_s = now_s + _ASK_TIME_S
                 await self._ask_the_time(self._identity)
         else:
-            self._raise_floor()
+            self._raise_floor(self._identity)
         if self._identity.life.standing(self.now_s) != "good" and now_s >= self._next_try_s:
             await self._renew(self._identity)
         self._judge(self._identity)
@@ -168,6 +168,9 @@ class Keeper:
         finally:
             self._known = self._store.known()
         self._last = self._store.last_try()
+        life = self._identity.life
+        if life.standing(self.now_s) != "good":
+            self._next_try_s = time.monotonic() + next_pause_s(life, self.now_s, self._chance())
         self._changed()
 
     def _fail(self, reason: str, *, count: bool, refused: bool = False) -> None:
@@ -218,13 +221,13 @@ class Keeper:
             log.info("the fleet did not tell the time", extra={"event": "time_unknown", "reason": error.message})
         self._known = self._store.known()
 
-    def _raise_floor(self) -> None:
-        """A believed clock moves the floor, once a day: flash wears."""
-        now_s = believed_s(self._clock.now(), self._known)
-        if now_s is not None and now_s > self._known.floor_s + 86_400:
+    def _raise_floor(self, identity: Identity) -> None:
+        """A believed clock moves the floor."""
+        last_use_s = identity.life.ends_s + identity.renewal.grace_s
+        if (raised := floor_by_clock(self._clock.now(), self._known, last_use_s)) is not None:
             with contextlib.suppress(EdgeError), self._store.locked():
-                self._known = self._known.later(now_s)
-                self._store.remember_time(self._known)
+                self._known = raised
+                self._store.remember_time(raised)
 
     def _announce(self) -> None:
         """Each generation is told of once. A node that has no uplink yet leaves that to itself after the start with one."""

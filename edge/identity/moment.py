@@ -99,3 +99,20 @@ def pause_s(failures: int, life: Life, now_s: float, chance: float) -> float:
     if now_s > life.ends_s - _URGENT_SHARE * (life.ends_s - life.begins_s):
         longest_s = _URGENT_PAUSE_S
     return float(min(longest_s, _FIRST_PAUSE_S * 2.0 ** min(failures - 1, 20)) * (0.75 + chance / 2))
+
+
+def next_pause_s(life: Life, now_s: float, chance: float) -> float:
+    """Until the next try after one that went well and yet brought a certificate that is due already: one of two clocks is
+    wrong, or certificates are very short."""
+    left_s = life.ends_s - now_s
+    longest_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, left_s / 2)) if left_s > 0 else _LONGEST_PAUSE_S
+    return longest_s * (0.75 + chance / 4)
+
+
+def floor_by_clock(stamp: Stamp, known: Known, last_use_s: float) -> Known | None:
+    """What the machine's own clock teaches, once a day (flash wears); None: nothing. Beyond `last_use_s`, when the certificate
+    cannot even be renewed any more, only a fleet that agrees moves the floor: one wrong source must not spoil a box for good."""
+    now_s = believed_s(stamp, known)
+    if now_s is None or not known.floor_s + 86_400 < now_s <= last_use_s:
+        return None
+    return known.later(now_s)

@@ -46,15 +46,16 @@ async def _make(store: Store, clock: Clock, identity: Identity) -> None:
     store.begin(_MAKING, request, keep_key=kept == request)
     contact = Contact(FleetClient(identity.fleet_url, store.files.before), store, clock)
     await contact.meet_again(identity)
-    chain = store.certificate(_MAKING, contact.anchors)
-    if not chain:
-        try:
+    try:
+        chain = store.certificate(_MAKING, contact.anchors)
+        if not chain or contact.is_over(chain[0]):
             chain = await contact.renew(identity)
-        except EnrollmentRefused:
-            store.forget(_MAKING)
-            raise
-        store.keep_certificate(_MAKING, chain, contact.anchors)
-    bootstrap = await contact.bootstrap(store.directory / _MAKING, identity.node)
+            store.keep_certificate(_MAKING, chain, contact.anchors)
+        bootstrap = await contact.bootstrap(store.directory / _MAKING, identity.node)
+    except EnrollmentRefused:
+        # Of the certificate that was just made, too: the one in force may still be good for another.
+        store.forget(_MAKING)
+        raise
     # A server that has lost its bootstrap for a while must not cut the node off.
     store.complete(_MAKING, "renewed", identity.fleet_url, identity.token_id, bootstrap or identity.bootstrap)
     contact.remember()

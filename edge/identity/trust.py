@@ -1,11 +1,12 @@
 """Whom a node trusts. Pure: certificates in, a decision out; no clock, file or socket.
 
 The root is pinned by the token. From then on a new root is trusted only if a trusted one has signed its key (NewWithOld of
-RFC 4210, section 4.4), whoever delivers it.
+RFC 4210, section 4.4), whoever delivers it. Path lengths count (RFC 5280, section 6.1.4): what may sign leaves only is no root.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from edge.errors import EnrollmentFailed, PinMismatch
 from edge.identity.certificates import common_name, sha256, spki
 
 _DEEPEST = 6
+_NO_BOUND = math.inf
 NODE_ID = re.compile(r"[a-z0-9][a-z0-9\-]{0,62}")
 
 
@@ -60,15 +62,22 @@ def pinned(found: Sequence[x509.Certificate], root_sha256: str) -> Anchors:
     return _with_intermediates((root,), found)
 
 
-def rolled_over(trusted: Anchors, found: Sequence[x509.Certificate]) -> Anchors:
-    """The CA as it is now: roots that are still listed, and new ones whose key a trusted root has signed. Raises PinMismatch."""
+def rolled_over(
+    trusted: Anchors, found: Sequence[x509.Certificate], leaves: Sequence[x509.Certificate] = ()
+) -> Anchors:
+    """The CA as it is now: roots that are still listed, and new ones whose key a trusted root has signed. Raises PinMismatch.
+
+    A trusted root has signed the key of its issuing authority too. That one works online, and who steals its key must not become
+    the root: a cross certificate must be one that may sign authorities. Since a CA may set no path lengths, what has signed one
+    of `leaves` (certificates that are in use) is no root either.
+    """
     known = list(trusted.roots)
     candidates = [one for one in found if one not in known and _is_authority(one) and _signed_by(one, one)]
     grew = True
     while grew:
         grew = False
         for candidate in [one for one in candidates if one not in known]:
-            if any(_same_authority(cross, candidate) and _signed_by_one(cross, known) for cross in found):
+            if any(_vouches(cross, candidate, known, leaves) for cross in found):
                 known.append(candidate)
                 grew = True
     listed = tuple(root for root in known if root in found)
@@ -82,14 +91,14 @@ def rolled_over(trusted: Anchors, found: Sequence[x509.Certificate]) -> Anchors:
 
 def chain_of(leaf: x509.Certificate, anchors: Anchors) -> tuple[x509.Certificate, ...]:
     """The leaf and what leads to a trusted root, without that. Dates are not looked at. Raises PinMismatch."""
+    ways = _ways(anchors.roots, anchors.intermediates)
     chain = [leaf]
-    while len(chain) <= _DEEPEST:
-        if _signed_by_one(chain[-1], anchors.roots):
+    above = next((one for one in ways if one != leaf and _signed_by(leaf, one)), None)
+    while above is not None and len(chain) <= _DEEPEST:
+        if above in anchors.roots:
             return tuple(chain)
-        above = next((one for one in anchors.intermediates if one not in chain and _signed_by(chain[-1], one)), None)
-        if above is None:
-            break
         chain.append(above)
+        above = ways[above].above
     raise PinMismatch("the certificate that the fleet gave was not signed by the fleet's CA")
 
 
@@ -123,18 +132,59 @@ def issued_to(
     return chain
 
 
-def _with_intermediates(roots: tuple[x509.Certificate, ...], found: Iterable[x509.Certificate]) -> Anchors:
-    """With every authority among `found` that leads to these roots."""
-    left = [one for one in found if one not in roots and _is_authority(one)]
-    known: list[x509.Certificate] = []
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How an authority is led to from a root."""
+
+    above: x509.Certificate | None
+    room: float
+    """How many authorities may come between it and a leaf."""
+
+
+def _ways(roots: Iterable[x509.Certificate], authorities: Iterable[x509.Certificate]) -> dict[x509.Certificate, _Way]:
+    """Of all that these roots vouch for within path lengths: the widest way, roots first."""
+    ways = {root: _Way(None, _path_length(root)) for root in roots}
+    left = [one for one in authorities if one not in ways and _is_authority(one)]
+    signed = {one: [by for by in (*ways, *left) if by != one and _signed_by(one, by)] for one in left}
     grew = True
     while grew:
         grew = False
-        for one in [one for one in left if one not in known]:
-            if _signed_by_one(one, [*roots, *known]):
-                known.append(one)
-                grew = True
-    return Anchors(roots, tuple(known))
+        for one in left:
+            # A self-issued certificate does not count (RFC 5280, section 4.2.1.9).
+            cost = 0 if one.subject == one.issuer else 1
+            for by in signed[one]:
+                if by not in ways or ways[by].room < cost:
+                    continue
+                room = min(ways[by].room - cost, _path_length(one))
+                if one not in ways or room > ways[one].room:
+                    ways[one], grew = _Way(by, room), True
+    return ways
+
+
+def _with_intermediates(roots: tuple[x509.Certificate, ...], found: Iterable[x509.Certificate]) -> Anchors:
+    """With every authority among `found` that these roots vouch for. What signed itself is none: it would be read again
+    as a root, and TLS would take it for one."""
+    ways = _ways(roots, [one for one in found if not _signed_by(one, one)])
+    return Anchors(roots, tuple(one for one in ways if one not in roots))
+
+
+def _vouches(
+    cross: x509.Certificate,
+    root: x509.Certificate,
+    known: Sequence[x509.Certificate],
+    leaves: Sequence[x509.Certificate],
+) -> bool:
+    if not _same_authority(cross, root) or not _signed_by_one(cross, known):
+        return False
+    way = _ways(known, [cross]).get(cross)
+    if way is None or way.room < 1:
+        return False
+    return not any(_signed_by(leaf, cross) for leaf in leaves)
+
+
+def _path_length(authority: x509.Certificate) -> float:
+    length = authority.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
+    return _NO_BOUND if length is None else length
 
 
 def _same_authority(cross: x509.Certificate, root: x509.Certificate) -> bool:

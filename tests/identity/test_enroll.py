@@ -8,6 +8,7 @@ import socket
 import stat
 import threading
 import time
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -390,3 +391,15 @@ def test_what_root_makes_belongs_to_the_owner_of_the_home(est: EstServer, box: B
     owner = box.home.stat()
     for path in (box.home / "identity", *(box.home / "identity").rglob("*")):
         assert (path.lstat().st_uid, path.lstat().st_gid) == (owner.st_uid, owner.st_gid), path
+
+
+def test_an_enrollment_that_is_gone_on_with_after_its_certificate_ended_asks_for_another(
+    est: EstServer, box: Box
+) -> None:
+    token, box.clock = est.token(), now_clock(wall_s=0.0, synced=False)
+    est.manner.begins, est.manner.break_with = now() - timedelta(days=40), {"bootstrap": lambda _: None}
+    with pytest.raises(EnrollmentUnreachable):
+        box.enroll(token)
+    est.manner.begins, est.manner.break_with = None, {}
+    assert box.enroll(token).identity.life.standing(now().timestamp()) == "good"
+    assert len(est.nodes["tok1-1"].keys) == 1

@@ -197,6 +197,26 @@ def test_a_believed_clock_moves_the_floor_a_day_at_a_time(est: EstServer, box: B
     assert not watched.keeper.dates_count()
 
 
+def test_one_wrong_clock_that_is_called_set_does_not_spoil_the_box(est: EstServer, box: Box) -> None:
+    box.enroll(est.token())
+    watched = Watched(box)
+    box.clock.wall_s += 7 * 365 * _DAY_S
+    watched.look(3)
+    box.clock.wall_s -= 7 * 365 * _DAY_S
+    watched = Watched(box)
+    assert watched.keeper.dates_count()
+    assert watched.keeper.account()["standing"] == "good"  # type: ignore[index]
+
+
+def test_a_renewal_that_brings_no_time_is_not_repeated_at_once(est: EstServer, box: Box) -> None:
+    box.enroll(est.token())
+    box.clock = later(25)  # the fleet's clock says otherwise, so that the new certificate is as due as the old one
+    watched = Watched(box)
+    watched.look(5)
+    assert est.asked.count("simplereenroll") == 1
+    assert box.identity().generation == 2
+
+
 def test_a_node_does_not_start_on_a_key_that_others_can_read(est: EstServer, box: Box) -> None:
     (box.enroll(est.token()).identity.directory / "key.pem").chmod(0o640)
     with pytest.raises(IdentityDamaged):

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.identity.moment import RELEASED_S, Known, Life, believed_s, best_guess_s, has_no_idea, pause_s
+from edge.identity.moment import (
+    RELEASED_S,
+    Known,
+    Life,
+    believed_s,
+    best_guess_s,
+    floor_by_clock,
+    has_no_idea,
+    next_pause_s,
+    pause_s,
+)
 from edge.telemetry.stamp import Stamp
 
 NOW_S = RELEASED_S + 300 * 86_400.0
@@ -67,3 +77,21 @@ def test_pauses_grow_have_jitter_and_shrink_when_the_end_is_near() -> None:
     assert [pause_s(n, life, NOW_S, 0.5) for n in (1, 2, 3, 50)] == [60, 120, 240, 6 * 3600]
     assert pause_s(1, life, NOW_S, 0.0) < 60 < pause_s(1, life, NOW_S, 1.0)
     assert pause_s(50, life, NOW_S + 29 * DAY_S, 0.5) == 900
+
+
+def test_a_clock_moves_the_floor_once_a_day_and_never_beyond_the_certificates_use() -> None:
+    known, last_use_s = Known().later(NOW_S), NOW_S + 60 * DAY_S
+    moved = floor_by_clock(stamp(NOW_S + 2 * DAY_S), known, last_use_s)
+    assert moved is not None and moved.floor_s == NOW_S + 2 * DAY_S
+    assert floor_by_clock(stamp(NOW_S + DAY_S / 2), known, last_use_s) is None
+    assert floor_by_clock(stamp(NOW_S + 2 * DAY_S, synced=False), known, last_use_s) is None
+    assert floor_by_clock(stamp(NOW_S + 7 * 365 * DAY_S), known, last_use_s) is None
+
+
+@pytest.mark.parametrize("days", [1, 21, 29.99, 31, 999])
+def test_after_a_success_that_was_none_there_is_a_pause_within_the_certificates_life(days: float) -> None:
+    life = Life(NOW_S, NOW_S + 30 * DAY_S, 2 / 3, 0.5)
+    for chance in (0.0, 1.0):
+        pause = next_pause_s(life, NOW_S + days * DAY_S, chance)
+        assert 45 <= pause <= 6 * 3600
+        assert days > 30 or days * DAY_S + pause < 30 * DAY_S

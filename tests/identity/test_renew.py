@@ -107,6 +107,30 @@ def test_who_is_not_enrolled_has_nothing_to_renew(box: Box) -> None:
         box.renew()
 
 
+def test_a_renewal_that_was_interrupted_for_too_long_begins_anew(est: EstServer, box: Box) -> None:
+    """What it had got has ended meanwhile; the grace time of what is in force runs."""
+    _enrolled_long_ago(est, box)
+    est.manner.begins, est.manner.break_with = now() - timedelta(days=40), {"bootstrap": lambda _: None}
+    with pytest.raises(EnrollmentUnreachable):
+        box.renew()
+    est.manner.begins, est.manner.break_with, box.clock = None, {}, now_clock()
+    renewed = box.renew()
+    assert (renewed.generation, renewed.life.standing(now().timestamp())) == (2, "good")
+
+
+def test_a_refusal_of_the_certificate_in_the_making_forgets_it(est: EstServer, box: Box) -> None:
+    box.enroll(est.token())
+    est.manner.lose = "bootstrap"
+    with pytest.raises(EnrollmentUnreachable):
+        box.renew()
+    est.nodes["tok1-1"].revoked = True
+    with pytest.raises(EnrollmentRefused):
+        box.renew()
+    assert box.store.request("renewing") is None
+    est.nodes["tok1-1"].revoked = False
+    assert box.renew().generation == 2
+
+
 # --- the CA changes ---------------------------------------------------------------------------------------------------
 
 

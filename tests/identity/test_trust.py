@@ -8,8 +8,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from bench.est_authority import Authority, Signer, below, certify, new_root
+from edge.control.x509 import Issuer, cross_sign, make_issuing, make_root, now_utc
 from edge.errors import EnrollmentFailed, PinMismatch
-from edge.identity.certificates import new_key, sha256, spki
+from edge.identity.certificates import common_name, new_key, sha256, spki
 from edge.identity.trust import Anchors, anchors_of, chain_of, issued_to, pinned, rolled_over
 
 NODE = "press-7"
@@ -156,3 +157,62 @@ def test_during_a_roll_over_a_token_may_pin_either_root() -> None:
     for pin in (first, authority.root.certificate):
         anchors = rolled_over(pinned(authority.listed, sha256(pin)), authority.listed)
         assert set(anchors.roots) == {first, authority.root.certificate}
+
+
+def stolen(issuing: Signer | Issuer, *, path_length: int | None = 5) -> x509.Certificate:
+    """What who has the issuing authority's key makes of it: a root of that name and key."""
+    name = common_name(issuing.certificate)
+    return certify(name, issuing.key.public_key(), None, issuing.key, authority=True, path_length=path_length)
+
+
+def test_who_steals_the_issuing_key_does_not_become_the_root() -> None:
+    now = now_utc()
+    root = make_root("acme", 1, now)
+    issuing = make_issuing("acme", 1, root, now)
+    node = pinned([root.certificate, issuing.certificate], sha256(root.certificate))
+    evil = stolen(issuing)
+    with pytest.raises(PinMismatch, match="another CA"):
+        rolled_over(node, [evil, issuing.certificate])
+    still = rolled_over(node, [evil, issuing.certificate, root.certificate])
+    assert still.roots == (root.certificate,)
+    assert evil not in still.all, "TLS takes what signed itself for a root, and so does the next start"
+    assert anchors_of(list(still.all)) == still
+    own = make_root("thief", 1, now)
+    crossed = cross_sign(own.certificate, Issuer(issuing.certificate, issuing.key), now)
+    further = rolled_over(node, [evil, issuing.certificate, root.certificate, own.certificate, crossed])
+    assert further.roots == (root.certificate,) and crossed not in further.all
+
+
+def test_this_fleets_own_roll_over_stays_within_its_path_lengths() -> None:
+    now = now_utc()
+    first, second = make_root("acme", 1, now), make_root("acme", 2, now)
+    issuing = make_issuing("acme", 2, second, now)
+    crossed = cross_sign(second.certificate, first, now)
+    found = [first.certificate, second.certificate, issuing.certificate, crossed]
+    node = pinned([first.certificate], sha256(first.certificate))
+    assert set(rolled_over(node, found).roots) == {first.certificate, second.certificate}
+    # Without the new root itself the cross certificate leads to the old one.
+    leaf = certify(NODE, new_key().public_key(), Signer(issuing.certificate, issuing.key))
+    below_old = pinned([first.certificate, issuing.certificate, crossed], sha256(first.certificate))
+    assert chain_of(leaf, below_old) == (leaf, issuing.certificate, crossed)
+
+
+def test_a_chain_that_is_longer_than_an_authority_allows_is_none() -> None:
+    root = new_root()
+    key, further = new_key(), new_key()
+    issuing = Signer(certify("issuing", key.public_key(), root, authority=True, path_length=0), key)
+    more = Signer(certify("more", further.public_key(), issuing, authority=True), further)
+    leaf = certify(NODE, new_key().public_key(), more)
+    with pytest.raises(PinMismatch):
+        chain_of(leaf, Anchors((root.certificate,), (issuing.certificate, more.certificate)))
+    found = pinned([root.certificate, issuing.certificate, more.certificate], sha256(root.certificate))
+    assert found.intermediates == (issuing.certificate,)
+
+
+def test_where_no_path_lengths_are_set_what_signs_leaves_makes_no_root(authority: Authority) -> None:
+    node = trusted(authority)
+    leaf = issue(authority, new_key())
+    evil = stolen(authority.issuing, path_length=None)
+    with pytest.raises(PinMismatch, match="another CA"):
+        rolled_over(node, [evil, authority.issuing.certificate], [leaf])
+    assert evil not in rolled_over(node, [*authority.listed, evil], [leaf]).all

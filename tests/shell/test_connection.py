@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,8 +18,8 @@ Client = Callable[[str, int], Awaitable[None]]
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Answers once the whole request is there; `/slow` takes its time."""
-    while (await receive()).get("more_body"):
+    """Answers once the whole request is there; `/slow` takes its time, `/early` does not wait for a body."""
+    while scope["path"] != "/early" and (await receive()).get("more_body"):
         pass
     if scope["path"] == "/slow":
         await asyncio.sleep(0.5)
@@ -137,3 +138,64 @@ def test_a_connection_that_ends_leaves_no_timer() -> None:
         writer.close()
 
     against_server(client, header_timeout_s=0.1)
+
+
+@pytest.mark.parametrize("form", [b"Content-Length: 10\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\na\r\n"])
+def test_who_has_the_answer_and_leaves_the_request_unfinished_is_closed(form: bytes) -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"POST /early HTTP/1.1\r\nHost: x\r\n" + form)
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.write(b"z")  # uvicorn's own timer ends with it
+        assert await reader.read() == b""
+        writer.close()
+
+    against_server(client, header_timeout_s=0.2)
+
+
+def test_who_completes_a_request_that_was_answered_early_keeps_the_connection() -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.write(b"0123456789")
+        await asyncio.sleep(2.5)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    against_server(client, header_timeout_s=2)
+
+
+@pytest.mark.parametrize("piece", [b"x" * 1024, b"a: " + b"y" * 1000 + b"\r\n"])
+def test_an_endless_trailer_is_refused(piece: bytes) -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(3 * MAX_HEAD_BYTES // 1024):
+                writer.write(piece)
+                await writer.drain()
+            assert await reader.read() == b""
+        writer.close()
+
+    against_server(client)
+
+
+def test_chunks_and_a_small_trailer_are_taken() -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(40):
+            chunk = b"z" * (8 * 1024)
+            for part in (b"%x\r\n" % len(chunk), chunk + b"\r\n"):
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0.001)
+        writer.write(b"0\r\nx: y\r\n")
+        await writer.drain()
+        writer.write(b"z: z\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    against_server(client)
