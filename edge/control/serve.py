@@ -196,6 +196,9 @@ class FleetServer:
             except (sqlite3.Error, EdgeError) as error:
                 log.error("the sink's database fails", extra={"event": "sink_failed", "reason": str(error)})
                 self._stop.wait(_SINK_AGAIN_S)
+            except Exception as error:  # a thread that ends here would leave the fleet without telemetry
+                log.error("the sink failed", extra={"event": "bug"}, exc_info=error)
+                self._stop.wait(_SINK_AGAIN_S)
 
     # --- what ends, and what others change ---------------------------------------------------------------------------
 

@@ -72,6 +72,34 @@ def test_what_is_told_of_the_past_changes_no_figure(own_fleet: FleetSide) -> Non
     database.close()
 
 
+def test_nonsense_of_one_node_stops_nothing(own_fleet: FleetSide, tmp_path: Path) -> None:
+    database = known(own_fleet)
+    registry = Registry(database, lambda: 1000.0)
+    registry.start()
+    empty, endless = report(), report()
+    empty["resourceMetrics"][0]["resource"]["attributes"].append({"key": "a", "value": {}})
+    endless["resourceMetrics"][0]["scopeMetrics"][0]["metrics"][0]["sum"]["dataPoints"][0]["asDouble"] = "inf"
+    deep = Message("edge/v1/default/m/up/info", b"[" * 500 + b"]" * 500, 1)
+    registry.tell([message("metrics", empty), message("metrics", endless), deep, message("metrics", report())])
+    registry.tell(
+        [message("metrics", {"resourceMetrics": [{"resource": {"attributes": [{"key": "a", "value": {}}]}}]})]
+    )
+    registry.stop()
+    row = status(database)
+    assert row is not None and orjson.loads(row.figures)["requests"] == 50
+    database.close()
+
+
+def test_what_cannot_be_told_on_is_stored_and_acknowledged(tmp_path: Path) -> None:
+    def fails(_: list[Message]) -> None:
+        raise RuntimeError("no")
+
+    file = TellingSinkFile(tmp_path / "telemetry.db", fails)
+    document = {"node": "n", "boot_id": "b", "seq": 1, "floor": 1, "kind": "event", "time_unix_nano": "1", "event": "e"}
+    assert file.store([message("events", document)]) == [("edge/v1/default/n/", "b", 1)]
+    file.close()
+
+
 def test_old_records_are_dropped_and_stay_acknowledged(tmp_path: Path) -> None:
     told: list[Message] = []
 
