@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
-from sqlalchemy import func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from edge.control.audit import note
 from edge.control.database import Certificate, Node, NodeStatus
@@ -113,9 +113,21 @@ def active(session: Session) -> Iterator[tuple[str, str]]:
 
 
 def revoked_certificates(session: Session, ended_after_s: float) -> list[tuple[str, str, float]]:
-    """(issuer, serial in hex, when) of certificates of revoked nodes that have not ended long ago."""
-    query = select(Certificate.issuer, Certificate.serial, Node.revoked_s).join(Node, Node.id == Certificate.node_id)
-    query = query.where(Node.state == "revoked", Certificate.not_after_s > ended_after_s).order_by(Certificate.serial)
+    """(issuer, serial in hex, when) of certificates that have not ended long ago: all those of revoked nodes, and of others those
+    that were replaced by one that is known to be in use."""
+    asked_by_it = aliased(Certificate)
+    replaced = and_(
+        Certificate.key_sha256 != Node.proven_key,
+        ~exists().where(
+            asked_by_it.node_id == Node.id,
+            asked_by_it.key_sha256 == Certificate.key_sha256,
+            asked_by_it.parent_key == Node.proven_key,
+        ),
+    )
+    since = func.coalesce(Node.revoked_s, Node.proven_s)
+    query = select(Certificate.issuer, Certificate.serial, since).join(Node, Node.id == Certificate.node_id)
+    query = query.where(or_(Node.state == "revoked", replaced), Certificate.not_after_s > ended_after_s)
+    query = query.order_by(Certificate.serial)
     return [(issuer, serial, when or 0.0) for issuer, serial, when in session.execute(query)]
 
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 ROOT_LIFE, ISSUING_LIFE, SERVER_LIFE = timedelta(days=20 * 365), timedelta(days=5 * 365), timedelta(days=397)
-_BACK = timedelta(hours=1)
+BACK = timedelta(hours=1)
 """Certificates begin this long before they are made: clocks differ."""
 _RSA_BITS = range(2048, 4097)
 CRL_LIFE = timedelta(days=30)
@@ -184,7 +184,7 @@ def _leaf(
         .issuer_name(issuer.certificate.subject)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACK)
+        .not_valid_before(now - BACK)
         .not_valid_after(end)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs=False), critical=True)
@@ -213,7 +213,7 @@ def _ca_certificate(
         .issuer_name(issuer_name)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(begin - _BACK)
+        .not_valid_before(begin - BACK)
         .not_valid_after(end)
         .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(_usage(signs=True), critical=True)

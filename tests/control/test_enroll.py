@@ -22,7 +22,7 @@ from edge.control.authority import load_authority
 from edge.control.x509 import issue_node, now_utc
 from edge.identity.token import EnrollmentToken
 from edge.identity.wire import Bootstrap
-from tests.control.conftest import NewBox
+from tests.control.conftest import NewBox, until
 
 
 def reason(answer: httpx.Response) -> tuple[int, str]:
@@ -149,6 +149,43 @@ def test_renewal_keeps_the_name_with_the_same_key_and_with_a_new_one(fleet: Flee
     assert box.name == "renews" and box.certificate is not None
     assert box.certificate.public_key() == box.key.public_key() != old.public_key()
     assert box.bootstrap().json()["node"] == "renews"
+
+
+def test_what_was_replaced_counts_no_longer_once_the_newer_one_has_renewed(fleet: FleetSide, new_box: NewBox) -> None:
+    token = fleet.token()
+    box, thief = new_box("chain"), new_box("thief")
+    box.enroll(token)
+    thief.key, leaked = box.key, box.certificate
+    assert leaked is not None
+
+    def as_thief() -> Box:
+        thief.hold(leaked)
+        return thief
+
+    with box.client() as client:  # the reply is lost, and asked for again with the old one; a trial fails
+        box.rekey()
+        for _ in range(2):
+            answer = client.post("/.well-known/est/simplereenroll", content=base64.b64encode(box.csr()))
+            assert answer.status_code == 200
+    box.keep(answer)
+    assert box.bootstrap().status_code == 200
+    assert as_thief().bootstrap().status_code == 200, "the box itself may still go back to it"
+    with box.client() as client:
+        box.rekey()
+        answer = client.post("/.well-known/est/simplereenroll", content=base64.b64encode(box.csr()))
+    assert reason(as_thief().bootstrap()) == (403, "certificate_expired")
+    assert reason(as_thief().renew()) == (403, "certificate_expired")
+    assert reason(thief.enroll(token)) == (409, "token_bound")
+    box.keep(answer)
+    assert box.renew().status_code == 200 and box.bootstrap().status_code == 200
+    until(lambda: leaked.serial_number in revoked(fleet))
+    assert box.certificate is not None and box.certificate.serial_number not in revoked(fleet)
+
+
+def revoked(fleet: FleetSide) -> set[int]:
+    data = (fleet.home.broker / "revoked.pem").read_bytes()
+    lists = [x509.load_pem_x509_crl(b"-----BEGIN" + part) for part in data.split(b"-----BEGIN")[1:]]
+    return {entry.serial_number for found in lists for entry in found}
 
 
 def test_a_certificate_that_has_ended_may_be_renewed_within_the_grace_and_not_beyond(

@@ -171,6 +171,12 @@ def test_a_back_up_is_restored_as_documented(own_fleet: FleetSide, tmp_path: Pat
     own_fleet.start_broker()
     assert box.renew().status_code == 200 and box.bootstrap().status_code == 200
     assert later.renew().headers["edge-reason"] == "node_unknown"
+    time.sleep(1.1)  # certificates have whole seconds
+    namesake = Box(tmp_path / "namesake", own_fleet, "later")
+    namesake.enroll(own_fleet.token())
+    assert namesake.name == later.name and namesake.bootstrap().status_code == 200
+    assert later.renew().headers["edge-reason"] == "node_unknown", "a name is one box's"
+    assert later.bootstrap().headers["edge-reason"] == "node_unknown"
 
 
 def test_a_full_disk_is_said_and_is_no_end(own_fleet: FleetSide, tmp_path: Path) -> None:
