@@ -10,6 +10,7 @@ import orjson
 
 from bench.fleet_side import FleetSide
 from edge.control.database import Database, Node, NodeStatus
+from edge.control.nodes import node_row
 from edge.control.registry import Registry, TellingSinkFile
 from edge.telemetry.mqtt import Message
 from tests.control.test_figures import report
@@ -98,6 +99,25 @@ def test_what_cannot_be_told_on_is_stored_and_acknowledged(tmp_path: Path) -> No
     document = {"node": "n", "boot_id": "b", "seq": 1, "floor": 1, "kind": "event", "time_unix_nano": "1", "event": "e"}
     assert file.store([message("events", document)]) == [("edge/v1/default/n/", "b", 1)]
     file.close()
+
+
+def test_what_a_node_tells_is_text_or_nothing(own_fleet: FleetSide) -> None:
+    database = known(own_fleet)
+    registry = Registry(database, lambda: 1000.0)
+    for version, model in ((5, ["x"]), ("\x1b]0;owned\x07" + "9" * 5000, "tiny\x1b[2J")):
+        registry.tell([message("info", {"version": version, "model": model})])
+        registry._flush()
+        with database.read() as session:
+            row = node_row(session, "n")
+        assert row is not None
+        done = own_fleet.cli("nodes")
+        assert done.returncode == 0 and "\x1b" not in done.stdout and "\x07" not in done.stdout, done.stderr
+        if version == 5:
+            assert (row.version, row.models) == (None, [])
+        else:
+            assert row.models == ["tiny[2J"] and row.version is not None
+            assert row.version.startswith("]0;owned9") and len(row.version) == 100
+    database.close()
 
 
 def test_old_records_are_dropped_and_stay_acknowledged(tmp_path: Path) -> None:
