@@ -4,6 +4,7 @@ again by the broker's retained messages and the next report."""
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from sqlalchemy.dialects.sqlite import insert
 
 from edge.control.database import Database, Node, NodeStatus
 from edge.control.figures import Window, read_counts
-from edge.errors import EdgeError
+from edge.control.files import PRIVATE
+from edge.errors import ConfigurationError, EdgeError
 from edge.telemetry.mqtt import Message
 from edge.telemetry.sink import SinkFile
 
@@ -46,6 +48,11 @@ class TellingSinkFile(SinkFile):
 
     def __init__(self, path: Path, told: Callable[[list[Message]], None], keep_s: float = 0.0) -> None:
         """`keep_s`: how long records are kept; 0: for ever."""
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE))  # what lies beside it gets its mode
+            path.chmod(PRIVATE)
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be used as the sink's database: {error.strerror}") from None
         super().__init__(path, _NODE_LEVEL)
         self._told, self._keep_s = told, keep_s
         self._look_s = 0.0
