@@ -62,6 +62,7 @@ class Issued:
 
 
 Outcome = Issued | Refused
+UNKNOWN_TOKEN = Refused("token_unknown", "this fleet has no such enrollment token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Registrar:
         now_s, key = now.timestamp(), key_hash(request.public_key())
         token = find_token(session, token_id, secret)
         if token is None:
-            return Refused("token_unknown", "this fleet has no such enrollment token")
+            return UNKNOWN_TOKEN
         if token.revoked_s is not None:
             return Refused("token_revoked", "the enrollment token was revoked; ask for a new one")
         use = session.get(TokenUse, (token.id, key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import socket
 import ssl
 import subprocess
@@ -14,8 +15,9 @@ import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import pkcs7
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bench.fleet_side import Box, FleetSide
 from edge.control.authority import load_authority
@@ -123,6 +125,32 @@ def test_nonsense_is_refused_with_a_sentence(fleet: FleetSide, new_box: NewBox, 
     with new_box().client(certificate=False) as client:
         answer = client.post("/.well-known/est/simpleenroll", content=body, auth=(token.id, token.secret))
     assert reason(answer) == (400, "request_malformed") and answer.text.strip()
+
+
+def test_no_request_is_looked_at_before_the_token_is_known(fleet: FleetSide, new_box: NewBox) -> None:
+    with new_box().client(certificate=False) as client:
+        answer = client.post("/.well-known/est/simpleenroll", content=b"not a request", auth=("abcd2345", "x" * 32))
+    assert reason(answer) == (401, "token_unknown")
+
+
+def test_a_key_that_is_slow_to_check_is_refused(fleet: FleetSide, new_box: NewBox) -> None:
+    usual = rsa.generate_private_key(65537, 2048).private_numbers()
+    around = (usual.p - 1) * (usual.q - 1)
+    e = next(e for e in range(2**2040 + 1, 2**2041, 2) if math.gcd(e, around) == 1)
+    d = pow(e, -1, around)
+    public = rsa.RSAPublicNumbers(e, usual.p * usual.q)
+    numbers = rsa.RSAPrivateNumbers(
+        usual.p, usual.q, d, d % (usual.p - 1), d % (usual.q - 1), usual.iqmp, public
+    )  # fmt: skip
+    slow = numbers.private_key(unsafe_skip_rsa_key_validation=True)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "slow")])
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(slow, hashes.SHA256())
+    der, token = request.public_bytes(Encoding.DER), fleet.token()
+    with new_box().client(certificate=False) as client:
+        answer = client.post(
+            "/.well-known/est/simpleenroll", content=base64.b64encode(der), auth=(token.id, token.secret)
+        )
+    assert reason(answer) == (400, "request_malformed") and "exponent" in answer.text
 
 
 def test_a_request_that_another_key_signed_is_refused(fleet: FleetSide, new_box: NewBox) -> None:
