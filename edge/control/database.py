@@ -107,7 +107,10 @@ class Certificate(Base):
     not_before_s: Mapped[float]
     not_after_s: Mapped[float]
     der: Mapped[bytes] = mapped_column(LargeBinary)
-    __table_args__ = (Index("certificates_by_node", "node_id", "not_after_s"),)
+    __table_args__ = (
+        Index("certificates_by_node", "node_id", "not_after_s"),
+        Index("certificates_by_end", "not_after_s"),
+    )
 
 
 class NodeStatus(Base):

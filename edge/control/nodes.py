@@ -128,8 +128,8 @@ def revoked_certificates(session: Session, ended_after_s: float) -> list[tuple[s
     since = func.coalesce(Node.revoked_s, Node.proven_s)
     query = select(Certificate.issuer, Certificate.serial, since).join(Node, Node.id == Certificate.node_id)
     query = query.where(or_(Node.state == "revoked", replaced), Certificate.not_after_s > ended_after_s)
-    query = query.order_by(Certificate.serial)
-    return [(issuer, serial, when or 0.0) for issuer, serial, when in session.execute(query)]
+    found = [(issuer, serial, when or 0.0) for issuer, serial, when in session.execute(query)]
+    return sorted(found, key=lambda row: row[1])
 
 
 def revoked_since(session: Session, since_s: float) -> list[str]:

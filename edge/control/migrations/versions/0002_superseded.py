@@ -14,3 +14,4 @@ def upgrade() -> None:
     op.add_column("nodes", sa.Column("proven_key", sa.String(64)))
     op.add_column("nodes", sa.Column("proven_s", sa.Float()))
     op.add_column("certificates", sa.Column("parent_key", sa.String(64)))
+    op.create_index("certificates_by_end", "certificates", ["not_after_s"])
