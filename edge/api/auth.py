@@ -7,12 +7,14 @@ changes:
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -71,21 +73,25 @@ class KeyStore:
 
     def create(self, name: str, *, scopes: tuple[Scope, ...], requests_per_minute: int | None, created: str) -> str:
         """Make a key and return it: the only time that it can be seen. Raises ConfigurationError for a name in use."""
-        keys = self.all()
-        if any(k.name == name for k in keys):
-            raise ConfigurationError(f"there is a key named {name!r} already; revoke it first or choose another name")
-        secret = PREFIX + secrets.token_urlsafe(32)
-        kept = ApiKey(name, secret[: len(PREFIX) + 4], _hash(secret), created, scopes, requests_per_minute)
-        self._write([*keys, kept])
+        with self._changing():
+            keys = self.all()
+            if any(k.name == name for k in keys):
+                raise ConfigurationError(
+                    f"there is a key named {name!r} already; revoke it first or choose another name"
+                )
+            secret = PREFIX + secrets.token_urlsafe(32)
+            kept = ApiKey(name, secret[: len(PREFIX) + 4], _hash(secret), created, scopes, requests_per_minute)
+            self._write([*keys, kept])
         return secret
 
     def revoke(self, name: str) -> None:
         """Drop a key. Raises ConfigurationError when there is none of that name."""
-        keys = self.all()
-        kept = [k for k in keys if k.name != name]
-        if len(kept) == len(keys):
-            raise ConfigurationError(f"there is no key named {name!r}; `edge keys list` shows those that there are")
-        self._write(kept)
+        with self._changing():
+            keys = self.all()
+            kept = [k for k in keys if k.name != name]
+            if len(kept) == len(keys):
+                raise ConfigurationError(f"there is no key named {name!r}; `edge keys list` shows those that there are")
+            self._write(kept)
 
     def find(self, secret: str) -> ApiKey | None:
         """The key that this secret belongs to. Every kept hash is compared, in constant time."""
@@ -95,6 +101,22 @@ class KeyStore:
             if hmac.compare_digest(key.sha256, wanted):
                 match = key
         return match
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Alone, so that no key that another command revokes meanwhile comes back. The directory is the lock: a file of root's
+        could not be opened by the service."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConfigurationError(f"the key file {self._path} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            self._seen = None  # whatever the clock says, as it is now
+            yield
+        finally:
+            os.close(directory)
 
     def _read(self) -> list[ApiKey]:
         try:

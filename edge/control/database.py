@@ -26,7 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from edge.errors import ConfigurationError
 
-HEAD = "0001"
+HEAD = "0002"
 """The migration that this code is written for."""
 _BUSY_S = 15.0
 
@@ -55,6 +55,10 @@ class Node(Base):
     revoked_by: Mapped[str | None] = mapped_column(String(100))
     not_after_s: Mapped[float | None]
     """End of its last certificate."""
+    proven_key: Mapped[str | None] = mapped_column(String(64))
+    """SHA-256 of the key that renewed last: only it and those that it asked for count (`edge.control.enrollment`)."""
+    proven_s: Mapped[float | None]
+    """When it first did."""
     __table_args__ = (
         UniqueConstraint("key_sha256", name="one_node_per_key"),
         Index("nodes_by_state", "state", "id"),
@@ -96,12 +100,17 @@ class Certificate(Base):
     """Hexadecimal."""
     node_id: Mapped[str] = mapped_column(ForeignKey("nodes.id"))
     key_sha256: Mapped[str] = mapped_column(String(64))
+    parent_key: Mapped[str | None] = mapped_column(String(64))
+    """SHA-256 of the key that asked for it; None for a node's first."""
     issuer: Mapped[str] = mapped_column(String(64))
     """Key identifier of the issuing authority, in hex."""
     not_before_s: Mapped[float]
     not_after_s: Mapped[float]
     der: Mapped[bytes] = mapped_column(LargeBinary)
-    __table_args__ = (Index("certificates_by_node", "node_id", "not_after_s"),)
+    __table_args__ = (
+        Index("certificates_by_node", "node_id", "not_after_s"),
+        Index("certificates_by_end", "not_after_s"),
+    )
 
 
 class NodeStatus(Base):

@@ -142,18 +142,32 @@ def _publish(files: dict[Path, tuple[bytes, int]], mark: Path, tell: Callable[[]
 
 
 def reload_broker(home: FleetHome, settings: FleetSettings) -> str:
-    """Have the broker read its lists and certificates again. Why not, or nothing: also if it does not run, since it reads them
-    when it starts."""
+    """Have the broker read its lists and certificates again. Why not, or nothing: also if there is no pid file, since a broker
+    that does not run reads them when it starts. One that names no broker may be of a broker elsewhere, in a container say."""
     if settings.broker.reload_command:
         return _run(settings.broker.reload_command)
     pid_file = home.broker / "mosquitto.pid"
     try:
-        pid = int(pid_file.read_text())
-        if b"mosquitto" not in Path(f"/proc/{pid}/cmdline").read_bytes():  # a number that is somebody else's by now
-            return ""
-        os.kill(pid, signal.SIGHUP)
-    except (FileNotFoundError, ProcessLookupError, ValueError):
+        text = pid_file.read_text().strip()
+    except FileNotFoundError:
         return ""
+    except OSError as error:
+        return (
+            f"{pid_file} cannot be read: {error.strerror}; run mosquitto as this user, or set [broker] reload_command"
+        )
+    lost = (
+        f"{pid_file} names no running mosquitto ({text[:20] or 'it is empty'}); if it runs elsewhere, set [broker] "
+        "reload_command; if it was cut off, start it"
+    )
+    if not (text.isascii() and text.isdecimal()):
+        return lost
+    pid = int(text)
+    try:
+        if b"mosquitto" not in Path(f"/proc/{pid}/cmdline").read_bytes():  # a number that is somebody else's by now
+            return lost
+        os.kill(pid, signal.SIGHUP)
+    except (FileNotFoundError, ProcessLookupError):
+        return lost
     except OSError as error:
         return f"SIGHUP to process {pid}: {error.strerror}; run mosquitto as this user, or set [broker] reload_command"
     return ""

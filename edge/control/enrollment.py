@@ -2,6 +2,10 @@
 
 A server that is killed before the commit has done nothing; after it, the same key asks again and gets the same node. So there is
 one identity for each key, whatever is killed when.
+
+A renewal makes a certificate beside the one that asked: the reply may be lost, and a box tries the new one before it drops the
+old one. The new one is known to be in use when it renews in its turn. From then on it and what it asked for count, and nothing
+older: a box never goes back, so who comes with an older key is not the box.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from edge.control.authority import Authority
 from edge.control.database import Certificate, Node, Token, TokenUse
 from edge.control.settings import FleetSettings
 from edge.control.tokens import find_token, used
-from edge.control.x509 import common_name, issue_node, key_hash
+from edge.control.x509 import BACK, common_name, issue_node, key_hash
 from edge.identity.wire import Reason
 
 REASK_S = 7 * 86_400.0
@@ -58,6 +62,7 @@ class Issued:
 
 
 Outcome = Issued | Refused
+UNKNOWN_TOKEN = Refused("token_unknown", "this fleet has no such enrollment token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class Registrar:
         now_s, key = now.timestamp(), key_hash(request.public_key())
         token = find_token(session, token_id, secret)
         if token is None:
-            return Refused("token_unknown", "this fleet has no such enrollment token")
+            return UNKNOWN_TOKEN
         if token.revoked_s is not None:
             return Refused("token_revoked", "the enrollment token was revoked; ask for a new one")
         use = session.get(TokenUse, (token.id, key))
@@ -89,7 +94,14 @@ class Registrar:
             return Refused("pending", f"the node {node.id} waits for approval: `edge fleet approve {node.id}`")
         if use is not None and node.not_after_s is not None and now_s >= token.expires_s + REASK_S:
             return Refused("token_expired", "the enrollment token has expired; renew with the certificate")
-        return self._again(session, node, key, now) or self._sign(session, node, request, now, f"token:{token.id}")
+        if not _counts(session, node, key):
+            return Refused(
+                "token_bound", f"that key of {node.id} was replaced by a newer one; enroll with a new key and token"
+            )
+        parent = node.proven_key
+        return self._again(session, node, key, now) or self._sign(
+            session, node, request, now, f"token:{token.id}", parent
+        )
 
     def renew(self, session: Session, peer: x509.Certificate, request: x509.CertificateSigningRequest, now: datetime) -> Outcome:  # fmt: skip  # noqa: E501
         """With a certificate of ours, for the same key or a new one."""
@@ -102,7 +114,10 @@ class Registrar:
             if other is not None and other.id != found.id:
                 return Refused("token_bound", "another node has that key; make a new one")
             found.key_sha256 = key
-        return self._sign(session, found, request, now, f"node:{found.id}")
+        asker = key_hash(peer.public_key())
+        if found.proven_key != asker:
+            found.proven_key, found.proven_s = asker, now.timestamp()
+        return self._sign(session, found, request, now, f"node:{found.id}", asker)
 
     def node_of(
         self, session: Session, peer: x509.Certificate, now: datetime, *, grace_s: float = 0.0
@@ -118,6 +133,19 @@ class Registrar:
             return Refused(
                 "certificate_expired",
                 f"the certificate of {node.id} ended on {peer.not_valid_after_utc:%Y-%m-%d}; enroll it anew with a token",
+            )
+        key = key_hash(peer.public_key())
+        known = select(Certificate.serial).where(Certificate.node_id == node.id, Certificate.key_sha256 == key).limit(1)
+        if session.scalar(known) is None:  # the database was restored from before
+            if (peer.not_valid_before_utc + BACK).timestamp() < node.created_s:
+                return Refused(
+                    "node_unknown", f"that certificate is older than the node {node.id}; enroll anew with a token"
+                )
+        elif not _counts(session, node, key):
+            return Refused(
+                "certificate_expired",
+                f"a newer certificate of {node.id} has renewed since, so this one counts no longer; if the box has no newer one, "
+                f"its key has leaked: `edge fleet revoke {node.id}`, and enroll it anew with a token",
             )
         return node
 
@@ -156,15 +184,16 @@ class Registrar:
         return Issued(node.id, certificate) if self.authority.signed(certificate) else None
 
     def _sign(
-        self, session: Session, node: Node, request: x509.CertificateSigningRequest, now: datetime, actor: str
-    ) -> Issued:
+        self, session: Session, node: Node, request: x509.CertificateSigningRequest, now: datetime, actor: str,
+        parent_key: str | None,
+    ) -> Issued:  # fmt: skip
         life = timedelta(days=self.settings.nodes.certificate_days)
         issuer = self.authority.issuer
         made = issue_node(issuer, request.public_key(), self.settings.name, node.id, now, life)
         session.add(
             Certificate(
                 serial=f"{made.serial_number:x}", node_id=node.id, key_sha256=key_hash(request.public_key()),
-                issuer=issuer_id(issuer.certificate), not_before_s=made.not_valid_before_utc.timestamp(),
+                parent_key=parent_key, issuer=issuer_id(issuer.certificate), not_before_s=made.not_valid_before_utc.timestamp(),
                 not_after_s=made.not_valid_after_utc.timestamp(),
                 der=made.public_bytes(serialization.Encoding.DER),
             )
@@ -180,6 +209,14 @@ class Registrar:
             f"{made.serial_number:x} until {until:%Y-%m-%d}",
         )
         return Issued(node.id, made)
+
+
+def _counts(session: Session, node: Node, key: str) -> bool:
+    """Whether a key of that node was not replaced by one that is known to be in use."""
+    if node.proven_key is None or key == node.proven_key:
+        return True
+    query = select(Certificate.serial).where(Certificate.node_id == node.id, Certificate.key_sha256 == key)
+    return session.scalar(query.where(Certificate.parent_key == node.proven_key).limit(1)) is not None
 
 
 def issuer_id(certificate: x509.Certificate) -> str:

@@ -20,9 +20,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 from edge.control.bounds import Bounds, as_error
-from edge.control.enrollment import Issued, Outcome, Refused
+from edge.control.enrollment import UNKNOWN_TOKEN, Issued, Outcome, Refused
 from edge.control.fleet import Fleet
 from edge.control.peer import PEER
+from edge.control.tokens import find_token
 from edge.control.x509 import RequestRefused, now_utc, read_request
 from edge.errors import EdgeError
 from edge.identity.wire import BOOTSTRAP_PATH, EST_PATH, REASON_HEADER, Bootstrap
@@ -98,10 +99,13 @@ async def simpleenroll(request: Request, authorization: Annotated[str | None, He
     if credentials is None:
         refused = Refused("token_unknown", "send the enrollment token's id and secret as HTTP Basic")
         return _refusal(fleet, refused)
-    csr = await _csr(request)
+    token_id, secret = credentials
+    body = await request.body()
+    if not await run_in_threadpool(_knows, fleet, token_id, secret):  # before any work for strangers
+        return _refusal(fleet, UNKNOWN_TOKEN)
+    csr = await run_in_threadpool(_csr, body)
     if isinstance(csr, Refused):
         return _refusal(fleet, csr)
-    token_id, secret = credentials
     return await _decided(fleet, lambda session: fleet.registrar.enroll(session, token_id, secret, csr, now_utc()))
 
 
@@ -111,7 +115,7 @@ async def simplereenroll(request: Request) -> Response:
     fleet, peer = _fleet(request), _peer(request)
     if peer is None:
         return _refusal(fleet, Refused("node_unknown", "renewal needs the node's certificate (mTLS)"))
-    csr = await _csr(request)
+    csr = await run_in_threadpool(_csr, await request.body())
     if isinstance(csr, Refused):
         return _refusal(fleet, csr)
     return await _decided(fleet, lambda session: fleet.registrar.renew(session, peer, csr, now_utc()))
@@ -123,10 +127,10 @@ async def bootstrap(request: Request) -> Any:
     fleet, peer = _fleet(request), _peer(request)
     if peer is None:
         return _refusal(fleet, Refused("node_unknown", "this needs the node's certificate (mTLS)"))
-    wanted = fleet.enforcer.ask()  # it connects to the broker next, and should be let in
     found = await run_in_threadpool(_bootstrap, fleet, peer)
     if isinstance(found, Refused):
         return _refusal(fleet, found)
+    wanted = fleet.enforcer.ask()  # it connects to the broker next, and should be let in
     give_up_s = time.monotonic() + _ENFORCED_S
     while fleet.enforcer.done < wanted and time.monotonic() < give_up_s:
         await asyncio.sleep(0.02)
@@ -158,9 +162,14 @@ async def _decided(fleet: Fleet, decide: Callable[[Session], Outcome]) -> Respon
     return _certificates([outcome.certificate])
 
 
-async def _csr(request: Request) -> x509.CertificateSigningRequest | Refused:
+def _knows(fleet: Fleet, token_id: str, secret: str) -> bool:
+    with fleet.database.read() as session:
+        return find_token(session, token_id, secret) is not None
+
+
+def _csr(body: bytes) -> x509.CertificateSigningRequest | Refused:
     """Base64 of PKCS #10, in one line or several."""
-    text = b"".join((await request.body()).split())
+    text = b"".join(body.split())
     try:
         return read_request(base64.b64decode(text, validate=True))
     except binascii.Error:

@@ -6,6 +6,7 @@ shares are taken over a window: what came between its first and its last report 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,9 @@ from edge.telemetry.collector import ITL
 WINDOW_S = 3600.0
 _MOST_REPORTS = 241
 _MOST_MODELS = 16
+_LONGEST_LABEL = 200
+_MOST = 2.0**53
+"""A count beyond is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,10 @@ def read_counts(document: dict[str, Any]) -> Counts:
                 late_first += value if labels.get("kind") == "ttft" else 0.0
                 late_gaps += value if labels.get("kind") == "itl" else 0.0
         elif name == ITL:
-            gaps += sum(float(point["count"]) for point in metric["exponentialHistogram"]["dataPoints"])
+            gaps += sum(_count(point["count"]) for point in metric["exponentialHistogram"]["dataPoints"])
         elif name == "edge_model_ready":
             for point in metric["gauge"]["dataPoints"]:
-                if float(point["asDouble"]) > 0 and (model := _labels(point).get("model")):
+                if _count(point["asDouble"]) > 0 and (model := _labels(point).get("model")):
                     models.append(model)
     return Counts(admitted, fleet, decided, late_first, late_gaps, gaps, tuple(sorted(models)[:_MOST_MODELS]))
 
@@ -82,7 +86,7 @@ class Window:
         first = self.reports[0][1] if len(self.reports) > 1 else Counts()
         gaps = sum(counts.gaps for _, counts in list(self.reports)[1 if len(self.reports) > 1 else 0 :])
         decided, admitted = last.decided - first.decided, last.admitted - first.admitted
-        found: dict[str, Any] = {"models": list(last.models), "requests": round(decided)}
+        found: dict[str, Any] = {"models": list(last.models), "requests": round(min(decided, _MOST))}
         if decided > 0:
             found["fallback_rate"] = (last.fleet - first.fleet) / decided
         shares = []
@@ -95,8 +99,16 @@ class Window:
 
 
 def _sums(metric: dict[str, Any]) -> list[tuple[dict[str, str], float]]:
-    return [(_labels(point), float(point["asDouble"])) for point in metric["sum"]["dataPoints"]]
+    return [(_labels(point), _count(point["asDouble"])) for point in metric["sum"]["dataPoints"]]
 
 
 def _labels(point: dict[str, Any]) -> dict[str, str]:
-    return {a["key"]: str(a["value"].get("stringValue", "")) for a in point.get("attributes", ())}
+    return {a["key"]: str(a["value"].get("stringValue", ""))[:_LONGEST_LABEL] for a in point.get("attributes", ())}
+
+
+def _count(value: Any) -> float:
+    """Raises ValueError for what is no count, as TypeError for what is no number."""
+    found = float(value)
+    if not math.isfinite(found) or abs(found) > _MOST:
+        raise ValueError(f"{found} is no count")
+    return found

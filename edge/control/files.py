@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from edge.errors import ConfigurationError
@@ -41,6 +42,15 @@ def write_if_changed(path: Path, data: bytes, mode: int = PUBLIC) -> bool:
         pass
     write_file(path, data, mode)
     return True
+
+
+def close_directory(path: Path) -> None:
+    """Nobody but its owner may enter it: it may have been there before. Raises ConfigurationError."""
+    try:
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be closed to others: {error.strerror}; chmod 700 {path}") from None
 
 
 def read_file(path: Path, what: str) -> bytes:

@@ -13,7 +13,7 @@ from edge.control.authority import create_authority, load_authority
 from edge.control.credentials import renew_credentials
 from edge.control.database import migrated
 from edge.control.enforcement import broker_config, enforce
-from edge.control.files import PRIVATE, write_file
+from edge.control.files import PRIVATE, close_directory, write_file
 from edge.control.settings import FleetHome, FleetSettings, parse_settings
 from edge.control.x509 import now_utc
 from edge.errors import ConfigurationError
@@ -104,6 +104,7 @@ def _directory(path: Path) -> None:
         raise ConfigurationError(f"{path} cannot be made: {error.strerror}; choose another directory") from None
     if not path.is_dir():
         raise ConfigurationError(f"{path} is no directory; choose another")
+    close_directory(path)
 
 
 def _toml(wish: Wish) -> str:

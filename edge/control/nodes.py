@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
-from sqlalchemy import func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, exists, func, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from edge.control.audit import note
 from edge.control.database import Certificate, Node, NodeStatus
 
 State = Literal["pending", "active", "revoked"]
+_LONGEST_TOLD = 100
 STATES: tuple[State, ...] = ("pending", "active", "revoked")
 
 
@@ -113,10 +114,22 @@ def active(session: Session) -> Iterator[tuple[str, str]]:
 
 
 def revoked_certificates(session: Session, ended_after_s: float) -> list[tuple[str, str, float]]:
-    """(issuer, serial in hex, when) of certificates of revoked nodes that have not ended long ago."""
-    query = select(Certificate.issuer, Certificate.serial, Node.revoked_s).join(Node, Node.id == Certificate.node_id)
-    query = query.where(Node.state == "revoked", Certificate.not_after_s > ended_after_s).order_by(Certificate.serial)
-    return [(issuer, serial, when or 0.0) for issuer, serial, when in session.execute(query)]
+    """(issuer, serial in hex, when) of certificates that have not ended long ago: all those of revoked nodes, and of others those
+    that were replaced by one that is known to be in use."""
+    asked_by_it = aliased(Certificate)
+    replaced = and_(
+        Certificate.key_sha256 != Node.proven_key,
+        ~exists().where(
+            asked_by_it.node_id == Node.id,
+            asked_by_it.key_sha256 == Certificate.key_sha256,
+            asked_by_it.parent_key == Node.proven_key,
+        ),
+    )
+    since = func.coalesce(Node.revoked_s, Node.proven_s)
+    query = select(Certificate.issuer, Certificate.serial, since).join(Node, Node.id == Certificate.node_id)
+    query = query.where(or_(Node.state == "revoked", replaced), Certificate.not_after_s > ended_after_s)
+    found = [(issuer, serial, when or 0.0) for issuer, serial, when in session.execute(query)]
+    return sorted(found, key=lambda row: row[1])
 
 
 def revoked_since(session: Session, since_s: float) -> list[str]:
@@ -140,16 +153,24 @@ def holders(session: Session, issuer: str, now_s: float) -> list[str]:
     return list(session.scalars(query.distinct().order_by(Node.id)))
 
 
+def printable(value: Any) -> str | None:
+    """What a node told, as a page and a terminal may show it; None if it is no text."""
+    if not isinstance(value, str):
+        return None
+    return "".join(c for c in value if c.isprintable())[:_LONGEST_TOLD] or None
+
+
 def _row(node: Node, status: NodeStatus | None) -> NodeRow:
     info: dict[str, Any] = {} if status is None else orjson.loads(status.info)
     figures: dict[str, Any] = {} if status is None else orjson.loads(status.figures)
-    model = info.get("model")
+    told = figures.get("models") or [info.get("model")]
+    models = [name for found in (told if isinstance(told, list) else ()) if (name := printable(found))]
     return NodeRow(
         id=node.id, label=node.label, group=node.group, state=node.state,  # type: ignore[arg-type]
         created_s=node.created_s, approved_by=node.approved_by, revoked_s=node.revoked_s, revoked_by=node.revoked_by,
         certificate_ends_s=node.not_after_s, last_seen_s=None if status is None else status.last_seen_s,
-        health="unseen" if status is None else status.state or "unseen", version=info.get("version"),
-        models=figures.get("models") or ([str(model)] if model else []), info=info,
+        health="unseen" if status is None else status.state or "unseen", version=printable(info.get("version")),
+        models=models, info=info,
         slo_attainment=figures.get("slo_attainment"), fallback_rate=figures.get("fallback_rate"),
         requests=figures.get("requests"),
     )  # fmt: skip

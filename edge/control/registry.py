@@ -4,6 +4,7 @@ again by the broker's retained messages and the next report."""
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from sqlalchemy.dialects.sqlite import insert
 
 from edge.control.database import Database, Node, NodeStatus
 from edge.control.figures import Window, read_counts
-from edge.errors import EdgeError
+from edge.control.files import PRIVATE
+from edge.errors import ConfigurationError, EdgeError
 from edge.telemetry.mqtt import Message
 from edge.telemetry.sink import SinkFile
 
@@ -27,6 +29,8 @@ _FLUSH_S = 1.0
 _LONGEST_INFO_BYTES = 8192
 _STATES = frozenset({"online", "draining", "offline"})
 _BATCH = 500
+_NODE_LEVEL = 3
+"""Of edge/v1/GROUP/NODE/up/..."""
 _FORGET_EVERY_S, _FORGET_MOST = 60.0, 1000
 
 
@@ -44,14 +48,22 @@ class TellingSinkFile(SinkFile):
 
     def __init__(self, path: Path, told: Callable[[list[Message]], None], keep_s: float = 0.0) -> None:
         """`keep_s`: how long records are kept; 0: for ever."""
-        super().__init__(path)
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE))  # what lies beside it gets its mode
+            path.chmod(PRIVATE)
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be used as the sink's database: {error.strerror}") from None
+        super().__init__(path, _NODE_LEVEL)
         self._told, self._keep_s = told, keep_s
         self._look_s = 0.0
 
     def store(self, batch: list[Message]) -> list[tuple[str, str, int]]:
         """As ever; then tell."""
         acks = super().store(batch)
-        self._told(batch)
+        try:
+            self._told(batch)
+        except Exception as error:  # what is stored is stored, and would come again for ever
+            log.error("what was stored could not be told on", extra={"event": "bug"}, exc_info=error)
         if self._keep_s and time.monotonic() >= self._look_s:
             gone = self.forget(time.time() - self._keep_s, _FORGET_MOST)
             self._look_s = time.monotonic() + (0.0 if gone == _FORGET_MOST else _FORGET_EVERY_S)
@@ -93,7 +105,7 @@ class Registry:
             for message in batch:
                 try:
                     self._take(message, now_s)
-                except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+                except Exception:  # it comes from outside, and may be anything
                     continue
 
     def _take(self, message: Message, now_s: float) -> None:
@@ -108,6 +120,7 @@ class Registry:
             live = self._state(known, orjson.loads(message.payload))
         elif rest == "info" and len(message.payload) <= _LONGEST_INFO_BYTES:
             document = orjson.loads(message.payload)
+            orjson.dumps(document)  # raises for what is nested too deep to be written, though it could be read
             known.info = document if isinstance(document, dict) else {}
             live = False  # retained, and may be old
         elif rest == "metrics":

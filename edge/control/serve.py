@@ -20,7 +20,7 @@ from edge.control.credentials import renew_credentials
 from edge.control.database import migrated
 from edge.control.enforcement import SINK, broker_config, reload_broker
 from edge.control.est import build_nodes_application
-from edge.control.files import write_if_changed
+from edge.control.files import close_directory, write_if_changed
 from edge.control.fleet import Fleet
 from edge.control.peer import (
     HandshakeLoop,
@@ -61,6 +61,7 @@ def serve_fleet(home: FleetHome, started: Callable[[Serving], None]) -> None:
     """Until SIGTERM or Ctrl-C. Raises EdgeError with the cure when it cannot start."""
     settings = load_settings(home)
     _check(home, settings)
+    close_directory(home.root)
     with locked(home.serving, f"the fleet in {home.root}"):
         listeners = [listen(settings.est.host, settings.est.port, "est")]
         try:
@@ -195,6 +196,9 @@ class FleetServer:
                     Sink(address, "edge/v1/+/+/", file).run(self._stop)
             except (sqlite3.Error, EdgeError) as error:
                 log.error("the sink's database fails", extra={"event": "sink_failed", "reason": str(error)})
+                self._stop.wait(_SINK_AGAIN_S)
+            except Exception as error:  # a thread that ends here would leave the fleet without telemetry
+                log.error("the sink failed", extra={"event": "bug"}, exc_info=error)
                 self._stop.wait(_SINK_AGAIN_S)
 
     # --- what ends, and what others change ---------------------------------------------------------------------------

@@ -18,9 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 ROOT_LIFE, ISSUING_LIFE, SERVER_LIFE = timedelta(days=20 * 365), timedelta(days=5 * 365), timedelta(days=397)
-_BACK = timedelta(hours=1)
+BACK = timedelta(hours=1)
 """Certificates begin this long before they are made: clocks differ."""
 _RSA_BITS = range(2048, 4097)
+_RSA_EXPONENT_BITS = 32
+"""To check a signature takes as long as its key's exponent is, and anybody may send one: 65537 is the usual."""
 CRL_LIFE = timedelta(days=30)
 """As long as a node's certificate: a fleet whose server is down for longer has lost its nodes anyway."""
 
@@ -127,20 +129,27 @@ def read_request(der: bytes) -> x509.CertificateSigningRequest:
     """PKCS #10, its signature checked: whoever sent it has the key. Raises RequestRefused."""
     try:
         request = x509.load_der_x509_csr(der)
-        holds, public = request.is_signature_valid, request.public_key()
+        public = request.public_key()
+        good = _wanted(public)
+        holds = good and request.is_signature_valid
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         raise RequestRefused("that is no PKCS #10 certificate request") from None
+    if not good:
+        raise RequestRefused(
+            "keys are P-256 (the usual), P-384, Ed25519, or RSA of 2048 to 4096 bits with a small exponent"
+        )
     if not holds:
         raise RequestRefused("the request is not signed by the key that it is for")
-    if isinstance(public, rsa.RSAPublicKey):
-        good = public.key_size in _RSA_BITS
-    elif isinstance(public, ec.EllipticCurvePublicKey):
-        good = isinstance(public.curve, ec.SECP256R1 | ec.SECP384R1)
-    else:
-        good = isinstance(public, ed25519.Ed25519PublicKey)
-    if not good:
-        raise RequestRefused("keys are P-256 (the usual), P-384, Ed25519, or RSA of 2048 to 4096 bits")
     return request
+
+
+def _wanted(public: CertificatePublicKeyTypes) -> bool:
+    """Whether certificates are made for such keys."""
+    if isinstance(public, rsa.RSAPublicKey):
+        return public.key_size in _RSA_BITS and public.public_numbers().e.bit_length() <= _RSA_EXPONENT_BITS
+    if isinstance(public, ec.EllipticCurvePublicKey):
+        return isinstance(public.curve, ec.SECP256R1 | ec.SECP384R1)
+    return isinstance(public, ed25519.Ed25519PublicKey)
 
 
 def key_hash(public: CertificatePublicKeyTypes) -> str:
@@ -184,7 +193,7 @@ def _leaf(
         .issuer_name(issuer.certificate.subject)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACK)
+        .not_valid_before(now - BACK)
         .not_valid_after(end)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs=False), critical=True)
@@ -213,7 +222,7 @@ def _ca_certificate(
         .issuer_name(issuer_name)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(begin - _BACK)
+        .not_valid_before(begin - BACK)
         .not_valid_after(end)
         .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(_usage(signs=True), critical=True)

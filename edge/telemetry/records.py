@@ -23,6 +23,9 @@ _DELTA, _CUMULATIVE = 1, 2
 _SCOPE = {"name": "edge.telemetry"}
 _ROW_BYTES = 120
 LONGEST_TEXT = 400
+_LONGEST_NAME = 200
+_WHOLE_BITS = 63
+"""What SQLite holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +221,37 @@ class Received:
 
 
 def read_payload(data: bytes) -> Received:
-    """Raises ValueError if that is no payload of ours."""
+    """Raises ValueError if that is no payload of ours, whatever else it is: it comes from outside."""
     try:
         document = orjson.loads(data)
         return _read_metrics(document) if "resourceMetrics" in document else _read_event(document)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"a field is missing or of the wrong kind: {error}") from None
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"a field is missing or of the wrong kind: {type(error).__name__} {error}") from None
+
+
+def _whole(value: Any) -> int:
+    """Raises ValueError for one that no database takes."""
+    found = int(value)
+    if found.bit_length() > _WHOLE_BITS:
+        raise ValueError("a number has more than 63 bits")
+    return found
+
+
+def _name(value: Any) -> str:
+    """Raises ValueError for one that is none, or too long to be kept with each record."""
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
+        raise ValueError(f"a name is no text, or has more than {_LONGEST_NAME} letters")
+    return value
+
+
+def _ranges(text: Any) -> Ranges:
+    found = Ranges.parse(text)
+    for first, last in found:
+        _whole(first)
+        _whole(last)
+    return found
 
 
 def _read_event(document: dict[str, Any]) -> Received:
@@ -231,10 +259,11 @@ def _read_event(document: dict[str, Any]) -> Received:
     if kind not in ("event", "gap"):
         raise ValueError(f"unknown kind {str(kind)[:40]!r}")
     if kind == "gap":
-        gap = (str(document["of"]), Ranges.parse(document["lost"]), document["to"] is None, str(document["reason"]))
+        reason = str(document["reason"])[:LONGEST_TEXT]
+        gap = (_name(document["of"]), _ranges(document["lost"]), document["to"] is None, reason)
     return Received(
-        str(document["node"]), str(document["boot_id"]), int(document["seq"]), int(document["floor"]), kind,
-        int(document["time_unix_nano"]), Ranges.parse(document.get("covers", "")), gap,
+        _name(document["node"]), _name(document["boot_id"]), _whole(document["seq"]), _whole(document["floor"]), kind,
+        _whole(document["time_unix_nano"]), _ranges(document.get("covers", "")), gap,
     )  # fmt: skip
 
 
@@ -242,12 +271,12 @@ def _read_metrics(document: dict[str, Any]) -> Received:
     resource = document["resourceMetrics"][0]
     found = {a["key"]: next(iter(a["value"].values())) for a in resource["resource"]["attributes"]}
     times = [
-        int(point["timeUnixNano"])
+        _whole(point["timeUnixNano"])
         for metric in resource["scopeMetrics"][0]["metrics"]
         for shape in ("sum", "gauge", "exponentialHistogram")
         for point in metric.get(shape, {}).get("dataPoints", ())
     ]
     return Received(
-        found["edge.node"], found["edge.boot_id"], int(found["edge.seq"]), int(found["edge.floor"]), "metrics",
-        max(times, default=0), Ranges.parse(found.get("edge.covers", "")), None,
+        _name(found["edge.node"]), _name(found["edge.boot_id"]), _whole(found["edge.seq"]), _whole(found["edge.floor"]),
+        "metrics", max(times, default=0), _ranges(found.get("edge.covers", "")), None,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from edge.errors import ConfigurationError
 from edge.telemetry.mqtt import BrokerAddress, Connection, ConnectionFailed, Handlers, Message
 from edge.telemetry.pacing import Backoff
 from edge.telemetry.ranges import Ranges
-from edge.telemetry.records import Received, read_payload
+from edge.telemetry.records import LONGEST_TEXT, Received, read_payload
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,10 @@ class SinkCounts:
 class SinkFile:
     """Owner of the database."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ConfigurationError if it cannot be used."""
+    def __init__(self, path: Path, node_level: int | None = None) -> None:
+        """`node_level`: which level of a topic names the node, from 0; None: any may. Raises ConfigurationError if it cannot be
+        used."""
+        self._node_level = node_level
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -73,8 +75,19 @@ class SinkFile:
         self._db.close()
 
     def store(self, batch: list[Message]) -> list[tuple[str, str, int]]:
-        """Keep all of it, safe on disk when this returns. Gives what can be acknowledged: (topic prefix, boot, seq). Raises
-        sqlite3.Error."""
+        """Keep all of it, safe on disk when this returns. Gives what can be acknowledged: (topic prefix, boot, seq). A message
+        that cannot be kept is counted as nonsense, so that it does not come again for ever. Raises sqlite3.Error."""
+        try:
+            return self._store(batch)
+        except sqlite3.Error:
+            raise
+        except Exception as error:
+            if len(batch) == 1:
+                self._nonsense(batch[0], f"{type(error).__name__} {error}")
+                return []
+            return [ack for message in batch for ack in SinkFile.store(self, [message])]
+
+    def _store(self, batch: list[Message]) -> list[tuple[str, str, int]]:
         acks: dict[tuple[str, str], int] = {}
         self._db.execute("BEGIN IMMEDIATE")
         try:
@@ -110,13 +123,23 @@ class SinkFile:
     def _read(self, prefix: str, message: Message) -> Received | None:
         try:
             record = read_payload(message.payload)
-            if f"/{record.node}/" not in f"/{prefix}":
+            if not self._names(prefix.split("/"), record.node):
                 raise ValueError("it names another node than its topic")
         except ValueError as error:
-            self.counts = replace(self.counts, nonsense=self.counts.nonsense + 1)
-            log.warning("nonsense", extra={"event": "sink_nonsense", "topic": message.topic, "reason": str(error)})
+            self._nonsense(message, str(error))
             return None
         return record
+
+    def _names(self, levels: list[str], node: str) -> bool:
+        """Whether a topic is that node's."""
+        if self._node_level is None:
+            return node in levels
+        return levels[self._node_level : self._node_level + 1] == [node]
+
+    def _nonsense(self, message: Message, reason: str) -> None:
+        self.counts = replace(self.counts, nonsense=self.counts.nonsense + 1)
+        reason = reason[:LONGEST_TEXT]
+        log.warning("nonsense", extra={"event": "sink_nonsense", "topic": message.topic, "reason": reason})
 
     def _put(self, record: Received, message: Message) -> int:
         """Returns up to where all of its boot is settled."""
@@ -211,6 +234,9 @@ class Sink:
                     log.warning("sink has no broker", extra={"event": "sink_lost", "reason": failure.reason})
                     said = failure.reason
                 stop.wait(backoff.next_s(random.random()))
+            except BaseException:
+                connection.abandon()
+                raise
             finally:
                 self.connected.clear()
 

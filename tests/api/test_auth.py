@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,17 @@ def test_a_key_without_a_rate_is_not_limited() -> None:
     limiter = RateLimiter(lambda: 0.0)
     for _ in range(1000):
         limiter.take(ApiKey("k", "edge-abcd", "hash", ""))
+
+
+def test_changes_at_one_time_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    for n in range(8):
+        KeyStore(path).create(f"old{n}", scopes=("admin",), requests_per_minute=None, created="")
+
+    def change(n: int) -> None:
+        KeyStore(path).create(f"new{n}", scopes=("admin",), requests_per_minute=None, created="")
+        KeyStore(path).revoke(f"old{n}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(change, range(8)))
+    assert {key.name for key in KeyStore(path).all()} == {f"new{n}" for n in range(8)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 
@@ -144,6 +145,22 @@ def test_a_reload_that_was_cut_off_is_made_up_for(own_fleet: FleetSide) -> None:
     own_fleet.start()
     until(lambda: not (own_fleet.home.broker / ".untold").exists())
     client.until_the_end(f"edge/v1/default/{box.name}/up/events")
+
+
+def test_a_pid_file_that_names_no_broker_is_no_success(own_fleet: FleetSide) -> None:
+    """As it is when the broker runs in a container, with numbers of its own."""
+    own_fleet.start()
+    Box(own_fleet.home.root / "box", own_fleet, "b").enroll(own_fleet.token())
+    own_fleet.stop()
+    pid_file = own_fleet.home.broker / "mosquitto.pid"
+    for text in (str(os.getpid()), "", str(2**22 + 1)):
+        pid_file.write_text(text)
+        done = own_fleet.cli("revoke", "b")
+        assert done.returncode == 1 and "[broker] reload_command" in done.stderr, text
+        assert (own_fleet.home.broker / ".untold").exists()
+    pid_file.unlink()
+    assert own_fleet.cli("revoke", "b").returncode == 0, "a broker that does not run reads its lists when it starts"
+    assert not (own_fleet.home.broker / ".untold").exists()
 
 
 def test_the_page_knows_what_a_node_told(fleet: FleetSide, box: Box) -> None:

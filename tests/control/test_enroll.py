@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import socket
 import ssl
 import subprocess
@@ -14,15 +15,16 @@ import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import pkcs7
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bench.fleet_side import Box, FleetSide
 from edge.control.authority import load_authority
 from edge.control.x509 import issue_node, now_utc
 from edge.identity.token import EnrollmentToken
 from edge.identity.wire import Bootstrap
-from tests.control.conftest import NewBox
+from tests.control.conftest import NewBox, until
 
 
 def reason(answer: httpx.Response) -> tuple[int, str]:
@@ -125,6 +127,32 @@ def test_nonsense_is_refused_with_a_sentence(fleet: FleetSide, new_box: NewBox, 
     assert reason(answer) == (400, "request_malformed") and answer.text.strip()
 
 
+def test_no_request_is_looked_at_before_the_token_is_known(fleet: FleetSide, new_box: NewBox) -> None:
+    with new_box().client(certificate=False) as client:
+        answer = client.post("/.well-known/est/simpleenroll", content=b"not a request", auth=("abcd2345", "x" * 32))
+    assert reason(answer) == (401, "token_unknown")
+
+
+def test_a_key_that_is_slow_to_check_is_refused(fleet: FleetSide, new_box: NewBox) -> None:
+    usual = rsa.generate_private_key(65537, 2048).private_numbers()
+    around = (usual.p - 1) * (usual.q - 1)
+    e = next(e for e in range(2**2040 + 1, 2**2041, 2) if math.gcd(e, around) == 1)
+    d = pow(e, -1, around)
+    public = rsa.RSAPublicNumbers(e, usual.p * usual.q)
+    numbers = rsa.RSAPrivateNumbers(
+        usual.p, usual.q, d, d % (usual.p - 1), d % (usual.q - 1), usual.iqmp, public
+    )  # fmt: skip
+    slow = numbers.private_key(unsafe_skip_rsa_key_validation=True)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "slow")])
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(slow, hashes.SHA256())
+    der, token = request.public_bytes(Encoding.DER), fleet.token()
+    with new_box().client(certificate=False) as client:
+        answer = client.post(
+            "/.well-known/est/simpleenroll", content=base64.b64encode(der), auth=(token.id, token.secret)
+        )
+    assert reason(answer) == (400, "request_malformed") and "exponent" in answer.text
+
+
 def test_a_request_that_another_key_signed_is_refused(fleet: FleetSide, new_box: NewBox) -> None:
     box, token = new_box(), fleet.token()
     spoiled = bytearray(box.csr())
@@ -149,6 +177,43 @@ def test_renewal_keeps_the_name_with_the_same_key_and_with_a_new_one(fleet: Flee
     assert box.name == "renews" and box.certificate is not None
     assert box.certificate.public_key() == box.key.public_key() != old.public_key()
     assert box.bootstrap().json()["node"] == "renews"
+
+
+def test_what_was_replaced_counts_no_longer_once_the_newer_one_has_renewed(fleet: FleetSide, new_box: NewBox) -> None:
+    token = fleet.token()
+    box, thief = new_box("chain"), new_box("thief")
+    box.enroll(token)
+    thief.key, leaked = box.key, box.certificate
+    assert leaked is not None
+
+    def as_thief() -> Box:
+        thief.hold(leaked)
+        return thief
+
+    with box.client() as client:  # the reply is lost, and asked for again with the old one; a trial fails
+        box.rekey()
+        for _ in range(2):
+            answer = client.post("/.well-known/est/simplereenroll", content=base64.b64encode(box.csr()))
+            assert answer.status_code == 200
+    box.keep(answer)
+    assert box.bootstrap().status_code == 200
+    assert as_thief().bootstrap().status_code == 200, "the box itself may still go back to it"
+    with box.client() as client:
+        box.rekey()
+        answer = client.post("/.well-known/est/simplereenroll", content=base64.b64encode(box.csr()))
+    assert reason(as_thief().bootstrap()) == (403, "certificate_expired")
+    assert reason(as_thief().renew()) == (403, "certificate_expired")
+    assert reason(thief.enroll(token)) == (409, "token_bound")
+    box.keep(answer)
+    assert box.renew().status_code == 200 and box.bootstrap().status_code == 200
+    until(lambda: leaked.serial_number in revoked(fleet))
+    assert box.certificate is not None and box.certificate.serial_number not in revoked(fleet)
+
+
+def revoked(fleet: FleetSide) -> set[int]:
+    data = (fleet.home.broker / "revoked.pem").read_bytes()
+    lists = [x509.load_pem_x509_crl(b"-----BEGIN" + part) for part in data.split(b"-----BEGIN")[1:]]
+    return {entry.serial_number for found in lists for entry in found}
 
 
 def test_a_certificate_that_has_ended_may_be_renewed_within_the_grace_and_not_beyond(

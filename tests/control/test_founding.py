@@ -20,6 +20,7 @@ from edge.control.enforcement import access_list
 from edge.control.enrollment import node_name
 from edge.control.settings import FleetSettings
 from tests.conftest import RunEdge
+from tests.control.conftest import until
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "fleet.md"
 
@@ -171,6 +172,12 @@ def test_a_back_up_is_restored_as_documented(own_fleet: FleetSide, tmp_path: Pat
     own_fleet.start_broker()
     assert box.renew().status_code == 200 and box.bootstrap().status_code == 200
     assert later.renew().headers["edge-reason"] == "node_unknown"
+    time.sleep(1.1)  # certificates have whole seconds
+    namesake = Box(tmp_path / "namesake", own_fleet, "later")
+    namesake.enroll(own_fleet.token())
+    assert namesake.name == later.name and namesake.bootstrap().status_code == 200
+    assert later.renew().headers["edge-reason"] == "node_unknown", "a name is one box's"
+    assert later.bootstrap().headers["edge-reason"] == "node_unknown"
 
 
 def test_a_full_disk_is_said_and_is_no_end(own_fleet: FleetSide, tmp_path: Path) -> None:
@@ -196,6 +203,27 @@ def test_a_full_disk_is_said_and_is_no_end(own_fleet: FleetSide, tmp_path: Path)
         codes = [Box(tmp_path / f"b{n}", own_fleet, f"b{n}").enroll(token).status_code for n in range(60)]
         assert codes[0] == 200 and codes[-1] == 503 and set(codes) == {200, 503}
         assert people.get("/fleet/v1/nodes").status_code == 200, "what is known is still told"
+
+
+def test_a_directory_that_was_there_is_closed_to_others_too(run_edge: RunEdge, tmp_path: Path) -> None:
+    root = tmp_path / "f"
+    root.mkdir(mode=0o755)
+    root.chmod(0o755)
+    assert run_edge("fleet", "init", str(root)).returncode == 0
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    assert stat.S_IMODE((root / ".lock").stat().st_mode) == 0o600
+
+
+def test_what_nodes_told_is_closed_to_others(own_fleet: FleetSide) -> None:
+    root = own_fleet.home.root
+    root.chmod(0o755)
+    own_fleet.home.telemetry.touch(0o644)
+    own_fleet.start_broker()
+    own_fleet.start()
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    until(lambda: own_fleet.home.telemetry.with_name("telemetry.db-wal").exists())
+    for path in root.glob("telemetry.db*"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
 def test_the_directory_is_closed_to_others(own_fleet: FleetSide) -> None:

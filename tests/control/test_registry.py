@@ -10,6 +10,7 @@ import orjson
 
 from bench.fleet_side import FleetSide
 from edge.control.database import Database, Node, NodeStatus
+from edge.control.nodes import node_row
 from edge.control.registry import Registry, TellingSinkFile
 from edge.telemetry.mqtt import Message
 from tests.control.test_figures import report
@@ -69,6 +70,53 @@ def test_what_is_told_of_the_past_changes_no_figure(own_fleet: FleetSide) -> Non
     registry.stop()
     row = status(database)
     assert row is not None and orjson.loads(row.figures) == {} and row.last_seen_s == 1000.0
+    database.close()
+
+
+def test_nonsense_of_one_node_stops_nothing(own_fleet: FleetSide, tmp_path: Path) -> None:
+    database = known(own_fleet)
+    registry = Registry(database, lambda: 1000.0)
+    registry.start()
+    empty, endless = report(), report()
+    empty["resourceMetrics"][0]["resource"]["attributes"].append({"key": "a", "value": {}})
+    endless["resourceMetrics"][0]["scopeMetrics"][0]["metrics"][0]["sum"]["dataPoints"][0]["asDouble"] = "inf"
+    deep = Message("edge/v1/default/m/up/info", b"[" * 500 + b"]" * 500, 1)
+    registry.tell([message("metrics", empty), message("metrics", endless), deep, message("metrics", report())])
+    registry.tell(
+        [message("metrics", {"resourceMetrics": [{"resource": {"attributes": [{"key": "a", "value": {}}]}}]})]
+    )
+    registry.stop()
+    row = status(database)
+    assert row is not None and orjson.loads(row.figures)["requests"] == 50
+    database.close()
+
+
+def test_what_cannot_be_told_on_is_stored_and_acknowledged(tmp_path: Path) -> None:
+    def fails(_: list[Message]) -> None:
+        raise RuntimeError("no")
+
+    file = TellingSinkFile(tmp_path / "telemetry.db", fails)
+    document = {"node": "n", "boot_id": "b", "seq": 1, "floor": 1, "kind": "event", "time_unix_nano": "1", "event": "e"}
+    assert file.store([message("events", document)]) == [("edge/v1/default/n/", "b", 1)]
+    file.close()
+
+
+def test_what_a_node_tells_is_text_or_nothing(own_fleet: FleetSide) -> None:
+    database = known(own_fleet)
+    registry = Registry(database, lambda: 1000.0)
+    for version, model in ((5, ["x"]), ("\x1b]0;owned\x07" + "9" * 5000, "tiny\x1b[2J")):
+        registry.tell([message("info", {"version": version, "model": model})])
+        registry._flush()
+        with database.read() as session:
+            row = node_row(session, "n")
+        assert row is not None
+        done = own_fleet.cli("nodes")
+        assert done.returncode == 0 and "\x1b" not in done.stdout and "\x07" not in done.stdout, done.stderr
+        if version == 5:
+            assert (row.version, row.models) == (None, [])
+        else:
+            assert row.models == ["tiny[2J"] and row.version is not None
+            assert row.version.startswith("]0;owned9") and len(row.version) == 100
     database.close()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from edge.errors import ConfigurationError
@@ -83,6 +84,50 @@ def test_nonsense_and_borrowed_names_are_not_stored(file: SinkFile, tmp_path: Pa
     file.store([Message(PREFIX + "up/events", b"{", 0), sent(event(1), node="n2"), Message("other", b"x", 0)])
     assert rows(tmp_path, "SELECT * FROM records") == []
     assert file.counts.nonsense == 2
+
+
+def _told(**more: object) -> bytes:
+    fields = {"edge.node": "n1", "edge.boot_id": "b9", "edge.seq": "1", "edge.floor": "1", **more}
+    attributes = [{"key": key, "value": {"stringValue": value}} for key, value in fields.items()]
+    attributes += [{"key": "empty", "value": {}}] if "empty" in more else []
+    resource = {"resource": {"attributes": attributes}, "scopeMetrics": [{"metrics": []}]}
+    return orjson.dumps({"resourceMetrics": [resource]})
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        _told(empty="x"),
+        _told(**{"edge.seq": "1" + "0" * 30}),
+        _told(**{"edge.covers": "2-9" + "0" * 30}),
+        _told(**{"edge.boot_id": {"a": 1}}),
+        _told(**{"edge.boot_id": "b" * 10_000}),
+        b"[]",
+        b"5",
+        b"[" * 100_000,
+    ],
+)
+def test_one_message_of_nonsense_stops_nothing(file: SinkFile, tmp_path: Path, document: bytes) -> None:
+    bad = Message(PREFIX + "up/metrics", document, 0)
+    assert file.store([bad, sent(event(1)), bad]) == [(PREFIX, "b1", 1)]
+    assert file.counts.nonsense == 2 and rows(tmp_path, "SELECT seq FROM records") == [(1,)]
+
+
+def test_what_the_database_cannot_hold_costs_itself_alone(file: SinkFile, tmp_path: Path) -> None:
+    bad = Message("edge/\ud800/up/state", b"1", 0)
+    assert file.store([sent(event(1)), bad, sent(event(2))])[-1] == (PREFIX, "b1", 2)
+    assert file.counts.nonsense == 1 and rows(tmp_path, "SELECT seq FROM records") == [(1,), (2,)]
+
+
+def test_another_level_of_the_topic_is_no_nodes_name(tmp_path: Path) -> None:
+    exact = SinkFile(tmp_path / "s.db", node_level=3)
+    others = [
+        Message("edge/v1/default/n1/up/events", sent(event(1), node=name).payload, 0) for name in ("default", "v1")
+    ]
+    assert exact.store(others) == [] and exact.counts.nonsense == 2
+    own = Message("edge/v1/default/n1/up/events", sent(event(1)).payload, 0)
+    assert exact.store([own]) == [("edge/v1/default/n1/", "b1", 1)]
+    exact.close()
 
 
 def test_state_is_kept_as_it_was_said_last(file: SinkFile, tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ def ago(at_s: float | None, now_s: float) -> str:
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Columns as wide as they must be."""
+    """Columns as wide as they must be. What a terminal would take for a command is not printed."""
+    rows = [tuple("".join(c for c in cell if c.isprintable()) for cell in row) for row in rows]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

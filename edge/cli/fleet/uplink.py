@@ -23,6 +23,8 @@ from edge.settings import LOG_LEVELS
 from edge.telemetry.mqtt import BrokerAddress, Connection, ConnectionFailed, Handlers, Message
 
 _RESEND_S = 5.0
+_PREFIX, _NODE_LEVEL = "edge/v1/+/+/", 3
+"""And which level of it is the node's name."""
 
 
 class CommandRefused(EdgeError):
@@ -75,7 +77,7 @@ class _Broker:
 @click.command()
 @_broker_options
 @click.option("--db", type=click.Path(path_type=Path), required=True, metavar="FILE", help="SQLite file; made if there is none.")  # fmt: skip  # noqa: E501
-@click.option("--prefix", default="edge/v1/+/+/", show_default=True, help="What the topics of the nodes begin with.")
+@click.option("--prefix", default=_PREFIX, show_default=True, help="What the topics of the nodes begin with.")
 @click.option("--client-id", default="edge-sink", show_default=True, help="Name of this sink at the broker; keep it.")
 def sink(db: Path, prefix: str, client_id: str, **broker: Any) -> None:
     """Keep what nodes tell in a SQLite file, and acknowledge it. May be killed at any time: nothing is acknowledged before it is
@@ -85,7 +87,8 @@ def sink(db: Path, prefix: str, client_id: str, **broker: Any) -> None:
     if not prefix.endswith("/"):
         raise click.UsageError("--prefix must end with a slash")
     start_logging("info", "text")
-    file, stop = SinkFile(db), threading.Event()
+    file = SinkFile(db, _NODE_LEVEL if prefix == _PREFIX else None)
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     Sink(_Broker(**broker).address(client_id), prefix, file).run(stop)
