@@ -16,6 +16,8 @@ from edge.telemetry.session import Answerer, Presence, Session, UplinkConfig
 log = logging.getLogger(__name__)
 
 _TOO_MANY_SHORT = 4
+_TAKEN_AGAIN = 2
+"""Of brokers that say that another took the session. Once may be this node itself: it tries a new certificate under its own name."""
 _NOT_LET_IN = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
 """CONNACK: version, client id, password, not authorized, banned, bad method."""
 
@@ -105,7 +107,7 @@ class Uplink:
                 failure.reason,
                 "see name, password and certificate, and that the access list lets this node write up/state: it is its will",
             )
-        elif failure.code == SESSION_TAKEN_OVER or self._short_sessions >= _TOO_MANY_SHORT:
+        elif self._short_sessions >= (_TAKEN_AGAIN if failure.code == SESSION_TAKEN_OVER else _TOO_MANY_SHORT):
             self._alarms.set(
                 "node_name_taken",
                 "sessions end as soon as they begin: it seems that another client connects to the broker as this node",
