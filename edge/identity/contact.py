@@ -27,8 +27,8 @@ _SAID = {
     "token_bound": "this token was used by a node with another key; each node needs a token, or a use of one, of its own",
     "node_revoked": "the fleet has revoked this node; who runs the fleet can let it in again, with a new token",
     "node_unknown": "the fleet does not know this node any more; enroll anew: edge enroll --force, with a new token",
-    "certificate_expired": "this node's certificate ended too long ago to be renewed; enroll anew: edge enroll --force, with a "
-    "new token",
+    "certificate_expired": "this node's certificate ended too long ago to be renewed, or a newer one of this node has taken its "
+    "place; enroll anew: edge enroll --force, with a new token",
     401: "the fleet does not take this token; see that it is whole and not used or expired, or have another one made",
     403: "the fleet does not let this node in",
     409: "this token belongs to a node with another key; have another one made",

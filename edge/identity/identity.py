@@ -130,7 +130,7 @@ def read_private(directory: Path) -> ec.EllipticCurvePrivateKey:
         if mode & _FOR_OTHERS:
             raise IdentityDamaged(
                 f"{path} has mode {mode:04o}: others may have read this node's key; chmod go= {path}, and if that can have "
-                "happened: edge identity renew"
+                "happened: edge identity renew, twice (the second renewal, by the new key, shuts the old one out)"
             )
     return read_key((directory / applied.KEY).read_bytes())
 

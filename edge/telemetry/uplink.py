@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 _TOO_MANY_SHORT = 4
 _TAKEN_AGAIN = 2
-"""Of brokers that say that another took the session. Once may be this node itself: it tries a new certificate under its own name."""
+"""Of brokers that say that another took the session. Once may be this node: it tries a new certificate under its own name."""
 _NOT_LET_IN = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
 """CONNACK: version, client id, password, not authorized, banned, bad method."""
 
