@@ -138,14 +138,14 @@ def gone(tools: Tools, name: str) -> None:
 
 
 def debian(tools: Tools, image: str, packages: Sequence[str], architecture: str, suite: str, mirror: str) -> None:
-    """A minimal Debian as a base image, made without a registry. Does nothing if it is here."""
+    """A minimal Debian as a base image, made without a registry; `mirror` empty: mmdebstrap's own. Does nothing if it is here."""
     if tools.has(image):
         return
     with tempfile.TemporaryDirectory(prefix="edge-base-") as draft:
         archive = str(Path(draft) / "root.tar")
         tools.run(
             *("mmdebstrap", "--quiet", "--variant=minbase", f"--architectures={architecture}"),
-            *(f"--include={','.join(packages)}", suite, archive, mirror),
+            *(f"--include={','.join(packages)}", suite, archive, *([mirror] if mirror else [])),
             timeout_s=3600,
             SOURCE_DATE_EPOCH="1",
         )

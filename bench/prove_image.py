@@ -35,7 +35,6 @@ BASE, BUILD_BASE, ARM_BASE = (
 )
 _RUNS_ON = ("python3", "libstdc++6", "ca-certificates")
 _BUILDS_WITH = ("python3", "python3-venv", "build-essential", "ca-certificates")
-_MIRROR = "http://deb.debian.org/debian"
 _MEMORY_MIB = 512
 _STREAMS, _TOKENS = 6, 600
 _GRACE_S = 45.0
@@ -82,7 +81,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--jetson", action="store_true", help="build Dockerfile.jetson under emulation, and nothing else"
     )
-    parser.add_argument("--mirror", default=_MIRROR, help=f"of Debian [default: {_MIRROR}]")
+    parser.add_argument("--mirror", default="", help="of Debian [default: mmdebstrap's own]")
     parser.add_argument("--out", type=Path, help="write the outcomes as JSON")
     chosen = parser.parse_args(arguments)
     proof = Proof()
