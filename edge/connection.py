@@ -23,18 +23,6 @@ class HeadTooLarge(EdgeError):
     code = "head_too_large"
 
 
-def bounded_connection(header_timeout_s: float, max_connections: int) -> type[asyncio.Protocol]:
-    """A protocol class for uvicorn with these bounds."""
-
-    class Bounded(BoundedConnection):
-        def __init__(self, **given: Any) -> None:
-            super().__init__(**given)
-            self.header_timeout_s = header_timeout_s
-            self.max_connections = max_connections
-
-    return Bounded
-
-
 class BoundedConnection(HttpToolsProtocol):
     """uvicorn's connection; it refuses in the same words and form as the routes do, and then closes."""
 
@@ -172,3 +160,17 @@ class BoundedConnection(HttpToolsProtocol):
                 ]
             )
         )
+
+
+def bounded_connection(
+    header_timeout_s: float, max_connections: int, base: type[BoundedConnection] = BoundedConnection
+) -> type[asyncio.Protocol]:
+    """A protocol class for uvicorn with these bounds."""
+
+    class Bounded(base):  # type: ignore[misc, valid-type]
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            self.header_timeout_s = header_timeout_s
+            self.max_connections = max_connections
+
+    return Bounded

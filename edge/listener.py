@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
@@ -108,11 +109,14 @@ def http_server(application: Callable[..., Any], settings: Server) -> HttpServer
     return HttpServer(_loaded(application, settings))
 
 
-def _loaded(application: Callable[..., Any], settings: Server) -> uvicorn.Config:
-    config = uvicorn.Config(
+def uvicorn_config(
+    application: Callable[..., Any], connection: type[asyncio.Protocol], keep_alive_s: int, **tls: Any
+) -> uvicorn.Config:
+    """What all our servers have alike; `tls`: uvicorn's settings of that."""
+    return uvicorn.Config(
         application,
         loop="uvloop",
-        http=bounded_connection(settings.header_timeout_s, settings.max_connections),
+        http=connection,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -120,8 +124,17 @@ def _loaded(application: Callable[..., Any], settings: Server) -> uvicorn.Config
         proxy_headers=False,
         server_header=False,
         backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=keep_alive_s,
         timeout_graceful_shutdown=_LAST_WRITES_S,
+        **tls,
+    )
+
+
+def _loaded(application: Callable[..., Any], settings: Server) -> uvicorn.Config:
+    config = uvicorn_config(
+        application,
+        bounded_connection(settings.header_timeout_s, settings.max_connections),
+        _KEEP_ALIVE_S,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
         ssl_ca_certs=settings.tls_client_ca,

@@ -6,23 +6,24 @@ Pure ASGI. Work is refused here before a byte of its body is parsed.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import secrets
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.admission.policy import may_leave
 from edge.api.ask import asked
 from edge.api.auth import Scope as KeyScope
 from edge.api.auth import authorize
+from edge.api.bodies import Vanished, hand_over, replayed, whole_body
 from edge.api.front import Front
 from edge.api.page import PATH as PAGE
 from edge.api.render import error_response
-from edge.errors import BodyTooLarge, EdgeError, EngineFault, PermissionDenied, RouteNotFound, SlowClient
+from edge.errors import EdgeError, EngineFault, PermissionDenied, RouteNotFound
 
 log = logging.getLogger(__name__)
 
@@ -91,28 +92,16 @@ class Gate:
         except EdgeError as error:
             await error_response(error, scope["path"], {"connection": "close"})(scope, receive, tagged)
             return
-        except _Vanished:
+        except Vanished:
             return
         scope[READ_AT] = time.monotonic()
-        await self._pass(scope, _replayed(body, receive), tagged)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand over. An error of our own is answered here, where nothing above closes the connection for it."""
-        begun = False
-
-        async def noting(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        except Exception as error:
+        def failed(error: Exception) -> Response:
             log.error("unexpected error", extra={"event": "bug", "path": scope["path"]}, exc_info=error)
-            if begun:  # half an answer must not look like a whole one: the server cuts the connection
-                raise
-            answer = error_response(EngineFault("the node met an error of its own; its log says more"), scope["path"])
-            await answer(scope, receive, send)
+            fault = EngineFault("the node met an error of its own; its log says more")
+            return error_response(fault, scope["path"])
+
+        await hand_over(self._app, scope, replayed(body, receive), tagged, failed)
 
     def _admit(self, method: str, path: str, headers: Headers) -> str:
         """Raises EdgeError unless the request may go on. Returns the name of its key."""
@@ -139,30 +128,14 @@ class Gate:
         return path in GENERATION and may_leave(ask, self._front.config.mode, self._front.fleet_view()) is None
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
-        """The whole body. Raises BodyTooLarge, SlowClient."""
-        limit = self._front.config.max_body_bytes
-        declared = headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > limit:
-            raise _too_large(limit)
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(self._front.config.body_timeout_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _Vanished
-                    part = message.get("body", b"")
-                    size += len(part)
-                    if size > limit:
-                        raise _too_large(limit)
-                    parts.append(part)
-                    if not message.get("more_body", False):
-                        return b"".join(parts)
-        except TimeoutError:
-            raise SlowClient(
-                f"the request's body did not arrive within {self._front.config.body_timeout_s:g} s"
-            ) from None
+        config = self._front.config
+        return await whole_body(
+            headers,
+            receive,
+            most_bytes=config.max_body_bytes,
+            timeout_s=config.body_timeout_s,
+            setting="server.max_body_bytes",
+        )
 
     def _tagged(self, send: Send, request_id: str, path: str) -> Send:
         """Add the headers that every answer has, and count it."""
@@ -195,14 +168,6 @@ def _is_inference(path: str) -> bool:
     return path in INFERENCE or path.startswith(_V2_MODELS)
 
 
-class _Vanished(Exception):
-    """The client closed its connection while its body was read."""
-
-
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the request's body is over {limit} bytes (server.max_body_bytes)")
-
-
 def _secret(headers: Headers) -> str | None:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
@@ -213,17 +178,3 @@ def _secret(headers: Headers) -> str | None:
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
     return given if _SANE_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read already, then whatever comes from the connection."""
-    given = False
-
-    async def replay() -> Message:
-        nonlocal given
-        if not given:
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
-
-    return replay

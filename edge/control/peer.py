@@ -15,32 +15,18 @@ from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 import uvloop
 
-from edge.connection import BoundedConnection
+from edge.connection import BoundedConnection, bounded_connection
 from edge.errors import ConfigurationError
-from edge.listener import HttpServer, PortBusy, bind
+from edge.listener import HttpServer, PortBusy, bind, uvicorn_config
 from edge.settings import Server
 
 PEER = "edge.peer_certificate"
 """Key of the ASGI scope: DER of the client's certificate, whose chain was checked and whose dates were not; None without one."""
 _NO_CHECK_TIME = 0x200000
 _KEEP_ALIVE_S = 20
-_BACKLOG = 1024
 _OPEN_FILES = 65_536
-
-
-def connection_class(timeout_s: float, most: int) -> type[asyncio.Protocol]:
-    """For uvicorn, with these bounds."""
-
-    class Bounded(PeerConnection):
-        def __init__(self, **given: Any) -> None:
-            super().__init__(**given)
-            self.header_timeout_s = timeout_s
-            self.max_connections = most
-
-    return Bounded
 
 
 class PeerConnection(BoundedConnection):
@@ -108,20 +94,8 @@ def http_server(
     app: Callable[..., Any], context: ssl.SSLContext | None, *, timeout_s: float, max_connections: int
 ) -> HttpServer:
     """uvicorn on our connection class."""
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http=connection_class(timeout_s, max_connections),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=2,
-    )
+    connection = bounded_connection(timeout_s, max_connections, PeerConnection)
+    config = uvicorn_config(app, connection, _KEEP_ALIVE_S)
     config.load()
     config.ssl = context
     return HttpServer(config)
