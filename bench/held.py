@@ -56,3 +56,13 @@ def prove(parts: Mapping[str, Callable[[Held], dict[str, Any]]], about: Mapping[
         if out is not None:
             out.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if held.everything else 1
+
+
+def until(what: Callable[[], Any], timeout_s: float, why: str) -> Any:
+    """Wait for it. Raises RuntimeError."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        if found := what():
+            return found
+        time.sleep(0.05)
+    raise RuntimeError(f"waited {timeout_s:g} s in vain: {why}")

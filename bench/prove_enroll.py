@@ -31,7 +31,7 @@ import httpx
 
 from bench.dying_server import deaths, died, start_dying
 from bench.fleet_side import Box, FleetSide
-from bench.held import Held, chosen, parser, prove
+from bench.held import Held, chosen, parser, prove, until
 from bench.telemetry_node import sample_of
 from edge.control.database import Database, Node, NodeStatus
 from edge.identity.wire import Bootstrap
@@ -64,16 +64,6 @@ def fleet_side(*, serve: bool = True) -> Iterator[tuple[Path, FleetSide]]:
             raise
         finally:
             fleet.end()
-
-
-def until(what: Callable[[], Any], timeout_s: float, why: str) -> Any:
-    """Wait for it. Raises RuntimeError."""
-    give_up_s = time.monotonic() + timeout_s
-    while time.monotonic() < give_up_s:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise RuntimeError(f"waited {timeout_s:g} s in vain: {why}")
 
 
 class Reporter:

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import orjson
 
 from bench import servers
 from bench.broker import ACCESS, Broker, Relay
-from bench.held import Held, chosen, parser, prove
+from bench.held import Held, chosen, parser, prove, until
 from bench.telemetry_node import INTERVAL_S, S, sample_of, trial_node
 from edge.telemetry.histogram import Histogram, merged
 from edge.telemetry.ranges import Ranges
@@ -94,16 +94,6 @@ def fleet_side(access: str = ACCESS) -> Iterator[tuple[Path, Broker, Relay, Sink
             sink.kill()
             broker.kill()
             relay.close()
-
-
-def until(what: Callable[[], Any], timeout_s: float, why: str) -> Any:
-    """Wait for it. Raises RuntimeError."""
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise RuntimeError(f"waited {timeout_s:g} s in vain: {why}")
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bench.fleet_side import Box, FleetSide
 
 NewBox = Callable[..., Box]
-
-
-def until(what: Callable[[], Any], timeout_s: float = 30.0) -> Any:
-    """Wait for something to become true; fails if it does not."""
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        if found := what():
-            return found
-        time.sleep(0.02)
-    pytest.fail("waited in vain")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import pytest
 
 from bench.fleet_side import Box, FleetSide
 from edge.telemetry.mqtt import NOT_AUTHORIZED, Connection, ConnectionFailed, Handlers, Message
-from tests.control.conftest import NewBox, until
+from tests.control.conftest import NewBox
+from tests.waiting import until
 
 
 class Client:

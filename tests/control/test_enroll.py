@@ -24,7 +24,8 @@ from edge.control.authority import load_authority
 from edge.control.x509 import issue_node, now_utc
 from edge.identity.token import EnrollmentToken
 from edge.identity.wire import Bootstrap
-from tests.control.conftest import NewBox, until
+from tests.control.conftest import NewBox
+from tests.waiting import until
 
 
 def reason(answer: httpx.Response) -> tuple[int, str]:

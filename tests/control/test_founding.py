@@ -20,7 +20,7 @@ from edge.control.enforcement import access_list
 from edge.control.enrollment import node_name
 from edge.control.settings import FleetSettings
 from tests.conftest import RunEdge
-from tests.control.conftest import until
+from tests.waiting import until
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "fleet.md"
 

@@ -15,7 +15,7 @@ import pytest
 
 from bench.fleet_side import Box, FleetSide
 from bench.servers import free_port
-from tests.control.conftest import until
+from tests.waiting import until
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "provisioning" / "gateway" / "nginx.conf"
 

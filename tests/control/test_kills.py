@@ -16,7 +16,7 @@ import pytest
 from bench.dying_server import deaths, died, start_dying
 from bench.fleet_side import Box, FleetSide
 from edge.identity.token import EnrollmentToken
-from tests.control.conftest import until
+from tests.waiting import until
 
 
 def rows(fleet: FleetSide, query: str) -> list[tuple[object, ...]]:

@@ -11,8 +11,9 @@ import pytest
 
 from bench.fleet_side import FleetSide
 from edge.telemetry.mqtt import Connection, Handlers
-from tests.control.conftest import NewBox, until
+from tests.control.conftest import NewBox
 from tests.page.browser import Browser
+from tests.waiting import until
 
 SIGNED_IN = "!document.querySelector('#in').hidden"
 LISTED = SIGNED_IN + " && document.querySelectorAll('#nodelist tbody tr').length > 0"

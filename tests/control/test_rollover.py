@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import pkcs7
 
 from bench.fleet_side import Box, FleetSide
 from edge.telemetry.mqtt import Connection, ConnectionFailed, Handlers
-from tests.control.conftest import until
+from tests.waiting import until
 
 
 def cacerts(fleet: FleetSide, root: str) -> list[x509.Certificate]:

@@ -18,7 +18,7 @@ from bench.est_server import EstServer
 from bench.fleet_side import FleetSide
 from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, free_port, start_node, stop_node
-from tests.telemetry.conftest import until
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from edge.errors import (
 from edge.identity.est import FleetClient
 from edge.identity.identity import IdentityDamaged
 from tests.identity.conftest import Box, now_clock
-from tests.telemetry.conftest import until
+from tests.waiting import until
 
 _DAY_S = 86_400.0
 

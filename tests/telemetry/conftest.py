@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from edge.telemetry.session import Answerer, UplinkConfig
 from edge.telemetry.sink import Sink, SinkFile
 from edge.telemetry.stamp import Stamp
 from edge.telemetry.uplink import Uplink
+from tests.waiting import until
 
 _S = 1_000_000_000
 PREFIX = "edge/v1/default/n1/"
@@ -37,16 +37,6 @@ class HandClock:
     def pass_s(self, seconds: float) -> None:
         self.wall_s += seconds
         self.mono_s += seconds
-
-
-def until(what: Callable[[], Any], timeout_s: float = 30.0) -> Any:
-    """Wait for something to become true; fails if it does not."""
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        if found := what():
-            return found
-        time.sleep(0.02)
-    pytest.fail("waited in vain")
 
 
 def small_sample(value: float = 1.0) -> Sample:

@@ -23,7 +23,8 @@ from edge.telemetry.commands import (
     verify,
 )
 from edge.telemetry.mqtt import Connection, Handlers, Message
-from tests.telemetry.conftest import PREFIX, HandClock, NodeSide, until
+from tests.telemetry.conftest import PREFIX, HandClock, NodeSide
+from tests.waiting import until
 
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 NODE, NOW_S = "edge/v1/default/n1", 1_800_000_000.0

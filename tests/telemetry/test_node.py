@@ -18,7 +18,8 @@ import pytest
 from bench.broker import Broker
 from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, start_node, stop_node
-from tests.telemetry.conftest import PREFIX, SinkSide, until
+from tests.telemetry.conftest import PREFIX, SinkSide
+from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 

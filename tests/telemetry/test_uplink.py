@@ -18,7 +18,8 @@ import trustme
 from bench.broker import ACCESS, Broker, Relay
 from bench.est_authority import Authority, now
 from edge.telemetry.mqtt import BrokerAddress, Connection, ConnectionFailed, Handlers, Message
-from tests.telemetry.conftest import PREFIX, HandClock, NodeSide, SinkSide, small_sample, until
+from tests.telemetry.conftest import PREFIX, HandClock, NodeSide, SinkSide, small_sample
+from tests.waiting import until
 
 
 class Listener:
