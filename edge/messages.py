@@ -31,6 +31,11 @@ asked for no promise. `wait`: it was not queued either, since even a late answer
 class Message(msgspec.Struct, frozen=True, tag=True):
     """Base of everything that crosses the pipe."""
 
+    @property
+    def bulk_bytes(self) -> int:
+        """What it takes as a frame, at least; 0 where that is little."""
+        return 0
+
 
 # --- front to child ---------------------------------------------------------------------------------------------------
 
@@ -439,6 +444,7 @@ ToFront = (
 FromMeasure = Measured | LaidOut | MeasureFailed
 
 _LENGTH = struct.Struct("<I")
+_AROUND_BULK_BYTES = 1 << 12
 _encoder = msgspec.msgpack.Encoder()
 _to_child = msgspec.msgpack.Decoder(list[ToChild])
 _to_front = msgspec.msgpack.Decoder(list[ToFront])
@@ -450,12 +456,27 @@ class FrameTooLarge(ValueError):
     """A frame over MAX_FRAME_BYTES: the peer is broken, the connection cannot be kept."""
 
 
-def frame(*messages: Message) -> bytes:
-    """Encode messages as one frame."""
-    payload = _encoder.encode(messages)
-    if len(payload) > MAX_FRAME_BYTES:
-        raise FrameTooLarge(f"frame of {len(payload)} bytes")
-    return _LENGTH.pack(len(payload)) + payload
+def frame(*messages: Message) -> bytes | bytearray:
+    """Encode messages as one frame. Raises FrameTooLarge, MemoryError.
+
+    The encoder ends the process where it cannot have memory to grow, so that it is given all it needs before: of a bytearray,
+    Python says that there is no room for it.
+    """
+    bulk_bytes = sum([message.bulk_bytes for message in messages])
+    if not bulk_bytes:
+        payload = _encoder.encode(messages)
+        if len(payload) > MAX_FRAME_BYTES:
+            raise FrameTooLarge(f"frame of {len(payload)} bytes")
+        return _LENGTH.pack(len(payload)) + payload
+    if bulk_bytes > MAX_FRAME_BYTES:
+        raise FrameTooLarge(f"frame of {bulk_bytes} bytes")
+    whole = bytearray(_LENGTH.size + bulk_bytes + _AROUND_BULK_BYTES)
+    _encoder.encode_into(messages, whole, _LENGTH.size)
+    size = len(whole) - _LENGTH.size
+    if size > MAX_FRAME_BYTES:
+        raise FrameTooLarge(f"frame of {size} bytes")
+    _LENGTH.pack_into(whole, 0, size)
+    return whole
 
 
 class FrameReader:

@@ -105,7 +105,7 @@ def _from_json(body: bytes) -> tuple[PictureQuestion, bytes]:
             "`image` is an address; nothing is fetched here: send the picture in base64", param="image"
         )
     try:
-        return question, base64.b64decode(text, validate=True)
+        return question, base64.b64decode("".join(text.split()), validate=True)  # encoders break lines
     except (binascii.Error, ValueError):
         raise InvalidRequest("`image` is neither base64 nor a data URL of it", param="image") from None
 

@@ -186,7 +186,7 @@ class Front:
         engine = lease.engine
         if engine.kind == "tensors":
             facts = engine.facts
-            if facts is not None and (facts.task in tasks if tasks else facts.inputs):
+            if facts is not None and (facts.task in tasks if tasks else facts.inputs or facts.task == "tensors"):
                 return ServedTensors(name, lease, engine, facts)
         raise self._useless(name, lease)
 

@@ -269,7 +269,7 @@ class InferRequest(RequestBody):
 
     id: str | None = None
     parameters: dict[str, Any] | None = None
-    inputs: Annotated[list[InferInput], MinLen(1), MaxLen(256)]
+    inputs: Annotated[list[InferInput], MaxLen(256)]
     outputs: Annotated[list[InferOutput], MaxLen(256)] | None = None
 
 

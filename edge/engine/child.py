@@ -30,6 +30,7 @@ default costs the whole scheduling quantum of a core that somebody else wants (d
 _STDERR_BYTES = 1 << 16
 _LAST_WORDS = 12
 _LONGEST_WORD = 300
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _QUIT_GRACE_S = 5.0
 _SLOW_DISK_BYTES_PER_S = 10e6
 _LAST_BREATH_S = 0.3
@@ -111,7 +112,7 @@ class ChildProcess:
         """Process id."""
         return self._process.pid
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | bytearray) -> None:
         """Write a frame; it is buffered while the child does not read."""
         if self._pipe.transport is not None:
             self._pipe.transport.write(data)
@@ -177,6 +178,6 @@ class ChildProcess:
         self._hear(rest)
 
     def _hear(self, line: str) -> None:
-        if line := line.rstrip()[:_LONGEST_WORD]:
+        if line := _COLOURS.sub("", line).rstrip()[:_LONGEST_WORD]:
             self._words.append(line)
             log.debug("engine says", extra={"event": "engine_stderr", "line": line})

@@ -177,7 +177,7 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
             raise ModelLoading(f"the model is being loaded ({self._progress:.0%}); try again shortly")
         raise EngineDown(f"the engine is {self._phase}: {self._reason}; try again shortly")
 
-    def _to_child(self, data: bytes) -> None:
+    def _to_child(self, data: bytes | bytearray) -> None:
         assert self._child is not None
         self._child.send(data)
 
@@ -345,7 +345,7 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
         return patience_s * _IN_THE_BACKGROUND if self._load.background else patience_s
 
 
-def request_frame(message: Message) -> bytes:
+def request_frame(message: Message) -> bytes | bytearray:
     """A client's request as a frame. Raises InvalidRequest for text that is none, and for what no frame holds."""
     try:
         return frame(message)

@@ -22,7 +22,7 @@ _FEW = 4
 the same time, which is worse for all who wait."""
 _GATHER = 0.25
 """Part of a pass's own time that it is delayed at most to gather more."""
-_STEPS = ((64, 4), (128, 8), (256, 16), (1 << 30, 32))
+_STEPS = ((64, 2), (128, 4), (256, 8), (1 << 30, 16))
 
 
 def length_bucket(tokens: int, most: int) -> int:
@@ -49,6 +49,14 @@ class Batch:
     members: tuple[Row, ...]
     rows: int
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a pass may have: a part of the processor that it shares with so many, itself among them, and of the memory."""
+
+    sharing: int
+    cells: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +104,11 @@ class Costs:
 class Batcher:
     """Owner of the texts that wait. Time comes in with every question."""
 
-    def __init__(self, costs: Costs, *, slo_s: float, most_rows: int, most_cells: int) -> None:
-        """`most_rows`: texts in a pass; `most_cells`: texts times length, for which there is memory."""
+    def __init__(self, costs: Costs, *, slo_s: float, most_rows: int, most_cells: int, lanes: int = 1) -> None:
+        """`most_rows`: texts in a pass; `most_cells`: texts times length, for which there is memory, in all passes that run at
+        the same time; `lanes`: how many those may be."""
         self.costs = costs
-        self._slo_s, self._most_rows, self._most_cells = slo_s, most_rows, most_cells
+        self._slo_s, self._most_rows, self._most_cells, self._lanes = slo_s, most_rows, most_cells, lanes
         self._rows: list[Row] = []
         self._company = 1
         """Requests that took part in one of the last passes: so many are likely to come again together."""
@@ -128,39 +137,49 @@ class Batcher:
         """Until a text that came now would be answered."""
         return sum(self.costs.pass_s(1, row.length) for row in self._rows) + self.costs.pass_s(1, 16)
 
-    def most_rows(self, length: int) -> int:
+    def most_rows(self, length: int, room: Room) -> int:
         """Texts of a length that one pass may have."""
         fits = 1
         for rows in ROW_BUCKETS:
-            pass_s = self.costs.pass_s(rows, length)
+            pass_s = room.sharing * self.costs.pass_s(rows, length)
             in_time = pass_s <= self._slo_s * _SHARE or (rows <= _FEW and pass_s <= 2 * self._slo_s * self.costs.strain)
-            if rows <= self._most_rows and rows * length <= self._most_cells and in_time:
+            if rows <= self._most_rows and rows * length <= room.cells and in_time:
                 fits = rows
         return fits
 
-    def next(self, now_s: float) -> Batch | Wait:
-        """What to compute now, or until when to wait for more."""
-        if not self._rows:
+    def next(self, now_s: float, passes: int = 0, cells: int = 0) -> Batch | Wait:
+        """What to compute now, or until when to wait for more. `passes` run already, with so many `cells`."""
+        if not self._rows or passes >= self._lanes:
             return Wait(None)
         first = self._rows[0]
-        if first.length == 0:
-            return self._taken([first])
-        chosen, most = self._like(first)
+        if first.length == 0:  # what they take nobody knows: they have the memory for themselves
+            return Wait(None) if passes else self._taken([first], Room(1, 0))
+        if passes and first.length > self._most_cells - cells:
+            return Wait(None)
+        room = self._room(first, passes, cells)
+        chosen, most = self._like(first, room)
         if len(chosen) < most and (until_s := self._gathering(first, most)) > now_s:
             return Wait(until_s)
-        return self._taken(chosen)
+        return self._taken(chosen, room)
 
-    def _like(self, first: Row) -> tuple[list[Row], int]:
+    def _room(self, first: Row, passes: int, cells: int) -> Room:
+        """The next pass has the machine for itself only if nothing runs and it takes all that waits."""
+        alone = Room(1, self._most_cells)
+        if not passes and (self._lanes == 1 or len(self._rows) <= self.most_rows(first.length, alone)):
+            return alone
+        return Room(self._lanes, min(self._most_cells - cells, self._most_cells // self._lanes))
+
+    def _like(self, first: Row, room: Room) -> tuple[list[Row], int]:
         """Texts of about its length to compute with it, the likest first; and how many there could be."""
         others = [row for row in self._rows if row is not first and row.length and _alike(row.length, first.length)]
         others.sort(key=lambda row: (abs(row.length - first.length), row.deadline_s))
         chosen, longest, shortest = [first], first.length, first.length
-        most = self.most_rows(longest)
+        most = self.most_rows(longest, room)
         for row in others:
             if len(chosen) >= most:
                 break
             upper, lower = max(longest, row.length), min(shortest, row.length)
-            fits = most if upper == longest else self.most_rows(upper)
+            fits = most if upper == longest else self.most_rows(upper, room)
             if len(chosen) < fits and _alike(lower, upper):
                 chosen.append(row)
                 longest, shortest, most = upper, lower, fits
@@ -174,9 +193,9 @@ class Batcher:
         pass_s = self.costs.pass_s(min(most, self._company), first.length)
         return min(first.arrived_s + _GATHER * pass_s, first.deadline_s - pass_s)
 
-    def _taken(self, chosen: list[Row]) -> Batch:
+    def _taken(self, chosen: list[Row], room: Room) -> Batch:
         longest = max(row.length for row in chosen)
-        most = self.most_rows(longest) if longest else 1
+        most = self.most_rows(longest, room) if longest else 1
         rows = next((b for b in ROW_BUCKETS if b >= len(chosen)), ROW_BUCKETS[-1])
         if rows > most or len(chosen) < rows * _WORTH_FILLING:
             rows = max(b for b in ROW_BUCKETS if b <= len(chosen))

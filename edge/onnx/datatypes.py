@@ -67,7 +67,7 @@ def check_inputs(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> None
     for tensor in tensors:
         spec = known[tensor.name]
         _check_form(tensor, spec)
-        for length, axis, fixed in zip(tensor.shape, spec.axes, spec.shape, strict=True):
+        for length, axis, fixed in zip(tensor.shape, spec.axes, spec.shape, strict=bool(spec.shape)):
             if fixed < 0 and axis:
                 before, whose = lengths.setdefault(axis, (length, tensor.name))
                 if before != length:
@@ -82,8 +82,9 @@ def check_inputs(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> None
 def _check_form(tensor: Tensor, spec: TensorSpec) -> None:
     if tensor.datatype != spec.datatype:
         raise InvalidRequest(f"the input {spec.name!r} is {spec.datatype}, not {tensor.datatype[:100]}", param="inputs")
-    fits = len(tensor.shape) == len(spec.shape) and all(
-        given >= 0 and wanted in (-1, given) for given, wanted in zip(tensor.shape, spec.shape, strict=True)
+    wanted_shape = spec.shape or [-1] * len(tensor.shape)  # a scalar, and what has no shape in its file, look the same
+    fits = len(tensor.shape) == len(wanted_shape) and all(
+        given >= 0 and wanted in (-1, given) for given, wanted in zip(tensor.shape, wanted_shape, strict=True)
     )
     if not fits:
         raise InvalidRequest(

@@ -16,6 +16,8 @@ from edge.onnx.tasks import Floats, filled, pooled, probabilities, relevance
 from edge.onnx.texts import Encoded
 from edge.onnx.tokenizer import FileReader
 
+_LANES = 2
+"""More did not get more done on two cores; a device has its own ways to be kept busy."""
 _TOKENS, _MASK, _TYPES = "input_ids", "attention_mask", "token_type_ids"
 
 
@@ -32,6 +34,7 @@ class GraphModel(Model):
         self._output = self._chosen_output()
         self._try(on_stage)
         if session.provider == "CPUExecutionProvider":  # a device's driver maps far more than it uses
+            self.lanes = min(_LANES, load.threads)
             self._bound_memory()
 
     def _try(self, on_stage: Callable[[str, float], None]) -> None:

@@ -1,4 +1,4 @@
-"""The child's loop: takes what the reader thread has prepared, runs pass after pass, and answers each request once."""
+"""The child's loop: takes what the reader thread has prepared, has pass after pass computed, and answers each request once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from edge.machine import resident_bytes
 from edge.messages import Abort, Failed, FrameTooLarge, Message, Quit
 from edge.onnx.batcher import Batch, Batcher, Costs, Wait, length_bucket
 from edge.onnx.joining import Joiner, may_join
+from edge.onnx.lanes import Lanes, Passed
 from edge.onnx.messages import (
     Asked,
     Detect,
@@ -34,6 +35,8 @@ from edge.onnx.tasks import Floats, cut
 from edge.onnx.texts import Encoded
 
 _STATS_S = 0.5
+_LIVELY_S = 1.0
+"""Nothing is heard of the loop while a pass lasts longer: whoever watches the process shall see one that does not end."""
 _REMEMBERED = 512
 
 Texts = list[Encoded]
@@ -48,7 +51,7 @@ class Work:
     texts: Texts
 
 
-InboxItem = Work | Abort | Quit
+InboxItem = Work | Abort | Quit | Passed
 
 
 @dataclass(slots=True)
@@ -71,9 +74,17 @@ class Loop:
         send: Callable[[Iterable[Message]], None],
     ) -> None:
         self._model, self._load, self._inbox, self._send = model, load, inbox, send
-        costs = model.costs or Costs(1e-3, 0.0, 0.0)
-        self._batcher = Batcher(costs, slo_s=load.slo_s, most_rows=model.most_rows, most_cells=model.most_cells)
+        self._lanes = Lanes(model.lanes, self._computed, inbox.put)
+        self._batcher = Batcher(
+            model.costs or Costs(1e-3, 0.0, 0.0),
+            slo_s=load.slo_s,
+            most_rows=model.most_rows,
+            most_cells=model.most_cells,
+            lanes=model.lanes,
+        )
         self._running: dict[int, _Running] = {}
+        self._again: deque[Work] = deque()
+        """Requests whose pass failed while it held others too, or ran beside another: each is tried once more, by itself."""
         self._took: deque[float] = deque(maxlen=_REMEMBERED)
         self._passes = self._rows = 0
         self._forward_s = time.monotonic()
@@ -95,18 +106,25 @@ class Loop:
             now_s = time.monotonic()
             self._tell(now_s)
             self._beat(now_s)
-            step = self._batcher.next(time.monotonic())
+            step = self._next()
             if isinstance(step, Batch):
-                self._compute(step)
+                self._begin(step)
                 self._take_all()
             else:
                 self._wait(step)
+
+    def _next(self) -> Batch | Wait:
+        while self._again:
+            if self._lanes.passes:
+                return Wait(None)
+            self._retry(self._again.popleft())
+        return self._batcher.next(time.monotonic(), self._lanes.passes, self._lanes.cells)
 
     # --- what comes ---------------------------------------------------------------------------------------------------
 
     def _wait(self, step: Wait) -> None:
         now_s = time.monotonic()
-        until_s = min(self._told_s + _STATS_S, self._forward_s + self._load.heartbeat_s)
+        until_s = self._told_s + _STATS_S
         if step.until_s is not None:
             until_s = min(until_s, step.until_s)
         try:
@@ -130,41 +148,63 @@ class Loop:
                 self._over = True
             case Abort(request_id=request_id):
                 self._batcher.drop(request_id)
-                if self._running.pop(request_id, None) is not None:
+                fails = [work for work in self._again if work.request_id == request_id]
+                for work in fails:
+                    self._again.remove(work)
+                if fails or self._running.pop(request_id, None) is not None:
                     self._send([Failed(request_id, "cancelled", "the client is gone")])
+            case Passed():
+                self._end(item)
             case Work():
-                lengths = [length_bucket(len(text.tokens), self._most_tokens) for text in item.texts] or [0]
+                lengths = [self._length_of(text) for text in item.texts] or [0]
                 self._running[item.request_id] = _Running(item, len(lengths))
                 self._batcher.add(item.request_id, lengths, time.monotonic())
 
-    @property
-    def _most_tokens(self) -> int:
-        return self._model.max_tokens
-
     # --- passes -------------------------------------------------------------------------------------------------------
 
-    def _compute(self, batch: Batch) -> None:
+    def _begin(self, batch: Batch) -> None:
+        """Texts go to a lane; a request without any has the model for itself."""
+        if batch.length:
+            texts = [self._running[row.request_id].work.texts[row.index] for row in batch.members]
+            self._lanes.start(batch, texts)
+            return
         begun_s = time.monotonic()
+        request_id = batch.members[0].request_id
+        try:
+            self._alone(request_id)
+        except EdgeError as error:
+            self._refuse_running(request_id, error)
+        except (MemoryError, PassStopped) as error:
+            self._refuse_running(request_id, self._excuse(error))
+        self._count(begun_s, time.monotonic())
+
+    def _computed(self, texts: Texts, rows: int, length: int) -> Floats:
+        """In a lane's thread. Raises EdgeError, MemoryError."""
+        with faults_named():
+            return self._model.texts(texts, rows, length)
+
+    def _end(self, passed: Passed) -> None:
+        """Who was in a pass gets their numbers, or is tried once more where others may be to blame."""
+        batch = passed.batch
+        own_s, shared = self._lanes.ended(passed)
         asked = {row.request_id for row in batch.members}
         try:
-            if batch.length:
-                texts = [self._running[row.request_id].work.texts[row.index] for row in batch.members]
-                with faults_named():
-                    values = self._model.texts(texts, batch.rows, batch.length)
-                took_s = time.monotonic() - begun_s
-                self._batcher.costs.took(batch.rows, batch.length, took_s)
-                self._rows += len(texts)
-                for row, vector in zip(batch.members, values, strict=True):
-                    self._keep(row.request_id, row.index, vector)
-            else:
-                self._alone(batch.members[0].request_id)
+            if isinstance(passed.values, Exception):
+                raise passed.values
+            self._batcher.costs.took(batch.rows, batch.length, own_s)
+            self._rows += len(batch.members)
+            for row, vector in zip(batch.members, passed.values, strict=True):
+                self._keep(row.request_id, row.index, vector)
         except EdgeError as error:
-            self._fail(asked, error)
-        except (MemoryError, PassStopped) as error:
-            self._fail(asked, self._excuse(error))
+            self._fail(asked, error, others=len(asked) > 1)
+        except MemoryError as error:
+            self._fail(asked, self._excuse(error), others=shared or len(asked) > 1)
+        self._count(passed.begun_s, passed.ended_s)
+
+    def _count(self, begun_s: float, ended_s: float) -> None:
         self._passes += 1
-        self._forward_s = time.monotonic()
-        self._took.append(self._forward_s - begun_s)
+        self._forward_s = ended_s
+        self._took.append(ended_s - begun_s)
 
     def _excuse(self, error: Exception) -> EdgeError:
         """What a client is told whose request is too much."""
@@ -208,7 +248,9 @@ class Loop:
             return self._model.infer(asked)
 
     def _keep(self, request_id: int, index: int, vector: Floats) -> None:
-        running = self._running[request_id]
+        running = self._running.get(request_id)
+        if running is None:  # its client went away, or another of its passes failed
+            return
         running.rows[index] = vector
         running.left -= 1
         if not running.left:
@@ -234,25 +276,34 @@ class Loop:
             self._send(
                 [Failed(request_id, "invalid_value", f"the answer is too large: {error}; ask for fewer outputs")]
             )
+        except MemoryError as error:  # it was computed, and there is no room to write it down
+            self._refuse(request_id, self._excuse(error))
 
-    def _fail(self, request_ids: set[int], error: EdgeError) -> None:
-        """A pass with several requests tells nothing of each: they are tried again one by one."""
+    def _fail(self, request_ids: set[int], error: EdgeError, *, others: bool) -> None:
+        """A pass with several requests, or beside another, tells nothing of each: they are tried again one by one."""
         for request_id in request_ids:
             self._batcher.drop(request_id)
             running = self._running.pop(request_id, None)
             if running is None:
                 continue
-            if len(request_ids) > 1:
-                self._retry(running.work)
+            if others:
+                self._again.append(running.work)
             else:
                 self._refuse(request_id, error)
+
+    def _refuse_running(self, request_id: int, error: EdgeError) -> None:
+        if self._running.pop(request_id, None) is not None:
+            self._refuse(request_id, error)
 
     def _retry(self, work: Work) -> None:
         """By itself: what one client sent does not fail another's request."""
         try:
+            rows: dict[int, Floats] = {}
+            for index, text in enumerate(work.texts):
+                rows[index] = self._computed([text], 1, self._length_of(text))[0]
+                self._tell(time.monotonic())
             with faults_named():
-                rows = [self._model.texts([text], 1, self._length_of(text))[0] for text in work.texts]
-                whole = self._whole(_Running(work, 0, dict(enumerate(rows))))
+                whole = self._whole(_Running(work, 0, rows))
         except EdgeError as error:
             self._refuse(work.request_id, error)
         except MemoryError:
@@ -264,15 +315,16 @@ class Loop:
         self._send([Failed(request_id, error.code or "", error.message, error.param)])
 
     def _length_of(self, text: Encoded) -> int:
-        return length_bucket(len(text.tokens), self._most_tokens)
+        return length_bucket(len(text.tokens), self._model.max_tokens)
 
     # --- signs of life ------------------------------------------------------------------------------------------------
 
     def _beat(self, now_s: float) -> None:
         """A short pass when none was for a while: only a real one shows that the model still answers."""
+        idle = not self._lanes.passes and not len(self._batcher)
         if self._model.reader is None:
             self._forward_s = now_s
-        elif now_s - self._forward_s >= self._load.heartbeat_s and not len(self._batcher):
+        elif idle and now_s - self._forward_s >= self._load.heartbeat_s:
             self._model.beat()
             self._forward_s = time.monotonic()
 
@@ -281,7 +333,9 @@ class Loop:
             return
         self._told_s = now_s
         self._account = self._stats(now_s)
-        self._send([self._account])
+        oldest_s = self._lanes.oldest_s
+        if oldest_s is None or now_s - oldest_s < _LIVELY_S:
+            self._send([self._account])
 
     def _stats(self, now_s: float) -> TensorStats:
         took = sorted(self._took) or [0.0]

@@ -19,6 +19,9 @@ Kind = Literal["", "query", "document"]
 Provider = Literal["auto", "tensorrt", "cuda", "cpu"]
 Text = str | list[int]
 """A text, or its tokens, taken as they are."""
+_AROUND_TENSOR_BYTES = 1 << 10
+_NUMBER_BYTES = 9
+"""The most that a number takes in a frame."""
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -206,6 +209,10 @@ class Embedded(Message, frozen=True):
     width: int
     tokens: int
 
+    @property
+    def bulk_bytes(self) -> int:
+        return len(self.vectors)
+
 
 class Scored(Message, frozen=True):
     """A number from 0 to 1 for each document, or for each label of each text."""
@@ -213,6 +220,10 @@ class Scored(Message, frozen=True):
     request_id: int
     scores: list[list[float]]
     tokens: int
+
+    @property
+    def bulk_bytes(self) -> int:
+        return _NUMBER_BYTES * sum(len(row) + 1 for row in self.scores)
 
 
 class Thing(msgspec.Struct, frozen=True):
@@ -237,6 +248,12 @@ class Inferred(Message, frozen=True):
 
     request_id: int
     outputs: list[Tensor]
+
+    @property
+    def bulk_bytes(self) -> int:
+        return sum(
+            len(tensor.data) + _AROUND_TENSOR_BYTES + _NUMBER_BYTES * len(tensor.shape) for tensor in self.outputs
+        )
 
 
 class TensorStats(Message, frozen=True):

@@ -44,16 +44,19 @@ class Engine:
 
 
 class Model(ABC):
-    """Owner of one model. Built and used by the loop's thread; `reader` by any."""
+    """Owner of one model. Built and used by the loop's thread; `reader` by any, and `texts` by as many as there are `lanes`."""
 
     engine: Engine
     reader: TextReader | None
+    lanes: int
+    """Passes over texts that may run at the same time."""
 
     def __init__(self, load: LoadTensors) -> None:
         self._load = load
         self.costs: Costs | None = None
         self.width = 0
         self.most_rows, self.most_cells = 1, 0
+        self.lanes = 1
         self._one_s = self._longest_s = 0.0
         self._digest = fingerprint(Path(load.path))
 

@@ -81,7 +81,7 @@ def choose(wanted: Provider, available: Sequence[str]) -> Choice:
 
 
 class Session:
-    """Owner of one model and its buffers. One thread runs it."""
+    """Owner of one model. Several threads may run it; `stop` is for one that runs alone."""
 
     def __init__(self, path: Path, provider: Provider, threads: int) -> None:
         """Raises ModelUnusable, DoesNotFit."""
@@ -109,14 +109,18 @@ class Session:
         self.library = f"onnxruntime {ort.__version__}"
         self.inputs = [_spec(found) for found in self._session.get_inputs()]
         self.outputs = [_spec(found) for found in self._session.get_outputs()]
-        self._binding = self._session.io_binding()
         self._run_options = ort.RunOptions()
+        texts = {spec.name for spec in (*self.inputs, *self.outputs) if spec.datatype == BYTES}
+        self._texts = frozenset(texts)
+        """Inputs and outputs of strings: the library's bindings hold numbers only."""
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """One pass. Raises InvalidRequest for what the model does not take, PassStopped, EngineFault, MemoryError."""
-        binding = self._binding
         self._run_options = options = ort.RunOptions()  # a new one: `stop` is for this pass
         try:
+            if self._texts & {*feeds, *outputs}:
+                return list(self._session.run(list(outputs), dict(feeds), options))
+            binding = self._session.io_binding()
             for name, values in feeds.items():
                 binding.bind_cpu_input(name, values)
             for name in outputs:
@@ -131,9 +135,6 @@ class Session:
             if _is_about_input(error):
                 raise InvalidRequest(f"the model does not take this: {_said(error)}", param="inputs") from None
             raise EngineFault(f"onnxruntime failed: {_said(error)}") from None
-        finally:
-            binding.clear_binding_inputs()
-            binding.clear_binding_outputs()
 
     def stop(self) -> None:
         """End the pass that runs, before the graph's next node; for another thread."""

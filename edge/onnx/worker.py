@@ -37,6 +37,9 @@ from edge.onnx.model import Model
 from edge.onnx.texts import Encoded
 from edge.quiet import settle_collector, yield_soon
 
+_STACK_BYTES = 4 << 20
+"""Of a thread. All of it counts for the bound on the process's memory."""
+
 
 class Reader(threading.Thread):
     """Turns messages into work for the loop: texts are read here, while the loop computes."""
@@ -143,6 +146,7 @@ def main(arguments: list[str]) -> int:
     """Entry point of the child."""
     end_with_parent()
     yield_soon()
+    threading.stack_size(_STACK_BYTES)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would take the cores from the passes
     pipe = Pipe(int(arguments[0]), to_tensor_child)
     first = next(iter(pipe.receive()), None)

@@ -270,7 +270,7 @@ def with_first(**changes: Any) -> dict[str, Any]:
     ("body", "said"),
     [
         ({}, "`inputs`: Field required"),
-        ({"inputs": []}, "`inputs`"),
+        ({"inputs": []}, "the input 'input_ids' is missing"),
         ({"inputs": GOOD[1:]}, "the input 'input_ids' is missing: the model has 'input_ids' (INT64 [-1, -1])"),
         (with_first(name="ids"), "unknown input 'ids': the model has 'input_ids' (INT64 [-1, -1])"),
         (with_first(datatype="INT32"), "'input_ids' is INT64, not INT32"),

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.onnx.batcher import ROW_BUCKETS, Batch, Batcher, Costs, Row, Wait, length_bucket
+from edge.onnx.batcher import ROW_BUCKETS, Batch, Batcher, Costs, Room, Row, Wait, length_bucket
 
 COSTS = st.builds(Costs, st.floats(0, 0.005), st.floats(1e-7, 2e-4), st.floats(0, 1e-7), spans=st.booleans())
 LENGTHS = st.lists(st.integers(1, 512).map(lambda n: length_bucket(n, 512)) | st.just(0), min_size=1, max_size=40)
 STEPS = st.lists(st.tuples(LENGTHS, st.floats(0, 0.05)), min_size=1, max_size=8)
 
 
-def batcher(costs: Costs, *, slo_s: float = 0.05, most_rows: int = 32, most_cells: int = 4096) -> Batcher:
-    return Batcher(costs, slo_s=slo_s, most_rows=most_rows, most_cells=most_cells)
+ALONE = Room(1, 4096)
+
+
+def batcher(
+    costs: Costs, *, slo_s: float = 0.05, most_rows: int = 32, most_cells: int = 4096, lanes: int = 1
+) -> Batcher:
+    return Batcher(costs, slo_s=slo_s, most_rows=most_rows, most_cells=most_cells, lanes=lanes)
 
 
 def drained(queue: Batcher, now_s: float) -> list[tuple[float, Batch]]:
@@ -152,10 +158,52 @@ def test_where_attention_spans_the_pass_texts_cost_as_much_as_one_of_their_lengt
 def test_passes_that_take_longer_than_foreseen_make_the_next_ones_smaller() -> None:
     costs = Costs(0.0, 1e-4, 0.0)
     queue = batcher(costs)
-    assert queue.most_rows(16) == 16
+    assert queue.most_rows(16, ALONE) == 16
     for _ in range(50):
         costs.took(8, 16, 5 * 8 * 16 * 1e-4)
-    assert queue.most_rows(16) == 4, "but not so small that they do less in the same time"
+    assert queue.most_rows(16, ALONE) == 4, "but not so small that they do less in the same time"
+
+
+@given(COSTS, LENGTHS, st.integers(1, 4), st.integers(512, 20_000), st.randoms(use_true_random=False))
+def test_passes_that_run_together_have_memory_for_all_of_them_and_nothing_is_forgotten(
+    costs: Costs, lengths: list[int], lanes: int, most_cells: int, chance: random.Random
+) -> None:
+    queue = batcher(costs, most_cells=most_cells, lanes=lanes)
+    queue.add(1, lengths, 0.0)
+    running: list[Batch] = []
+    done = []
+    while len(queue) or running:
+        step = queue.next(1.0, len(running), sum(batch.rows * batch.length for batch in running))
+        if isinstance(step, Batch) and not step.length:
+            assert not running, "tensors have the model for themselves"
+            done += [row.index for row in step.members]
+        elif isinstance(step, Batch):
+            running.append(step)
+            assert len(running) <= lanes
+            assert sum(batch.rows * batch.length for batch in running) <= most_cells
+        else:
+            assert running, "nothing runs, something waits, and nothing is begun"
+            done += [row.index for row in running.pop(chance.randrange(len(running))).members]
+    assert sorted(done) == list(range(len(lengths)))
+
+
+def test_passes_that_share_the_processor_are_as_much_smaller() -> None:
+    """Each takes twice as long beside another, and who comes then waits for one of them."""
+    costs = Costs(0.0, 1e-4, 0.0)
+    queue = batcher(costs, lanes=2)
+    queue.add(1, [16] * 100, 0.0)
+    first = queue.next(0.0)
+    assert isinstance(first, Batch) and first.rows == 8
+    second = queue.next(0.0, 1, first.rows * first.length)
+    assert isinstance(second, Batch) and second.rows == 8
+    assert queue.next(0.0, 2, 2 * first.rows * first.length) == Wait(None)
+
+
+def test_what_one_pass_can_take_is_not_cut_in_two() -> None:
+    queue = batcher(Costs(0.0, 1e-4, 0.0), lanes=2)
+    queue.add(1, [16] * 16, 0.0)
+    step = queue.next(0.0)
+    assert isinstance(step, Batch) and step.rows == 16
 
 
 @given(st.integers(1, 4096), st.integers(1, 4096))

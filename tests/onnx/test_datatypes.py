@@ -5,14 +5,16 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import InvalidRequest
+from edge.messages import MAX_FRAME_BYTES, FrameReader, FrameTooLarge, frame
 from edge.onnx.datatypes import SIZES, check_inputs, strings, to_bytes, to_values, with_lengths
-from edge.onnx.messages import Tensor, TensorSpec
+from edge.onnx.messages import Embedded, Inferred, Scored, Tensor, TensorSpec, from_tensor_child
 from edge.onnx.session import to_array
 
 SPECS = [TensorSpec("ids", "INT64", [-1, 3], ["batch", ""]), TensorSpec("mask", "FP32", [-1], ["batch"])]
@@ -106,3 +108,23 @@ def test_a_text_that_is_cut_short_is_noticed() -> None:
 def test_bytes_are_read_as_rows() -> None:
     values = np.arange(6, dtype=np.int32).reshape(2, 3)
     assert (to_array(Tensor("x", "INT32", [2, 3], values.tobytes())) == values).all()
+
+
+def test_a_large_answer_is_framed_as_a_small_one_is() -> None:
+    """With room for all of it from the start: what is measured must be no less than what is written."""
+    tensor = Tensor("y" * 200, "FP32", [3, 1 << 18], bytes(range(256)) * (3 << 12))
+    for answer in (
+        Inferred(1, [tensor, Tensor("z", "FP32", [], b"")]),
+        Embedded(2, b"1234" * 1000, 500, 3),
+        Scored(3, [[0.25] * 999], 7),
+    ):
+        whole = frame(answer)
+        assert 0 < answer.bulk_bytes <= len(whole) + 4096
+        (payload,) = FrameReader().feed(bytes(whole))
+        assert from_tensor_child(payload) == [answer]
+        assert msgspec.msgpack.encode([answer]) == payload
+
+
+def test_a_frame_has_a_limit_whatever_is_in_it() -> None:
+    with pytest.raises(FrameTooLarge):
+        frame(Embedded(1, bytes(MAX_FRAME_BYTES), 1, 1))

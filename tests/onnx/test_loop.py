@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import queue
+import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from edge.messages import Failed, Message, Quit
+from edge.messages import Abort, Failed, Message, Quit
 from edge.onnx.loop import InboxItem, Loop, Work
-from edge.onnx.messages import Classify, Detect, Embed, Infer, Inferred, LoadTensors, Scored, Tensor, TensorSpec
+from edge.onnx.messages import (
+    Classify,
+    Detect,
+    Embed,
+    Infer,
+    Inferred,
+    LoadTensors,
+    Scored,
+    Tensor,
+    TensorSpec,
+    TensorStats,
+)
 from edge.onnx.model import Model
 from edge.onnx.texts import Encoded
 
@@ -26,7 +39,7 @@ class Buggy:
     """What the loop asks of a model. Odd tokens, odd numbers and every picture meet its bug."""
 
     costs, reader = None, None
-    most_rows, most_cells, max_tokens = 8, 4096, 64
+    most_rows, most_cells, max_tokens, lanes = 8, 4096, 64, 2
     engine = Engine()
 
     def __init__(self, bug: Exception) -> None:
@@ -109,3 +122,126 @@ def test_a_bug_at_a_picture_fails_that_picture() -> None:
 def test_memory_that_is_too_little_is_no_bug() -> None:
     answer = told(MemoryError(), [tensors(3)])[3]
     assert isinstance(answer, Failed) and answer.code == "invalid_value" and "needs more memory" in answer.message
+
+
+class Slow(Buggy):
+    """Passes end when they are told to; each says that it began."""
+
+    lanes = 2
+
+    def __init__(self) -> None:
+        super().__init__(ValueError())
+        self.begun: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.may_end = {number: threading.Event() for number in range(10)}
+        self.together = 0
+        self.short_of_memory = False
+
+    def texts(self, texts: list[Encoded], rows: int, length: int) -> np.ndarray:
+        self.together += 1
+        try:
+            self.begun.put(texts[0].tokens[0])
+            self.may_end[texts[0].tokens[0]].wait(30)
+            if self.together > 1 and self.short_of_memory:
+                raise MemoryError
+        finally:
+            self.together -= 1
+        return np.array([[text.tokens[0]] for text in texts], np.float32)
+
+
+class Running:
+    """A loop in a thread of its own."""
+
+    def __init__(self, model: Slow) -> None:
+        self.inbox: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
+        self.said: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.stats: list[float] = []
+        load = LoadTensors(
+            path="", task="tensors", reading=None, provider="cpu", threads=1, most_rows=8, slo_s=0.1, limit_bytes=1 << 30,
+            heartbeat_s=5, background=False,
+        )  # fmt: skip
+        loop = Loop(cast(Model, model), load, self.inbox, self._send)
+        self._thread = threading.Thread(target=loop.run)
+
+    def _send(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            if isinstance(message, TensorStats):
+                self.stats.append(time.monotonic())
+            else:
+                self.said.put(message)
+
+    def __enter__(self) -> Running:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.inbox.put(Quit())
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+def test_a_text_that_comes_while_a_pass_runs_does_not_wait_for_its_end() -> None:
+    model = Slow()
+    with Running(model) as loop:
+        loop.inbox.put(text(2))
+        assert model.begun.get(timeout=10) == 2
+        loop.inbox.put(text(4))
+        assert model.begun.get(timeout=10) == 4
+        model.may_end[4].set()
+        assert cast(Scored, loop.said.get(timeout=10)).request_id == 4
+        model.may_end[2].set()
+        assert cast(Scored, loop.said.get(timeout=10)).request_id == 2
+
+
+def test_tensors_wait_for_the_passes_that_run_and_texts_for_the_tensors() -> None:
+    model = Slow()
+    with Running(model) as loop:
+        loop.inbox.put(text(2))
+        assert model.begun.get(timeout=10) == 2
+        loop.inbox.put(tensors(4))
+        loop.inbox.put(text(6))
+        with pytest.raises(queue.Empty):
+            model.begun.get(timeout=0.2)
+        for event in model.may_end.values():
+            event.set()
+        assert [cast(Scored, loop.said.get(timeout=10)).request_id for _ in range(3)] == [2, 4, 6]
+
+
+def test_memory_that_was_short_beside_another_pass_is_tried_by_itself() -> None:
+    model = Slow()
+    model.short_of_memory = True
+    with Running(model) as loop:
+        for number in (2, 4):
+            loop.inbox.put(text(number))
+            assert model.begun.get(timeout=10) == number
+        for event in model.may_end.values():
+            event.set()
+        answers = [loop.said.get(timeout=10) for _ in range(2)]
+    assert {(type(answer), cast(Scored, answer).request_id) for answer in answers} == {(Scored, 2), (Scored, 4)}
+
+
+def test_a_client_that_leaves_while_its_text_is_computed_gets_one_answer() -> None:
+    model = Slow()
+    with Running(model) as loop:
+        loop.inbox.put(text(2))
+        assert model.begun.get(timeout=10) == 2
+        loop.inbox.put(Abort(2))
+        assert loop.said.get(timeout=10) == Failed(2, "cancelled", "the client is gone")
+        model.may_end[2].set()
+        loop.inbox.put(text(4))
+        model.may_end[4].set()
+        assert cast(Scored, loop.said.get(timeout=10)).request_id == 4
+
+
+def test_a_pass_that_does_not_end_is_met_with_silence() -> None:
+    """So that the front, which waits for signs of life, replaces the child."""
+    model = Slow()
+    with Running(model) as loop:
+        loop.inbox.put(text(2))
+        assert model.begun.get(timeout=10) == 2
+        begun_s = time.monotonic()
+        time.sleep(2.5)
+        assert loop.stats and max(loop.stats) < begun_s + 1.5
+        model.may_end[2].set()
+        loop.said.get(timeout=10)
+        time.sleep(1.0)
+        assert max(loop.stats) > begun_s + 2.0
