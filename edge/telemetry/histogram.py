@@ -7,7 +7,8 @@ so histograms of different scales can be merged without error beyond the coarser
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_BUCKETS = 160
@@ -45,6 +46,25 @@ class Histogram:
                 self._coarsen(_steps(low, high))
                 index = _index(value, self.scale)
         self.buckets[index] = self.buckets.get(index, 0) + 1
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Count several; as if one by one, in a fraction of the time."""
+        found = [value for value in values if 0.0 <= value < math.inf]
+        if not found:
+            return
+        self.count += len(found)
+        self.total = sum(found, self.total)
+        self.least, self.greatest = min(self.least, *found), max(self.greatest, *found)
+        above = [value for value in found if value]
+        self.zeros += len(found) - len(above)
+        if not above:
+            return
+        ends = [_index(min(above), self.scale), _index(max(above), self.scale), *self.buckets]
+        if (steps := _steps(min(ends), max(ends))) > 0:
+            self._coarsen(steps)
+        buckets = self.buckets
+        for index, count in Counter(_indices(above, self.scale)).items():
+            buckets[index] = buckets.get(index, 0) + count
 
     def _coarsen(self, steps: int) -> None:
         """Take `steps` off the scale: 2^steps buckets become one."""
@@ -156,6 +176,14 @@ def _index(value: float, scale: int) -> int:
     if scale <= 0:
         return (exponent - 1) >> -scale
     return min(math.ceil(math.log2(value) * (1 << scale)) - 1, (exponent << scale) - 1)
+
+
+def _indices(values: Sequence[float], scale: int) -> list[int]:
+    """`_index` of each."""
+    if scale <= 0:
+        return [_index(value, scale) for value in values]
+    ceil, log2, factor = math.ceil, math.log2, 1 << scale
+    return [ceil(log2(value) * factor) - 1 for value in values]
 
 
 def _steps(low: int, high: int) -> int:
