@@ -10,11 +10,15 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.utils import floatToGoString
 
 _KINDS = {"unknown": "untyped"}
+_PLAIN = 1_000_000
+"""From there on Go writes exponents, and Python does not yet."""
 _REMEMBERED = 8192
 
 
 def go_float(value: float) -> str:
     """A number as Go writes it."""
+    if -_PLAIN < value < _PLAIN:
+        return repr(float(value))
     return str(floatToGoString(value))  # type: ignore[no-untyped-call]
 
 
