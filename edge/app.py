@@ -137,7 +137,7 @@ class Node:
         front = self._front()
         self._observation.attach(front)
         if self._telemetry is not None:
-            front.metrics.listeners.append(self._telemetry.latencies.observe)
+            front.metrics.listen(self._telemetry.latencies)
         self._server = http_server(build_application(front, __version__), settings.server)
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
         self.begin_again = False

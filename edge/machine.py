@@ -38,7 +38,8 @@ def processor(proc: Path = _PROC) -> str:
 def resident_bytes(pid: int, proc: Path = _PROC) -> int:
     """Memory that a process holds at present; 0 if it has gone."""
     try:
-        return int((proc / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        with open(f"{proc}/{pid}/statm", "rb", buffering=0) as file:  # asked for at every poll of the node
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
 

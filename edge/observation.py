@@ -48,7 +48,7 @@ class Observation:
         """From now on the front's times and traces go to the collector, if there is one. Raises ConfigurationError."""
         if self._otlp.endpoint:
             self._sender = sender = self._sender_for(self._otlp, front)
-            front.metrics.listeners.append(sender.latencies.observe)
+            front.metrics.listen(sender.latencies)
             if sender.traces is not None:
                 front.tracing = sender.traces
 

@@ -279,7 +279,7 @@ class Dispatch:
         if len(job.finished) == job.prompts:  # else it broke off
             took_s = time.monotonic() - self._request.scope[READ_AT]
             metrics.vllm.ended(served.name, took_s, prompt_tokens, answer_tokens)
-            metrics.tell("whole", _operation(choices), served.name, took_s)
+            metrics.whole(_operation(choices), served.name, took_s)
 
     def _headers(self, job: Job) -> dict[str, str]:
         """`Server-Timing` (W3C): the engine's own time from Submit to the first token, in milliseconds."""

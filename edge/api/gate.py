@@ -22,6 +22,7 @@ from edge.api.auth import authorize
 from edge.api.bodies import Vanished, hand_over, replayed, whole_body
 from edge.api.front import Front
 from edge.api.page import PATH as PAGE
+from edge.api.polled import POLLED
 from edge.api.render import error_response
 from edge.errors import EdgeError, EngineFault, PermissionDenied, RouteNotFound
 
@@ -101,7 +102,13 @@ class Gate:
             fault = EngineFault("the node met an error of its own; its log says more")
             return error_response(fault, scope["path"])
 
-        await hand_over(self._app, scope, replayed(body, receive), tagged, failed)
+        app = self._answer_polled if scope["method"] == "GET" and scope["path"] in POLLED else self._app
+        await hand_over(app, scope, replayed(body, receive), tagged, failed)
+
+    async def _answer_polled(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """In the application's place."""
+        answer = await POLLED[scope["path"]](self._front)
+        await answer(scope, receive, send)
 
     def _admit(self, method: str, path: str, headers: Headers) -> str:
         """Raises EdgeError unless the request may go on. Returns the name of its key."""

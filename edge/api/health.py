@@ -17,9 +17,9 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "Not ready; 
 
 
 @router.get("/health/live", response_model=None)
-async def live() -> Response:
+async def live(request: Request) -> Response:
     """The process runs and its loop answers."""
-    return json_response({"status": "ok"})
+    return await alive(request.app.state.front)
 
 
 @router.get("/health/ready", responses=_NOT_READY, response_model=None)
@@ -27,7 +27,26 @@ async def live() -> Response:
 @router.get("/healthz", responses=_NOT_READY, response_model=None)
 async def ready(request: Request) -> Response:
     """Whether a request sent now would be worked on."""
-    front: Front = request.app.state.front
+    return await readiness(request.app.state.front)
+
+
+@router.get(
+    "/metrics",
+    responses={401: {"description": "No API key."}, 403: {"description": "No `metrics` scope."}},
+    response_model=None,
+)
+async def metrics(request: Request) -> Response:
+    """Prometheus's text form."""
+    return await scraped(request.app.state.front)
+
+
+async def alive(_: Front) -> Response:
+    """What /health/live answers."""
+    return json_response({"status": "ok"})
+
+
+async def readiness(front: Front) -> Response:
+    """What /health/ready answers."""
     if (why := front.unready()) is not None:
         code, reason = why
         return json_response(
@@ -38,12 +57,6 @@ async def ready(request: Request) -> Response:
     return json_response({"status": "ok", "model": front.pool.roster.main, "forward_age_s": age_s})
 
 
-@router.get(
-    "/metrics",
-    responses={401: {"description": "No API key."}, 403: {"description": "No `metrics` scope."}},
-    response_model=None,
-)
-async def metrics(request: Request) -> Response:
-    """Prometheus's text form."""
-    front: Front = request.app.state.front
-    return Response(front.metrics.text(), media_type=CONTENT_TYPE)
+async def scraped(front: Front) -> Response:
+    """What /metrics answers."""
+    return Response(await front.metrics.page(), media_type=CONTENT_TYPE)

@@ -26,7 +26,11 @@ _KEYED: dict[int | str, dict[str, Any]] = {
 @router.get("/edge/v1/load", responses=_KEYED, response_model=None)
 async def load(request: Request) -> Response:
     """How full the node is now. `load` is 0 idle, 1 all slots taken, above 1 requests wait: made for KEDA and routers."""
-    front: Front = request.app.state.front
+    return await node_load_answer(request.app.state.front)
+
+
+async def node_load_answer(front: Front) -> Response:
+    """What /edge/v1/load answers."""
     return json_response(node_load(front))
 
 

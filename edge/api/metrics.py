@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from edge.admission.decisions import DecisionLog
+from edge.api.exposition import rendered
+from edge.api.gauges import (
+    Decisions,
+    EngineGauges,
+    FleetGauges,
+    IdentityGauges,
+    ModelGauges,
+    OutboxGauges,
+    TensorGauges,
+)
 from edge.api.hardware import HardwareFamilies
 from edge.api.othernames import DcgmNames, VllmNames
 from edge.api.recent import WINDOW_S, Recent
+from edge.api.timings import Listener, Tally, Timings
 from edge.fleet.central import Central
 from edge.identity.keeper import Keeper
 from edge.probes.sample import Probes
 from edge.residency import Pool
 from edge.telemetry.node import Telemetry
 
-Listener = Callable[[str, str, str, float], None]
-"""(kind, operation, model, seconds)."""
+_PIECE_S = 0.0002
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _RATIOS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5)
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
-class Gauged(Protocol):
-    """Metric families made at scrape time."""
-
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        """The families."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Where one model's times to the first token and between tokens are counted."""
+    """Where the times to the first token and between tokens of one model's answers are noted."""
 
-    ttft: Histogram
-    itl: Histogram
+    ttft: Tally
+    itl: Tally
 
 
 class NodeMetrics:
@@ -66,27 +68,25 @@ class NodeMetrics:
             if dcgm_names:
                 self._others.register(DcgmNames(probes))
         self._main = pool.roster.main
-        self._registry.register(_EngineGauges(pool))
-        self._registry.register(_ModelGauges(pool))
-        self._registry.register(_TensorGauges(pool))
-        self._registry.register(_Decisions(decisions))
+        self._registry.register(EngineGauges(pool))
+        self._registry.register(ModelGauges(pool))
+        self._registry.register(TensorGauges(pool))
+        self._registry.register(Decisions(decisions))
         if fleet is not None:
-            self._registry.register(_FleetGauges(fleet))
+            self._registry.register(FleetGauges(fleet))
         if telemetry is not None:
-            self._registry.register(_OutboxGauges(telemetry))
+            self._registry.register(OutboxGauges(telemetry))
         if identity is not None:
-            self._registry.register(_IdentityGauges(identity))
+            self._registry.register(IdentityGauges(identity))
         self.requests = Counter("edge_requests", "Requests answered.", ["route", "status"], registry=self._registry)
-        self._of_main = Times(
-            self._histogram("edge_ttft_seconds", "Request read to first text written, by the main model."),
-            self._histogram("edge_itl_seconds", "Gap between two content events of one stream of the main model."),
-        )
-        self._ttft = self._histogram("edge_further_ttft_seconds", "The same of further models.", ["model"])
-        self._itl = self._histogram("edge_further_itl_seconds", "The same of further models.", ["model"])
-        self.vllm = VllmNames(self._others, pool, {self._main: self._of_main.itl, "": self._itl})
-        self.listeners: list[Listener] = []
-        """Who else wants each latency. Filled by the composition root."""
-        self.recent_ttft, self.recent_itl = Recent(), Recent()
+        self._ttft = self._timings("edge_ttft_seconds", "Request read to first text written, by the main model.")
+        self._itl = self._timings("edge_itl_seconds", "Gap between two content events of one stream of the main model.")
+        self._further_ttft = self._timings("edge_further_ttft_seconds", "The same of further models.", "model")
+        self._further_itl = self._timings("edge_further_itl_seconds", "The same of further models.", "model")
+        self._times: dict[tuple[str, str, bool], Times] = {}
+        self.vllm = VllmNames(self._others, pool, {self._main: self._itl, "": self._further_itl})
+        self._listeners: list[Listener] = []
+        self._recent_ttft, self._recent_itl = Recent(), Recent()
         """Of the main model's streams that were promised something."""
         self.prediction = Histogram(
             "edge_prediction_error_ratio",
@@ -120,186 +120,67 @@ class NodeMetrics:
     def _histogram(self, name: str, text: str, labels: Sequence[str] = ()) -> Histogram:
         return Histogram(name, text, labels, buckets=_SECONDS, registry=self._registry)
 
-    def times(self, model: str) -> Times:
-        """Where a model's times are counted."""
-        return self._of_main if model == self._main else Times(self._ttft.labels(model), self._itl.labels(model))
+    def _timings(self, name: str, text: str, label: str = "") -> Timings:
+        made = Timings(name, text, _SECONDS, label)
+        self._registry.register(made)
+        return made
 
-    def tell(self, kind: str, operation: str, model: str, seconds: float) -> None:
-        """A latency was counted: `ttft`, `itl` or `whole`."""
-        for listener in self.listeners:
-            listener(kind, operation, model, seconds)
+    def listen(self, listener: Listener) -> None:
+        """It is told each latency from now on. For the composition root."""
+        listener.settle = self.settle
+        self._listeners.append(listener)
+
+    def times(self, operation: str, model: str, *, recent: bool) -> Times:
+        """Where times of answers are noted. `recent`: whether people who look at the last minutes want to see them."""
+        key = (operation, model, recent)
+        if (found := self._times.get(key)) is None:
+            found = self._times[key] = Times(self._tally("ttft", *key), self._tally("itl", *key))
+        return found
+
+    def _tally(self, kind: str, operation: str, model: str, recent: bool) -> Tally:
+        main = model == self._main
+        own, further, newest = {
+            "ttft": (self._ttft, self._further_ttft, self._recent_ttft),
+            "itl": (self._itl, self._further_itl, self._recent_itl),
+        }[kind]
+        buckets = own.of("") if main else further.of(model)
+
+        def count(seconds: Sequence[float], at_s: Sequence[float]) -> None:
+            buckets.count(seconds)
+            if recent:
+                newest.add_all(seconds, at_s)
+            self._tell(kind, operation, model, seconds)
+
+        return Tally(count)
+
+    def settle(self) -> None:
+        """Count all times that were noted."""
+        for times in self._times.values():
+            times.ttft.settle()
+            times.itl.settle()
+
+    def whole(self, operation: str, model: str, seconds: float) -> None:
+        """An answer is over, and took so long."""
+        self._tell("whole", operation, model, (seconds,))
+
+    def _tell(self, kind: str, operation: str, model: str, seconds: Sequence[float]) -> None:
+        for listener in self._listeners:
+            listener.observe_all(kind, operation, model, seconds)
 
     def recent(self) -> dict[str, Any]:
         """What was measured lately of that for which something is promised."""
-        found = {"ttft": self.recent_ttft.summary(), "itl": self.recent_itl.summary()}
+        self.settle()
+        found = {"ttft": self._recent_ttft.summary(), "itl": self._recent_itl.summary()}
         return {"window_s": WINDOW_S, **{name: times for name, times in found.items() if times is not None}}
 
-    def text(self) -> bytes:
-        """The whole page."""
-        return generate_latest(self._registry) + generate_latest(self._others)
-
-
-class _EngineGauges(Collector):
-    """Of the main model's engine."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        status, engine = self._pool.roster.status(self._pool.roster.main), self._pool.roster.main_engine
-        stats, in_flight = (engine.stats, engine.in_flight) if engine is not None else (None, 0)
-        yield GaugeMetricFamily("edge_engine_ready", "1 while the engine answers.", float(status.phase == "ready"))
-        yield CounterMetricFamily("edge_engine_restarts", "Times the engine was started anew.", float(status.restarts))
-        yield CounterMetricFamily(
-            "edge_engine_reductions", "Times it ran out of memory and took a smaller layout.", float(status.reduced)
-        )
-        yield GaugeMetricFamily("edge_requests_in_flight", "Requests in the engine.", float(in_flight))
-        if stats is None:
-            return
-        yield GaugeMetricFamily("edge_answers_running", "Answers that hold a slot.", stats.running)
-        yield GaugeMetricFamily("edge_answers_waiting", "Answers that wait for a slot.", stats.waiting)
-        yield GaugeMetricFamily("edge_slots", "Slots.", stats.slots)
-        yield GaugeMetricFamily("edge_kv_cells_used", "KV cells in use.", stats.cells_used)
-        yield GaugeMetricFamily("edge_kv_cells", "KV cells.", stats.cells)
-        yield GaugeMetricFamily("edge_prefix_cache_bytes", "Memory of saved beginnings of prompts.", stats.cache_bytes)
-        yield CounterMetricFamily("edge_prefix_cache_hits", "Prompts that began with known cells.", stats.cache_hits)
-        yield CounterMetricFamily("edge_prefix_cache_evictions", "Saved beginnings given up.", stats.cache_evictions)
-        yield CounterMetricFamily("edge_prefix_cache_tokens", "Prompt tokens not computed.", stats.cached_tokens)
-        yield GaugeMetricFamily("edge_step_p50_seconds", "Median of the last 512 passes.", stats.step_p50_s)
-        yield GaugeMetricFamily("edge_step_p99_seconds", "99th percentile of the last 512 passes.", stats.step_p99_s)
-        yield GaugeMetricFamily("edge_forward_age_seconds", "Since the last forward pass.", stats.forward_age_s)
-        yield GaugeMetricFamily("edge_engine_resident_bytes", "Resident memory of the engine.", stats.resident_bytes)
-
-
-class _ModelGauges(Collector):
-    """Of every model, with its name."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        ready = GaugeMetricFamily("edge_model_ready", "1 while the model answers.", labels=["model"])
-        planned = GaugeMetricFamily("edge_model_planned_bytes", "Room that is taken for it.", labels=["model"])
-        resident = GaugeMetricFamily("edge_model_resident_bytes", "Resident memory of its engine.", labels=["model"])
-        running = GaugeMetricFamily("edge_model_requests_in_flight", "Requests in its engine.", labels=["model"])
-        waiting = GaugeMetricFamily(
-            "edge_model_requests_waiting", "Requests that wait until it is loaded.", labels=["model"]
-        )
-        loads = CounterMetricFamily("edge_model_loads", "Times it was loaded.", labels=["model"])
-        failures = CounterMetricFamily(
-            "edge_model_failures", "Times it could not be loaded, or died.", labels=["model"]
-        )
-        unloads = CounterMetricFamily("edge_model_unloads", "Times it left, and why.", labels=["model", "reason"])
-        for state in self._pool.roster.states():
-            label = [state.spec.name]
-            ready.add_metric(label, float(state.standing == "ready"))
-            planned.add_metric(label, state.bytes_planned or 0)
-            resident.add_metric(label, state.bytes_resident or 0)
-            running.add_metric(label, state.in_flight)
-            waiting.add_metric(label, state.waiting)
-            loads.add_metric(label, state.loads)
-            failures.add_metric(label, state.failures)
-        for model, reason, count in self._pool.roster.unloads():
-            unloads.add_metric([model, reason], count)
-        yield from (ready, planned, resident, running, waiting, loads, failures, unloads)
-        yield GaugeMetricFamily("edge_models_room_bytes", "Memory for all models.", self._pool.limits.room_bytes)
-
-
-class _TensorGauges(Collector):
-    """Of models that answer with numbers, while they are loaded."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        texts = CounterMetricFamily("edge_tensor_texts", "Texts read by this engine.", labels=["model"])
-        passes = CounterMetricFamily("edge_tensor_passes", "Passes of this engine.", labels=["model"])
-        median = GaugeMetricFamily("edge_tensor_pass_p50_seconds", "Median of the last 512 passes.", labels=["model"])
-        slow = GaugeMetricFamily(
-            "edge_tensor_pass_p99_seconds", "99th percentile of the last 512 passes.", labels=["model"]
-        )
-        for model in self._pool.roster:
-            engine = self._pool.roster.engine(model.spec.name)
-            if engine is None or engine.kind != "tensors" or (stats := engine.stats) is None:
-                continue
-            label = [model.spec.name]
-            texts.add_metric(label, stats.rows)
-            passes.add_metric(label, stats.passes)
-            median.add_metric(label, stats.pass_p50_s)
-            slow.add_metric(label, stats.pass_p99_s)
-        yield from (texts, passes, median, slow)
-
-
-class _Decisions(Collector):
-    def __init__(self, decisions: DecisionLog) -> None:
-        self._decisions = decisions
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        family = CounterMetricFamily(
-            "edge_admission", "Requests by where they went, and why.", labels=["decision", "reason"]
-        )
-        for labels, count in self._decisions.counts.items():
-            family.add_metric(labels, count)
-        yield family
-
-
-class _OutboxGauges(Collector):
-    def __init__(self, telemetry: Telemetry) -> None:
-        self._telemetry = telemetry
-
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        account = self._telemetry.account()
-        yield GaugeMetricFamily("edge_uplink_connected", "1 while there is a session.", float(account["connected"]))
-        alarms = GaugeMetricFamily("edge_alarm", "1 for each alarm that holds.", labels=["code"])
-        for alarm in self._telemetry.alarms.active():
-            alarms.add_metric([alarm["code"]], 1.0)
-        yield alarms
-        if "bytes" not in account:
-            return
-        yield GaugeMetricFamily("edge_outbox_bytes", "Disk and memory that the outbox takes.", account["bytes"])
-        age_s = account["oldest_age_s"]
-        yield GaugeMetricFamily("edge_outbox_oldest_age_seconds", "Age of the oldest unacknowledged record.", age_s)
-        dropped = CounterMetricFamily("edge_outbox_dropped", "Records given up; each is in a gap.", labels=["kind"])
-        for kind, count in account["dropped"].items():
-            dropped.add_metric([kind], count)
-        yield dropped
-        yield CounterMetricFamily("edge_outbox_merged", "Metrics put into coarser ones.", account["merged"])
-
-
-class _IdentityGauges(Collector):
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        about = self._keeper.account()
-        if about is None:
-            return
-        yield GaugeMetricFamily(
-            "edge_certificate_expires_seconds",
-            "Until the node's certificate ends; below 0: since it did.",
-            about["certificate_left_s"],
-        )
-        failing = float(bool(about["renewal_failure"]))
-        yield GaugeMetricFamily("edge_certificate_renewal_failing", "1 if the last try to renew it failed.", failing)
-
-
-class _FleetGauges(Collector):
-    def __init__(self, fleet: Central) -> None:
-        self._fleet = fleet
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        usable = GaugeMetricFamily("edge_fleet_usable", "1 while an upstream is asked as usual.", labels=["upstream"])
-        ttft = GaugeMetricFamily("edge_fleet_ttft_seconds", "First token expected of it.", labels=["upstream"])
-        errors = GaugeMetricFamily("edge_fleet_error_share", "Share of requests that fail lately.", labels=["upstream"])
-        for state in self._fleet.states():
-            usable.add_metric([state.name], float(state.state == "closed"))
-            ttft.add_metric([state.name], state.ttft_s)
-            errors.add_metric([state.name], state.error_share)
-        now_s = time.monotonic()
-        yield from (usable, ttft, errors)
-        yield GaugeMetricFamily(
-            "edge_fleet_bytes_last_hour", "Traffic with the fleet, both ways.", self._fleet.bytes_cap.spent(now_s)
-        )
-        yield GaugeMetricFamily(
-            "edge_fleet_cost_last_hour", "By usage and cost_per_million_tokens.", self._fleet.cost_cap.spent(now_s)
-        )
+    async def page(self) -> bytes:
+        """The whole page. Made in pieces: at one go it would hold up the tokens of all answers for longer than a pass takes."""
+        self.settle()
+        parts: list[str] = []
+        since_s = time.monotonic()
+        for family in chain(self._registry.collect(), self._others.collect()):
+            parts.append(rendered(family))
+            if time.monotonic() - since_s > _PIECE_S:
+                await asyncio.sleep(0)
+                since_s = time.monotonic()
+        return "".join(parts).encode()

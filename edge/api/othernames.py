@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from edge.api.timings import Timings
 from edge.messages import Stats
 from edge.probes.readings import GpuReading
 from edge.probes.sample import Probes
@@ -28,7 +29,7 @@ _MIB = 1 << 20
 class VllmNames:
     """Owner of those of vLLM's series that are counted; the others are read from the pool and from the node's own."""
 
-    def __init__(self, registry: CollectorRegistry, pool: Pool, itl: Mapping[str, Histogram]) -> None:
+    def __init__(self, registry: CollectorRegistry, pool: Pool, itl: Mapping[str, Timings]) -> None:
         """`itl`: the node's own histograms of gaps between tokens, with the model's name; the empty name: it is a label there."""
         registry.register(_VllmGauges(pool))
         registry.register(_VllmGaps(itl))
@@ -77,20 +78,15 @@ class _VllmGauges(Collector):
 class _VllmGaps(Collector):
     """The node's own histograms once more; to count each token twice would cost time between tokens."""
 
-    def __init__(self, itl: Mapping[str, Histogram]) -> None:
+    def __init__(self, itl: Mapping[str, Timings]) -> None:
         self._itl = itl
 
     def collect(self) -> Iterator[Metric]:
         family = Metric(
             "vllm:inter_token_latency_seconds", "Gap between two content events of one stream.", "histogram"
         )
-        for name, histogram in self._itl.items():
-            for sample in (sample for found in histogram.collect() for sample in found.samples):
-                suffix = sample.name[sample.name.rindex("_") :]
-                if suffix != "_created":
-                    labels = {**sample.labels, _LABEL: name or sample.labels["model"]}
-                    labels.pop("model", None)
-                    family.add_sample(family.name + suffix, labels, sample.value)
+        for name, timings in self._itl.items():
+            timings.add_to(family, _LABEL, unlabelled=name, created=False)
         yield family
 
 

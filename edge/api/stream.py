@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import orjson
-from prometheus_client import Histogram
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -127,15 +127,16 @@ class StreamWatch:
     def __init__(
         self, front: Front, served: Served, entry: Entry, read_s: float, *, operation: str, admitted: bool
     ) -> None:
-        self._metrics = front.metrics
-        self._times = front.metrics.times(served.name)
-        self._shown = served.main and (admitted or front.config.mode == "off")
-        self._of = (operation, served.name)
+        self._violations = front.metrics.violations
+        recent = served.main and (admitted or front.config.mode == "off")
+        times = front.metrics.times(operation, served.name, recent=recent)
+        self._ttft, self._itl = times.ttft, times.itl
         self._entry = entry
-        self._config = front.config
-        self._admitted = admitted
+        self._promised_ttft_s = front.config.ttft_slo_s if admitted else math.inf
+        self._promised_itl_s = front.config.itl_slo_s if admitted else math.inf
         self._read_s = read_s
         self._last_s: dict[tuple[int, int], float] = {}
+        self._longest_s = -math.inf
 
     @property
     def request_id(self) -> str:
@@ -143,30 +144,29 @@ class StreamWatch:
         return self._entry.request_id
 
     def content(self, answer: tuple[int, int]) -> None:
-        """New text of an answer goes out now."""
-        now = time.monotonic()
-        if not self._last_s:
-            self._entry.ttft_s = now - self._read_s
-            if self._shown:
-                self._metrics.recent_ttft.add(now - self._read_s)
-            self._seen("ttft", self._times.ttft, now - self._read_s, self._config.ttft_slo_s)
-        if answer in self._last_s:
-            gap_s = now - self._last_s[answer]
-            if self._shown:
-                self._metrics.recent_itl.add(gap_s)
-            self._seen("itl", self._times.itl, gap_s, self._config.itl_slo_s)
-            self._entry.itl_max_s = max(self._entry.itl_max_s or 0.0, gap_s)
-        self._last_s[answer] = now
+        """New text of an answer goes out now. Called for every token: what is not needed at once waits (`edge.api.timings`)."""
+        now_s = time.monotonic()
+        last_s = self._last_s.get(answer)
+        if last_s is not None:
+            gap_s = now_s - last_s
+            self._itl.note(gap_s, now_s)
+            if gap_s > self._longest_s:
+                self._longest_s = self._entry.itl_max_s = gap_s
+            if gap_s > self._promised_itl_s:
+                self._violations.labels("itl").inc()
+        elif not self._last_s:
+            self._first(now_s)
+        self._last_s[answer] = now_s
+
+    def _first(self, now_s: float) -> None:
+        took_s = self._entry.ttft_s = now_s - self._read_s
+        self._ttft.note(took_s, now_s)
+        if took_s > self._promised_ttft_s:
+            self._violations.labels("ttft").inc()
 
     def ended(self, outcome: str) -> None:
         """The answer is over."""
         self._entry.outcome = outcome
-
-    def _seen(self, kind: str, histogram: Histogram, took_s: float, promised_s: float) -> None:
-        histogram.observe(took_s)
-        self._metrics.tell(kind, *self._of, took_s)
-        if self._admitted and took_s > promised_s:
-            self._metrics.violations.labels(kind).inc()
 
 
 class EventStream(Response):

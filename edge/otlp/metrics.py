@@ -9,7 +9,7 @@ Source: OpenTelemetry semantic conventions, GenAI metrics (server).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -53,20 +53,23 @@ class OnLoop(Protocol):
 
 
 class Latencies:
-    """Owner of the histograms. Lives on the event loop, so that counting one takes a microsecond there and no lock."""
+    """Owner of the histograms. Lives on the event loop, so that counting takes no lock."""
 
     def __init__(self) -> None:
         self._histograms: dict[tuple[str, str, str], Histogram] = {}
+        self.settle: Callable[[], None] = lambda: None
+        """Set by who tells: has all told that is not told yet."""
 
-    def observe(self, kind: str, operation: str, model: str, seconds: float) -> None:
-        """One latency: `ttft`, `itl` or `whole`."""
+    def observe_all(self, kind: str, operation: str, model: str, seconds: Sequence[float]) -> None:
+        """Latencies of a kind: `ttft`, `itl` or `whole`."""
         key = (kind, operation, model)
         if (histogram := self._histograms.get(key)) is None:
             histogram = self._histograms[key] = Histogram()
-        histogram.observe(seconds)
+        histogram.observe_all(seconds)
 
     def snapshot(self) -> dict[tuple[str, str, str], list[Any]]:
         """As they stand: `Histogram.packed` by (kind, operation, model)."""
+        self.settle()
         return {key: histogram.packed() for key, histogram in self._histograms.items()}
 
 

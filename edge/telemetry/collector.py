@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -42,17 +42,20 @@ class Latencies:
 
     def __init__(self) -> None:
         self._histograms: dict[tuple[str, str], Histogram] = {}
+        self.settle: Callable[[], None] = lambda: None
+        """Set by who tells: has all told that is not told yet."""
 
-    def observe(self, kind: str, _operation: str, model: str, seconds: float) -> None:
-        """One latency of a kind in `KINDS`."""
+    def observe_all(self, kind: str, _operation: str, model: str, seconds: Sequence[float]) -> None:
+        """Latencies of a kind in `KINDS`."""
         key = (KINDS[kind], model)
         histogram = self._histograms.get(key)
         if histogram is None:
             histogram = self._histograms[key] = Histogram()
-        histogram.observe(seconds)
+        histogram.observe_all(seconds)
 
     def take(self) -> dict[tuple[str, Labels], Histogram]:
         """Those of the interval, which ends here."""
+        self.settle()
         taken, self._histograms = self._histograms, {}
         return {(name, (("gen_ai.response.model", model),)): histogram for (name, model), histogram in taken.items()}
 

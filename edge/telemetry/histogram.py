@@ -7,7 +7,7 @@ so histograms of different scales can be merged without error beyond the coarser
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_BUCKETS = 160
@@ -45,6 +45,26 @@ class Histogram:
                 self._coarsen(_steps(low, high))
                 index = _index(value, self.scale)
         self.buckets[index] = self.buckets.get(index, 0) + 1
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Count several; as if one by one, in a fraction of the time."""
+        found = [value for value in values if 0.0 < value < math.inf]
+        if len(found) < len(values):
+            zeros = sum(value == 0.0 for value in values)
+            self.count, self.zeros = self.count + zeros, self.zeros + zeros
+            if zeros:
+                self.least, self.greatest = 0.0, max(self.greatest, 0.0)
+        if not found:
+            return
+        self.count += len(found)
+        self.total = sum(found, self.total)
+        low, high = min(found), max(found)
+        if self.zeros or low < self.least or high > self.greatest:  # else it fits where the others are
+            self.least, self.greatest = min(self.least, low), max(self.greatest, high)
+            ends = [_index(low, self.scale), _index(high, self.scale), *self.buckets]
+            if (steps := _steps(min(ends), max(ends))) > 0:
+                self._coarsen(steps)
+        _count(found, self.scale, self.buckets)
 
     def _coarsen(self, steps: int) -> None:
         """Take `steps` off the scale: 2^steps buckets become one."""
@@ -156,6 +176,19 @@ def _index(value: float, scale: int) -> int:
     if scale <= 0:
         return (exponent - 1) >> -scale
     return min(math.ceil(math.log2(value) * (1 << scale)) - 1, (exponent << scale) - 1)
+
+
+def _count(values: Sequence[float], scale: int, buckets: dict[int, int]) -> None:
+    """Count values above 0 in the buckets that `_index` gives."""
+    if scale <= 0:
+        for value in values:
+            index = _index(value, scale)
+            buckets[index] = buckets.get(index, 0) + 1
+        return
+    ceil, log2, factor, get = math.ceil, math.log2, 1 << scale, buckets.get
+    for value in values:
+        index = ceil(log2(value) * factor) - 1
+        buckets[index] = get(index, 0) + 1
 
 
 def _steps(low: int, high: int) -> int:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from edge.api import KeyStore
+from edge.api.polled import POLLED
 from edge.errors import Overloaded
 from edge.messages import ModelFacts
 from tests.api.conftest import Serve
@@ -47,6 +48,28 @@ def test_a_path_with_a_line_end_is_no_path(serve: Serve, keys: KeyStore, path: s
         status, _, body = raw(connection, path, json.dumps(CHAT).encode() if "chat" in path else b"", key)
     assert (status, json.loads(body)["error"]["code"]) == (404, "not_found")
     assert node.engine.streams == []
+
+
+@pytest.mark.parametrize("path", POLLED)
+def test_polled_paths_are_like_all_others_although_the_gate_answers(serve: Serve, keys: KeyStore, path: str) -> None:
+    """Described, counted, named; closed to who has no key unless it is health; and of one method."""
+    keys.create("speaks only", scopes=("inference",), requests_per_minute=None, created="2026-01-01")
+    with serve().http() as client:
+        answer = client.get(path, params={"x": "1"}, headers={"x-request-id": "mine"})
+        assert (answer.status_code, answer.headers["x-request-id"]) == (200, "mine")
+        assert path == "/metrics" or answer.json()
+        assert "get" in client.get("/openapi.json").json()["paths"][path]
+        refused = client.put(path)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (405, "method_not_allowed")
+    with serve(keys_required=True).http() as client:
+        assert client.get(path).status_code == (200 if path.startswith("/health") else 401)
+
+
+def test_an_error_of_our_own_in_a_polled_path_is_answered_as_one(serve: Serve) -> None:
+    node = serve()
+    node.front.pool.roster.states = lambda: 1 / 0  # type: ignore[method-assign, assignment]
+    with node.http() as client:
+        assert [client.get(path).status_code for path in ("/edge/v1/load", "/health/live")] == [500, 200]
 
 
 def test_an_error_of_our_own_leaves_the_connection_and_the_next_request_alone(serve: Serve) -> None:

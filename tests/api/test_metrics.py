@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from edge.api.recent import Recent
+from edge.api.timings import Tally, Timings
 from edge.errors import EngineDown
 from edge.messages import Outlook, Stats, Submit, Token
+from edge.otlp.metrics import Latencies as OtlpLatencies
 from edge.residency import Spec
+from edge.telemetry.collector import DURATION, ITL, TTFT
+from edge.telemetry.collector import Latencies as UplinkLatencies
 from tests.api.conftest import Node, Serve
 from tests.api.fake_engine import ADMITTED, FakeEngine, Step, says, whole
 
@@ -102,8 +110,7 @@ def test_the_last_minutes_are_of_what_was_promised(serve: Serve) -> None:
 @pytest.mark.parametrize(("count", "p50", "p99"), [(1, 1, 1), (2, 1, 2), (100, 50, 99), (1000, 500, 990)])
 def test_quantiles_are_exact(count: int, p50: float, p99: float) -> None:
     recent = Recent()
-    for number in range(count, 0, -1):
-        recent.add(number / 1000)
+    recent.add_all([number / 1000 for number in range(count, 0, -1)], [time.monotonic()] * count)
     found = recent.summary()
     assert found is not None
     assert (found["count"], found["p50_ms"], found["p99_ms"], found["max_ms"]) == (count, p50, p99, count)
@@ -111,7 +118,55 @@ def test_quantiles_are_exact(count: int, p50: float, p99: float) -> None:
 
 def test_no_more_is_kept_than_is_looked_at() -> None:
     recent = Recent()
-    for _ in range(5000):
-        recent.add(0.001)
+    for number in range(5000):
+        recent.add_all([0.001 if number >= 904 else 0.002], [time.monotonic()])
     found = recent.summary()
-    assert found is not None and found["count"] == 4096 and found["over_s"] < 300
+    assert found is not None and found["count"] == 4096 and found["over_s"] < 300 and found["max_ms"] == 1
+
+
+def test_what_is_old_is_forgotten_in_whatever_order_it_was_counted() -> None:
+    recent, now_s = Recent(), time.monotonic()
+    recent.add_all([0.002, 0.003], [now_s - 2, now_s - 1])
+    recent.add_all([0.009, 0.004, 0.001], [now_s - 301, now_s - 1.5, now_s])
+    found = recent.summary()
+    assert found is not None and (found["count"], found["p50_ms"], found["max_ms"]) == (4, 2, 4)
+
+
+@given(st.lists(st.floats(0.0, 40.0), min_size=1, max_size=200))
+def test_times_counted_in_batches_are_as_if_prometheus_client_had_counted_each(seconds: list[float]) -> None:
+    bounds = (0.002, 0.05, 1, 30)
+    timings = Timings("x_seconds", "Text.", bounds)
+    theirs = Histogram("x_seconds", "Text.", buckets=bounds, registry=CollectorRegistry())
+    tally = Tally(lambda seconds, _: timings.of("").count(seconds))
+    for value in seconds:
+        tally.note(value, 0.0)
+        theirs.observe(value)
+    tally.settle()
+    (ours,), (known,) = timings.collect(), theirs.collect()
+    assert (ours.name, ours.documentation, ours.type) == (known.name, known.documentation, known.type)
+    begun = "x_seconds_created"
+    assert [(s.name, s.labels, s.value) for s in ours.samples if s.name != begun] == [
+        (s.name, s.labels, pytest.approx(s.value)) for s in known.samples if s.name != begun
+    ]
+    assert ours.samples[-1].name == known.samples[-1].name == begun
+
+
+def test_more_than_a_batch_of_gaps_is_counted_to_the_last(serve: Serve) -> None:
+    words = [f"w{n}" for n in range(150)]
+    node = serve(FakeEngine(says(*words)))
+    ask(node, stream=True)
+    assert value(node, "edge_itl_seconds_count") == 149
+    with node.http() as client:
+        assert client.get("/edge/v1/load").json()["times"]["itl"]["count"] == 149
+
+
+def test_listeners_have_all_that_was_noted_before_they_read(serve: Serve) -> None:
+    node, sent, uplink = serve(FakeEngine(says("a", "b", "c"))), OtlpLatencies(), UplinkLatencies()
+    node.front.metrics.listen(sent)
+    node.front.metrics.listen(uplink)
+    ask(node, stream=True)
+    found = uplink.take()
+    assert {name: h.count for (name, _), h in found.items()} == {TTFT: 1, ITL: 2, DURATION: 1}
+    packed = {kind: sum(counts) for (kind, _, _), (*_, counts) in sent.snapshot().items()}
+    assert packed == {"ttft": 1, "itl": 2, "whole": 1}
+    assert uplink.take() == {}, "an interval has what came in it"

@@ -20,7 +20,7 @@ def test_a_sample_has_totals_gauges_and_the_intervals_latencies() -> None:
     Gauge("edge_slots", "x", registry=registry).set(4)
     Histogram("edge_seconds", "x", registry=registry).observe(1)
     counter.labels("/v1").inc(3)
-    latencies.observe("ttft", "chat", "m", 0.02)
+    latencies.observe_all("ttft", "chat", "m", [0.02])
     first, second = (sample(registry, latencies, 7) for _ in range(2))
     assert first.counters == {("edge_requests", (("route", "/v1"),)): 3.0}
     assert first.gauges == {("edge_slots", ()): [4.0, 4.0, 4.0]}

@@ -77,3 +77,20 @@ def test_nothing_and_nonsense() -> None:
     assert Histogram.unpacked(found.packed()).count == 0
     assert "min" not in found.otlp()
     assert of([0.0, 0.0]).quantile(0.5) == 0.0
+
+
+_ANY = st.one_of(
+    st.floats(1e-4, 10),
+    st.floats(),
+    st.sampled_from([0.0, -1.0, 0.25, 1.0, 2.0, math.nextafter(1, 2), math.nextafter(1, 0)]),
+)
+
+
+@given(st.lists(st.lists(_ANY, max_size=200), max_size=3))
+def test_several_at_once_are_as_one_by_one(batches: list[list[float]]) -> None:
+    one_by_one, at_once = Histogram(), Histogram()
+    for batch in batches:
+        for number in batch:
+            one_by_one.observe(number)
+        at_once.observe_all(batch)
+    assert at_once.packed() == one_by_one.packed() and at_once.count == one_by_one.count
