@@ -71,7 +71,8 @@ def _zstandard() -> Any:
         import zstandard
     except ImportError:
         raise ConfigurationError(
-            "packing images needs the package zstandard: `pip install zstandard`, or in a checkout `make install EXTRA=bundle`"
+            "packing images needs the package zstandard: pip install 'edge-node[bundle]', or in a checkout make install "
+            "EXTRA=bundle"
         ) from None
     return zstandard
 

@@ -96,8 +96,8 @@ def _libraries() -> tuple[Any, Any]:
         import yaml
     except ImportError as error:
         raise ConfigurationError(
-            f"reading values needs the package {error.name}: `pip install pyyaml jsonschema`, or in a checkout `make install "
-            "EXTRA=bundle`"
+            f"reading values needs the package {error.name}: pip install 'edge-node[bundle]', or in a checkout make install "
+            "EXTRA=bundle"
         ) from None
     return yaml, jsonschema
 

@@ -574,7 +574,7 @@ from edge.k3s.site import read_site
 try: read_site(Path({str(tmp_path / "site.yaml")!r}))
 except ConfigurationError as error: print(error.message)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "needs the package yaml: `pip install pyyaml jsonschema`" in done.stdout
+    assert "needs the package yaml: pip install 'edge-node[bundle]'" in done.stdout
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
