@@ -21,7 +21,14 @@ from edge.errors import ConfigurationError, DiskFull, EdgeError, ModelUnusable, 
 from edge.k3s import chart, manifest
 from edge.k3s.archive import Image, copy_image
 from edge.k3s.readme import Stick, readme
-from edge.k3s.site import Site, read_site, require_valid
+from edge.k3s.site import (
+    Site,
+    read_site,
+    require_gpu_said,
+    require_one_gpu_mode,
+    require_this_image,
+    require_valid,
+)
 from edge.quantities import size
 from edge.registry.digest import BLOCK_BYTES, sha256_of
 from edge.registry.durable import FULL, sync_directory
@@ -95,7 +102,7 @@ def make_bundle(wish: Wish, target: Path, observer: Observer) -> Bundle:
     target = target.absolute()
     _require_new(target)
     keys, site = _keys(wish.keys), read_site(wish.values) if wish.values is not None else None
-    _require_one_gpu_mode(wish, site)
+    require_one_gpu_mode(wish.gpu, site)
     _require_models(wish.models)
     _require_room(target.parent, [model.path for model in wish.models])
     draft = target.with_name(f".{target.name}.{os.getpid()}")
@@ -121,7 +128,9 @@ def _fill(draft: Path, wish: Wish, keys: bytes | None, site: Site | None, observ
         require_valid(source, [site.values], site.path)
     unnamed = draft / _IMAGES / "image.tar.zst"
     image = copy_image(wish.image, unnamed, wish.image_name, lambda done: observer.goes_on("image", done))
-    _require_gpu_said(wish, image, site)
+    require_gpu_said(wish.gpu, image, site)
+    if site is not None:
+        require_this_image(image, site)
     archive = unnamed.replace(unnamed.with_name(f"{chart.NAME}-{image.name.tag}-{image.architecture}.tar.zst"))
     if wish.cache_file:
         _write(draft / _IMAGES / ".cache.json", b"")
@@ -208,23 +217,6 @@ def _values(wish: Wish, image: Image, sums: Mapping[str, str]) -> dict[str, Any]
     if wish.gpu is not None:
         values["gpu"] = {"mode": wish.gpu}
     return values
-
-
-def _require_one_gpu_mode(wish: Wish, site: Site | None) -> None:
-    said = site.gpu_mode if site is not None else None
-    if wish.gpu is not None and said is not None and said != wish.gpu:
-        raise ConfigurationError(
-            f"--gpu says {wish.gpu}, and gpu.mode in {wish.values} says {said}, which would win: leave one of them out"
-        )
-
-
-def _require_gpu_said(wish: Wish, image: Image, site: Site | None) -> None:
-    """The chart's default is no GPU, and a node with an image for GPUs would run on the processor without a word."""
-    if image.for_gpus and wish.gpu is None and (site is None or site.gpu_mode is None):
-        raise ConfigurationError(
-            f"{image.name} is made for GPUs, and nothing says how its pods get one: give --gpu runtimeOnly (Jetson), --gpu "
-            "devicePlugin (NVIDIA's device plugin), --gpu none (processor only), or gpu.mode in --values"
-        )
 
 
 def _require_new(target: Path) -> None:

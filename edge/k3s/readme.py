@@ -48,7 +48,8 @@ last: what is to run is said there (step 3), and by then each machine must have 
 
 {_keys(stick)}
 The node's pods wait for this Secret. From then on it is yours to change: K3s does not apply it again, so a key that you revoke
-stays revoked. Do not put it into `{K3S}/server/manifests`: what lies there is applied again at each start.
+stays revoked. Do not put it into `{K3S}/server/manifests`: what lies there is applied again at each start. If an earlier
+stick left `edge-node-keys.yaml` there, remove that file.
 
 ## 3. On one server, last: what is to run
 

@@ -1,4 +1,4 @@
-"""Values that a site gives for the chart: read, and held against the chart's schema before they go onto a stick.
+"""Values that a site gives for the chart: read, and held against the chart's schema and the image before they go onto a stick.
 
 A machine without a network is no place to find out that a value is misspelt: Helm would refuse the upgrade there, and nobody
 would see it. What Helm's templates refuse beyond the schema (validate.yaml) is not seen here: that takes helm.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import ConfigurationError
+from edge.k3s.archive import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,42 @@ def require_valid(chart: Path, layers: list[Mapping[str, Any]], path: Path) -> N
         raise ConfigurationError(
             f"{path} will not do for the chart: {where}: {worst.message}; docs/reference/helm-values.md has every value"
         )
+
+
+def require_one_gpu_mode(gpu: str | None, site: Site | None) -> None:
+    """`gpu` is what --gpu says. Raises ConfigurationError."""
+    if gpu is None or site is None:
+        return
+    if site.gpu_mode not in (None, gpu):
+        raise ConfigurationError(
+            f"--gpu says {gpu}, and gpu.mode in {site.path} says {site.gpu_mode}, which would win: leave one of them out"
+        )
+
+
+def require_gpu_said(gpu: str | None, image: Image, site: Site | None) -> None:
+    """The chart's default is no GPU, and a node with an image for GPUs would run on the processor without a word.
+
+    Raises ConfigurationError.
+    """
+    if image.for_gpus and gpu is None and (site is None or site.gpu_mode is None):
+        raise ConfigurationError(
+            f"{image.name} is made for GPUs, and nothing says how its pods get one: give --gpu runtimeOnly (Jetson), --gpu "
+            "devicePlugin (NVIDIA's device plugin), --gpu none (processor only), or gpu.mode in --values"
+        )
+
+
+def require_this_image(image: Image, site: Site) -> None:
+    """Pods of another image would never start where nobody may be asked for it. Raises ConfigurationError."""
+    given = site.values.get("image")
+    if not isinstance(given, Mapping) or given.get("pullPolicy", "Never") != "Never":
+        return
+    here = {"repository": image.name.repository, "tag": image.name.tag}
+    for name in ("repository", "tag", "digest"):
+        if given.get(name) and given[name] != here.get(name):
+            raise ConfigurationError(
+                f"image.{name} in {site.path} says {given[name]}, and the stick brings {image.name}: leave it out, or say "
+                "image.pullPolicy: IfNotPresent too, if the machines have a registry"
+            )
 
 
 def _over(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -534,7 +534,22 @@ def test_every_example_is_accepted_as_values_of_a_site(tmp_path: Path) -> None:
     examples = sorted((CHART.parent / "examples").glob("*.yaml"))
     assert len(examples) >= 10
     for example in examples:
-        make(tmp_path / example.stem, image, values=example)
+        values = yaml.safe_load(example.read_text())
+        site = tmp_path / example.name
+        site.write_text(yaml.safe_dump({name: value for name, value in values.items() if name != "image"}))
+        make(tmp_path / example.stem, image, values=site)
+
+
+def test_values_that_ask_for_an_image_that_is_not_on_the_stick_are_refused(tmp_path: Path) -> None:
+    image = Oci().write(tmp_path / "i.tar")
+    site = tmp_path / "site.yaml"
+    for given in ("tag: 0.2.0", "repository: r.example/other", f"digest: sha256:{'a' * 64}"):
+        site.write_text(f"image: {{{given}}}\n")
+        with pytest.raises(ConfigurationError, match=r"image\.\w+ in .*site.yaml says .*, and the stick brings"):
+            make(tmp_path / "b", image, values=site)
+    for given in (NAME.partition(":")[2], "0.2.0, pullPolicy: IfNotPresent"):
+        site.write_text(f"image: {{tag: {given}}}\n")
+        make(tmp_path / given, image, values=site)
 
 
 FOR_GPUS = config(env=("EDGE_HOME=/var/lib/edge", "NVIDIA_VISIBLE_DEVICES=all"))
