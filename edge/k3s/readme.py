@@ -65,7 +65,7 @@ On every machine, when the new version runs. Archives that stay are imported at 
 
     sudo find {K3S}/agent/images -name '{NAME}-*.tar.zst' ! -name '{stick.archive}' -print -delete
 {_old_models(stick)}
-Back to an older version goes it with its stick, in the same order.
+To go back to an older version, use its stick, in the same order.
 
 ## What is here
 
@@ -91,6 +91,8 @@ def _keys(stick: Stick) -> str:
         return """Their hashes are on the stick. On a server:
 
     sudo k3s kubectl apply -f keys/edge-node-keys.yaml
+
+Doing it again puts the stick's keys in the place of all others.
 """
     return f"""None are on the stick. Make one where `edge` is installed (it is printed once), then on a server:
 
