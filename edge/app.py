@@ -22,6 +22,7 @@ from edge.admission.policy import Mode
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
 from edge.directed import Directed
 from edge.effective import Effective, load
+from edge.engine.child import longest_end_s
 from edge.engine.client import EngineClient
 from edge.enrolled import keeper_of, telemetry_of
 from edge.errors import ConfigurationError
@@ -46,7 +47,8 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 0.2
 _WATCH_S = 1.0
-_START_GRACE_S = 30.0
+_GRACE_S = 30.0
+"""What the service manager is asked for beyond what a start or an end is known to take."""
 _WEDGED_AFTER = 3.0
 """The engine's client replaces a silent child after `engine.wedge_timeout_s`. Silence for this many times as long means
 that the client itself has failed, and only the service manager's watchdog is left."""
@@ -272,7 +274,7 @@ class Node:
             while not ready.done() and not stopped.done():
                 status = self._pool.roster.status(self._pool.roster.main)
                 self._observer.loading(status.reason, status.progress)
-                self._notifier.starting(f"{status.reason} {status.progress:.0%}", extend_s=_START_GRACE_S)
+                self._notifier.busy(f"{status.reason} {status.progress:.0%}", extend_s=_GRACE_S)
                 self._notifier.alive()  # a watchdog that was set runs on when a node starts anew
                 await asyncio.wait({ready, stopped}, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
             if stopped.done():
@@ -306,19 +308,22 @@ class Node:
 
     async def _finish_requests(self) -> None:
         """Take no new work, and let what runs finish, for `server.drain_timeout_s` at most."""
+        drain_s = self._settings.server.drain_timeout_s
+        engines_s = longest_end_s(self._settings.cache.kept_mib << 20) + _GRACE_S
         if self.begin_again:
             self._notifier.reloading("draining, to start anew")
         else:
-            self._notifier.stopping("draining")
+            self._notifier.stopping("draining", extend_s=drain_s + engines_s)
         self._drain.begin()
         if self._telemetry is not None:
             self._telemetry.presence.change(draining=True)
-        deadline_s = time.monotonic() + self._settings.server.drain_timeout_s
+        deadline_s = time.monotonic() + drain_s
         while self._server.busy and time.monotonic() < deadline_s and not self._stop_now.is_set():
             self._notifier.alive()
             await asyncio.sleep(_TICK_S)
         if self._server.busy:
             log.warning("requests given up", extra={"event": "drain_incomplete", "requests": self._server.busy})
+        self._notifier.busy("ending the engines", extend_s=engines_s)  # nobody feeds the watchdog meanwhile
 
     def _started(self) -> Started:
         engine = self._pool.roster.main_engine

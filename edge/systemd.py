@@ -26,13 +26,14 @@ class Notifier:
         """One line for `systemctl status`."""
         self._send(f"STATUS={status}")
 
-    def starting(self, status: str, extend_s: float) -> None:
-        """Still starting: `extend_s` more seconds are needed before the start counts as failed."""
+    def busy(self, status: str, extend_s: float) -> None:
+        """What it does now, at its start or at its end, may take `extend_s` seconds more: neither the unit's time for it nor the
+        watchdog is to end it before."""
         self._send(f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={int(extend_s * _MICROSECONDS)}")
 
-    def stopping(self, status: str) -> None:
-        """The service is ending in good order."""
-        self._send("STOPPING=1", f"STATUS={status}")
+    def stopping(self, status: str, extend_s: float) -> None:
+        """The service is ending in good order, within `extend_s` seconds. The unit's own time may be shorter."""
+        self._send("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={int(extend_s * _MICROSECONDS)}")
 
     def reloading(self, status: str) -> None:
         """The service takes no work for a while and will say that it is ready again, as the same process."""

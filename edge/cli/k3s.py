@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # `edge k3s --help` waits for none of it
     from rich.status import Status
 
 _FILE = click.Path(path_type=Path)
+_GPU_MODES = ("none", "devicePlugin", "runtimeOnly")
+"""Those that need no further value; the others go by --values."""
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -54,6 +56,17 @@ def _label(context: click.Context, option: click.Parameter, value: str) -> str:
     "--values", type=_FILE, help="Values of the chart for this site, in YAML; they win over the bundle's own."
 )
 @click.option(
+    "--gpu",
+    type=click.Choice(_GPU_MODES),
+    help="How the pods get a GPU: gpu.mode of the chart. Must be said, here or in --values, for an image that is made for GPUs.",
+)
+@click.option(
+    "--cache-file",
+    is_flag=True,
+    help="Have K3s import the image once and not at each start. For K3s's releases from July 2026 on: with older ones the "
+    "image can be deleted when the disk gets full, and does not come back.",
+)
+@click.option(
     "--namespace", default="edge", show_default=True, callback=_label, help="Namespace in which the node will run."
 )
 def bundle(
@@ -64,8 +77,10 @@ def bundle(
     keys: Path | None,
     values: Path | None,
     namespace: str,
+    gpu: str | None,
+    cache_file: bool,
 ) -> None:
-    """Make a directory that installs the node on a K3s machine without a network, from a stick, with three commands."""
+    """Make a directory that installs the node on K3s machines without a network, from a stick. Its README.md says how."""
     from edge.k3s.bundle import Wish, carried, make_bundle
     from edge.registry.resolve import Registry
 
@@ -73,7 +88,8 @@ def bundle(
     with console.status("reading ...") as status:
         registry = Registry.at(default_home(os.environ))
         along = tuple(carried(model, registry) for model in models)
-        made = make_bundle(Wish(image, image_name, along, keys, values, namespace), target, _View(status))
+        wish = Wish(image, image_name, along, keys, values, namespace, gpu, cache_file)
+        made = make_bundle(wish, target, _View(status))
     click.echo(
         f"{target} is made: {made.image.name} for {made.image.architecture}, {quantities.count(made.files, 'file')}, "
         f"{quantities.size(made.size_bytes)}; on the machine: cd {shlex.quote(str(target))}, and README.md says what then"

@@ -36,6 +36,11 @@ _SLOW_DISK_BYTES_PER_S = 10e6
 _LAST_BREATH_S = 0.3
 
 
+def longest_end_s(writes_bytes: int) -> float:
+    """How long a child that is asked to end is waited for, if it writes so much to disk."""
+    return _QUIT_GRACE_S + writes_bytes / _SLOW_DISK_BYTES_PER_S
+
+
 class _Pipe(asyncio.Protocol):
     """Our end of the socket pair. Hands bytes over as they come: a stream reader would cost every token a task switch."""
 
@@ -135,7 +140,7 @@ class ChildProcess:
     async def end(self, *, quietly: bool, writes_bytes: int = 0) -> None:
         """End the process for certain. `quietly`: ask first, and give it time, more if it writes that much to disk; else it has
         closed its pipe already."""
-        grace_s = _QUIT_GRACE_S + writes_bytes / _SLOW_DISK_BYTES_PER_S
+        grace_s = longest_end_s(writes_bytes)
         if quietly and not self._pipe.closed.done():
             self.say(Quit())
         try:

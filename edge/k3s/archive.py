@@ -33,6 +33,10 @@ class Image:
     name: ImageName
     architecture: str
     """As Kubernetes labels machines: amd64, arm64."""
+    config_digest: str
+    """sha256:... of its configuration, which names its layers: another one is another image, whatever its tag."""
+    for_gpus: bool
+    """It asks NVIDIA's container runtime for GPUs, as the images for CUDA and Jetson do."""
 
 
 @dataclass(slots=True)
@@ -67,7 +71,8 @@ def _zstandard() -> Any:
         import zstandard
     except ImportError:
         raise ConfigurationError(
-            "packing images needs the package zstandard: pip install 'edge-node[bundle]'"
+            "packing images needs the package zstandard: pip install 'edge-node[bundle]', or in a checkout make install "
+            "EXTRA=bundle"
         ) from None
     return zstandard
 
@@ -139,16 +144,19 @@ def _oci_images(source: Path, members: _Members) -> list[Image]:
                 f"{source} holds an image named {text or 'nothing'!r}, and containerd wants registry, path and tag: "
                 "`podman tag` gives it a full name, such as registry.example/edge-node:1.0, to be saved under"
             )
-        found += [Image(full_name(text), arch) for arch in _architectures(source, members, entry)]
+        found += [
+            _image(source, full_name(text), digest, config)
+            for digest, config in _configurations(source, members, entry)
+        ]
     return found
 
 
-def _architectures(source: Path, members: _Members, entry: dict[str, Any]) -> list[str]:
+def _configurations(source: Path, members: _Members, entry: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Of a manifest, or of those that an index of several machines leads to and that are here."""
     manifest = _blob(source, members, entry["digest"])
     if "manifests" in manifest:
         here = [one for one in manifest["manifests"] if _path(one["digest"]) in members.sums]
-        return [arch for one in here for arch in _architectures(source, members, one)]
+        return [found for one in here for found in _configurations(source, members, one)]
     if "config" not in manifest:
         return []
     for layer in manifest.get("layers", []):
@@ -156,8 +164,9 @@ def _architectures(source: Path, members: _Members, entry: dict[str, Any]) -> li
             raise ArchiveUnusable(
                 f"{source} is not whole: the layer {layer['digest']} is missing; save the image again"
             )
-    config = _blob(source, members, manifest["config"]["digest"])
-    return [_architecture(source, config)] if "rootfs" in config else []  # a statement about the image has none
+    digest = manifest["config"]["digest"]
+    config = _blob(source, members, digest)
+    return [(digest, config)] if "rootfs" in config else []  # a statement about the image has none
 
 
 def _docker_images(source: Path, members: _Members) -> list[Image]:
@@ -177,19 +186,20 @@ def _docker_images(source: Path, members: _Members) -> list[Image]:
             raise ArchiveUnusable(
                 f"{source} is not whole: {len(sums)} layers are stated, {len(entry['Layers'])} are named"
             )
-        found += [Image(full_name(tag), _architecture(source, config)) for tag in entry.get("RepoTags") or []]
+        digest = f"sha256:{members.sums[_followed(members, entry['Config'])]}"
+        found += [_image(source, full_name(tag), digest, config) for tag in entry.get("RepoTags") or []]
     if not found:
         raise ArchiveUnusable(f"{source} holds no image with a name: save it by its name, not by its id")
     return found
 
 
-def _architecture(source: Path, config: dict[str, Any]) -> str:
+def _image(source: Path, name: ImageName, digest: str, config: dict[str, Any]) -> Image:
     names = [variable.partition("=")[0] for variable in config.get("config", {}).get("Env") or []]
     if "EDGE_HOME" not in names:
         raise ArchiveUnusable(
             f"{source} holds another image than the node's: it does not set EDGE_HOME; give the archive of the node's image"
         )
-    return str(config.get("architecture", ""))
+    return Image(name, str(config.get("architecture", "")), digest, "NVIDIA_VISIBLE_DEVICES" in names)
 
 
 def _chosen(source: Path, images: list[Image], wanted: str | None) -> Image:

@@ -1,15 +1,17 @@
-"""Makes a drop-in directory for K3s machines without a network: image, chart, models, keys, checksums, three commands.
+"""Makes a drop-in directory for K3s machines without a network: image, chart, models, keys, checksums, what to do.
 
-The directory is made under another name and gets its own when it is whole. The same inputs give the same bytes.
+The directory is made under another name and gets its own when it is whole. The same inputs give the same bytes and modes,
+whatever the umask of who makes it: on the machine the node's user must be able to read them.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +20,15 @@ from edge.api.auth import KeyStore
 from edge.errors import ConfigurationError, DiskFull, EdgeError, ModelUnusable, StoreUnwritable
 from edge.k3s import chart, manifest
 from edge.k3s.archive import Image, copy_image
+from edge.k3s.readme import Stick, readme
+from edge.k3s.site import (
+    Site,
+    read_site,
+    require_gpu_said,
+    require_one_gpu_mode,
+    require_this_image,
+    require_valid,
+)
 from edge.quantities import size
 from edge.registry.digest import BLOCK_BYTES, sha256_of
 from edge.registry.durable import FULL, sync_directory
@@ -27,7 +38,9 @@ from edge.registry.space import free_bytes
 from edge.settings import NAME_PATTERN
 
 _IMAGES = Path("rootfs/var/lib/rancher/k3s/agent/images")
-_MANIFESTS = Path("rootfs/var/lib/rancher/k3s/server/manifests")
+_MANIFESTS = Path("rootfs-server/var/lib/rancher/k3s/server/manifests")
+_KEYS = Path("keys")
+"""Not among the manifests: K3s applies those anew at each start, and a key that was revoked meanwhile would be valid again."""
 _MODELS = Path("rootfs" + manifest.MODELS_PATH)
 _SUMS = "SHA256SUMS"
 
@@ -42,7 +55,8 @@ class Carried:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a bundle is made of. The first of `models` is the node's own. `keys`: a file that `edge keys` wrote."""
+    """What a bundle is made of. The first of `models` is the node's own. `keys`: a file that `edge keys` wrote. `gpu`: the
+    chart's gpu.mode. `cache_file`: K3s shall import the image once, and not at each start."""
 
     image: Path
     image_name: str | None
@@ -50,6 +64,8 @@ class Wish:
     keys: Path | None
     values: Path | None
     namespace: str
+    gpu: str | None = None
+    cache_file: bool = False
 
 
 def carried(wish: str, registry: Registry) -> Carried:
@@ -85,14 +101,15 @@ def make_bundle(wish: Wish, target: Path, observer: Observer) -> Bundle:
     """
     target = target.absolute()
     _require_new(target)
-    keys, values = _keys(wish.keys), _text(wish.values)
+    keys, site = _keys(wish.keys), read_site(wish.values) if wish.values is not None else None
+    require_one_gpu_mode(wish.gpu, site)
     _require_models(wish.models)
     _require_room(target.parent, [model.path for model in wish.models])
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         draft.mkdir()
         try:
-            bundle = _fill(draft, wish, keys, values, observer)
+            bundle = _fill(draft, wish, keys, site, observer)
             draft.replace(target)
             sync_directory(target.parent)
         except BaseException:
@@ -103,58 +120,102 @@ def make_bundle(wish: Wish, target: Path, observer: Observer) -> Bundle:
     return bundle
 
 
-def _fill(draft: Path, wish: Wish, keys: bytes | None, values: str | None, observer: Observer) -> Bundle:
+def _fill(draft: Path, wish: Wish, keys: bytes | None, site: Site | None, observer: Observer) -> Bundle:
     for directory in (_IMAGES, _MANIFESTS, Path("helm")):
         (draft / directory).mkdir(parents=True)
+    source = chart.chart_directory()
+    if site is not None:  # again with the image's part when that is known; but most mistakes need not wait for it
+        require_valid(source, [site.values], site.path)
     unnamed = draft / _IMAGES / "image.tar.zst"
     image = copy_image(wish.image, unnamed, wish.image_name, lambda done: observer.goes_on("image", done))
-    source = chart.chart_directory()
-    version = chart.chart_version(source)
-    unnamed.replace(unnamed.with_name(f"{chart.NAME}-{image.name.tag}-{image.architecture}.tar.zst"))
-    _write(draft / _IMAGES / ".cache.json", b"")
-    if wish.models:
-        (draft / _MODELS).mkdir(parents=True)
-    for model in wish.models:
-        _copy(model.path, draft / _MODELS / model.file, observer)
-    packed, computed = chart.packed(source), _values(image, wish.models)
-    _write(draft / _MANIFESTS / "edge-node.yaml", manifest.helm_chart(packed, computed, wish.namespace).encode())
-    if values is not None:
-        _write(draft / _MANIFESTS / "edge-node-values.yaml", manifest.helm_chart_config(values).encode())
-        _write(draft / "helm" / "site-values.yaml", values.encode())
+    require_gpu_said(wish.gpu, image, site)
+    if site is not None:
+        require_this_image(image, site)
+    archive = unnamed.replace(unnamed.with_name(f"{chart.NAME}-{image.name.tag}-{image.architecture}.tar.zst"))
+    if wish.cache_file:
+        _write(draft / _IMAGES / ".cache.json", b"")
+    computed = _values(wish, image, _copy_models(draft, wish.models, observer))
+    _write_chart(draft, source, computed, wish.namespace)
+    if site is not None:
+        require_valid(source, [computed, site.values], site.path)
+        _write(draft / _MANIFESTS / "edge-node-values.yaml", manifest.helm_chart_config(site.text).encode())
+        _write(draft / "helm" / "site-values.yaml", site.text.encode())
     if keys is not None:
-        _write(draft / _MANIFESTS / "edge-node-keys.yaml", manifest.keys_secret(keys, wish.namespace).encode())
-    _write(draft / "helm" / f"{chart.NAME}-{version}.tgz", packed)
-    _write(draft / "helm" / "values.yaml", manifest.yaml_map(computed).encode())
-    names = [model.file for model in wish.models]
-    text = manifest.readme(str(image.name), image.architecture, names, wish.namespace, has_keys=keys is not None)
-    _write(draft / "README.md", text.encode())
+        (draft / _KEYS).mkdir(mode=0o700)
+        _write(draft / _KEYS / "edge-node-keys.yaml", manifest.keys_secret(keys, wish.namespace).encode())
+    stick = Stick(
+        image=str(image.name),
+        architecture=image.architecture,
+        archive=archive.name,
+        models=tuple(model.file for model in wish.models),
+        namespace=wish.namespace,
+        has_keys=keys is not None,
+        has_site_values=site is not None,
+        has_cache_file=wish.cache_file,
+    )
+    _write(draft / "README.md", readme(stick).encode())
     return _sealed(draft, image)
 
 
+def _copy_models(draft: Path, models: tuple[Carried, ...], observer: Observer) -> dict[str, str]:
+    """Their sums (sha256), by their names there."""
+    if models:
+        (draft / _MODELS).mkdir(parents=True)
+    return {model.file: _copy(model.path, draft / _MODELS / model.file, observer) for model in models}
+
+
+def _write_chart(draft: Path, source: Path, computed: dict[str, Any], namespace: str) -> None:
+    """For K3s, and as it is for other clusters."""
+    packed, version = chart.packed(source), chart.chart_version(source)
+    _write(draft / _MANIFESTS / "edge-node.yaml", manifest.helm_chart(packed, computed, namespace).encode())
+    _write(draft / "helm" / f"{chart.NAME}-{version}.tgz", packed)
+    _write(draft / "helm" / "values.yaml", manifest.yaml_map(computed).encode())
+
+
 def _sealed(draft: Path, image: Image) -> Bundle:
-    """Write the checksums, of what can be read back."""
+    """Write the checksums, of what can be read back, and give everything its mode."""
     paths = sorted(path for path in draft.rglob("*") if path.is_file())
     lines = [f"{sha256_of(path)}  {path.relative_to(draft).as_posix()}\n" for path in paths]
     _write(draft / _SUMS, "".join(lines).encode())
+    for path in (draft, *draft.rglob("*")):
+        secret = path.is_relative_to(draft / _KEYS)
+        _set_mode(path, (0o700 if secret else 0o755) if path.is_dir() else (0o600 if secret else 0o644))
     for directory in sorted(path for path in draft.rglob("*") if path.is_dir()):
         sync_directory(directory)
     return Bundle(image, sum(path.stat().st_size for path in (*paths, draft / _SUMS)), len(paths) + 1)
 
 
-def _values(image: Image, models: tuple[Carried, ...]) -> dict[str, Any]:
-    """The chart's values that follow from what is on the stick."""
+def _set_mode(path: Path, mode: int) -> None:
+    """Where there are modes: FAT has none. What is copied from there gets them by the README's command."""
+    try:
+        path.chmod(mode)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            raise
+
+
+def _values(wish: Wish, image: Image, sums: Mapping[str, str]) -> dict[str, Any]:
+    """The chart's values that follow from what is on the stick.
+
+    The sums stand in the pods' annotations: with another image or model under the same name, the pods are others too, and are
+    replaced.
+    """
     values: dict[str, Any] = {
         "fullnameOverride": chart.NAME,
         "image": {"repository": image.name.repository, "tag": image.name.tag, "pullPolicy": "Never"},
         "nodeSelector": {"kubernetes.io/arch": image.architecture},
         "apiKeys": {"existingSecret": manifest.KEYS_SECRET},
+        "podAnnotations": {"checksum/image": image.config_digest},
     }
-    if models:
-        own, *further = models
-        values["model"] = {"source": "hostPath", "file": own.file, "hostPath": {"path": manifest.MODELS_PATH}}
+    if sums:
+        own, *further = sums
+        lines = "".join(f"{sums[name]}  {name}\n" for name in sums)
+        values["podAnnotations"]["checksum/models"] = hashlib.sha256(lines.encode()).hexdigest()
+        values["model"] = {"source": "hostPath", "file": own, "hostPath": {"path": manifest.MODELS_PATH}}
         if further:
-            tables = {Path(model.file).stem: {"source": f"/models/{model.file}"} for model in further}
-            values["config"] = {"models": tables}
+            values["config"] = {"models": {Path(name).stem: {"source": f"/models/{name}"} for name in further}}
+    if wish.gpu is not None:
+        values["gpu"] = {"mode": wish.gpu}
     return values
 
 
@@ -197,28 +258,21 @@ def _keys(path: Path | None) -> bytes | None:
     return path.read_bytes()
 
 
-def _text(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigurationError(f"cannot read {path}: {reason}") from None
-
-
-def _copy(source: Path, target: Path, observer: Observer) -> None:
+def _copy(source: Path, target: Path, observer: Observer) -> str:
+    """The sum of what was copied."""
     try:
         file = source.open("rb")
     except OSError as error:
         raise ModelUnusable(f"cannot read {source}: {error.strerror or error}") from None
-    done = 0
+    done, digest = 0, hashlib.sha256()
     with file, target.open("wb") as copy:
         while block := file.read(BLOCK_BYTES):
             copy.write(block)
+            digest.update(block)
             done += len(block)
             observer.goes_on(source.name, done)
         _sync(copy.fileno())
+    return digest.hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Texts of a drop-in directory: what K3s applies by itself, and what people read."""
+"""Manifests of a drop-in directory: what K3s applies by itself, and the Secret that is applied once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from edge.k3s.chart import NAME
 
 KEYS_SECRET = f"{NAME}-api-keys"
 MODELS_PATH = "/var/lib/edge-models"
+_BREAKS = {0x85: "\\N", 0x2028: "\\L", 0x2029: "\\P"}
+"""What ends a line in YAML 1.1, besides the usual ends, and how it is written in quotes."""
 _PLAIN_KEY = re.compile(r"(?!(true|false|null|yes|no|on|off|y|n)$)[a-z][A-Za-z_]*", re.IGNORECASE)
 
 
@@ -34,12 +36,20 @@ def helm_chart(chart: bytes, values: Mapping[str, Any], namespace: str) -> str:
 
 
 def helm_chart_config(values: str) -> str:
-    """What is merged over the HelmChart's values: the place for those of a site."""
+    """What is merged over the HelmChart's values: the place for those of a site. `values` is YAML, and is left as it is.
+
+    The failure policy is said here again: the resource's default (reinstall) would win over the HelmChart's. The indentation is
+    said too: a first line with blanks before it, a comment perhaps, would be taken for the measure of all others.
+    """
+    if set(values) & {chr(code) for code in _BREAKS}:
+        content = json.dumps(values, ensure_ascii=False).translate(_BREAKS)
+    else:
+        content = "|2-\n" + _indented(values, 4).rstrip("\n")
     return (
         "apiVersion: helm.cattle.io/v1\n"
         "kind: HelmChartConfig\n"
         f"metadata:\n  name: {NAME}\n  namespace: kube-system\n"
-        f"spec:\n  valuesContent: |-\n{_indented(values, 4)}"
+        f"spec:\n  failurePolicy: abort\n  valuesContent: {content}\n"
     )
 
 
@@ -70,53 +80,5 @@ def _lines(values: Mapping[str, Any], indent: str) -> list[str]:
 
 
 def _indented(text: str, by: int) -> str:
-    return "".join(" " * by + line + "\n" if line.strip() else "\n" for line in text.splitlines())
-
-
-def readme(image: str, architecture: str, models: list[str], namespace: str, *, has_keys: bool) -> str:
-    """What to do with the stick."""
-    keys = (
-        "The API keys' hashes are on the stick, in `server/manifests/edge-node-keys.yaml`."
-        if has_keys
-        else f"""Before the node can start it needs API keys, which are not on the stick:
-
-    edge --home ./keys keys create robot-7
-    sudo k3s kubectl create namespace {namespace} --dry-run=client -o yaml | sudo k3s kubectl apply -f -
-    sudo k3s kubectl --namespace {namespace} create secret generic {KEYS_SECRET} --from-file=./keys/keys.json
-
-Until then its pod waits."""
-    )
-    served = "".join(f"- {name}\n" for name in models) or "- the built-in one\n"
-    return f"""# edge on K3s, without a network
-
-For machines of the kind {architecture} with K3s 1.28 or newer. On the machine, in this directory:
-
-    sha256sum --check --quiet SHA256SUMS
-    sudo cp -r --no-target-directory rootfs /
-    sudo systemctl restart k3s
-
-On a machine that is only an agent, copy `rootfs/var/lib/rancher/k3s/agent` and, if there is one, `rootfs{MODELS_PATH}` instead
-of all, and restart `k3s-agent`: what to run comes from its server.
-
-{keys}
-
-Then:
-
-    sudo k3s kubectl --namespace {namespace} rollout status daemonset/{NAME}
-
-## What is here
-
-Image: {image}
-
-Models:
-{served}
-`rootfs/var/lib/rancher/k3s/server/manifests` is applied by K3s whenever it changes. Values of your own belong into a file
-beside it, `edge-node-values.yaml`, with a HelmChartConfig named {NAME} in kube-system: a new bundle leaves it alone unless it
-brings one.
-
-`.cache.json` beside the image has K3s import it once and not at each start. If the image was removed from the machine by hand,
-`sudo truncate --size 0 /var/lib/rancher/k3s/agent/images/.cache.json` and a restart bring it back.
-
-For other clusters, MicroK8s among them, `helm/` has the chart and the same values; the image is imported with
-`zstd --decompress --stdout IMAGE.tar.zst | microk8s ctr images import -`.
-"""
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return "".join(" " * by + line + "\n" if line.strip() else "\n" for line in lines)

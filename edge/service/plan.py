@@ -134,8 +134,8 @@ def _require_runnable(machine: Machine) -> None:
         if any(path.is_relative_to(hidden) for hidden in _HIDDEN):
             raise ConfigurationError(
                 f"the service would not see {path}: install edge where every user can read it, with a Python of the system's, "
-                "such as `/usr/bin/python3 -m venv /opt/edge && /opt/edge/bin/pip install edge-node`, and run "
-                "`/opt/edge/bin/edge install --systemd`"
+                "such as `/usr/bin/python3 -m venv /opt/edge`, then `/opt/edge/bin/pip install .` in the checkout "
+                "(docs/install/systemd.md), and run `/opt/edge/bin/edge install --systemd`"
             )
     if not machine.executable_exists:
         raise ConfigurationError(

@@ -34,8 +34,9 @@ Description=edge inference node
 # Not after network-online.target: the node serves with everything upstream unreachable. After the driver's own service, since
 # DeviceAllow= below is resolved when the service starts.
 After=network.target nvidia-persistenced.service
-StartLimitIntervalSec=10min
-StartLimitBurst=10
+# No number of failed starts is the last one: nobody stands beside the box to start it again when the memory is there after all,
+# or the port is free.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
@@ -50,14 +51,15 @@ StateDirectoryMode=0700
 WorkingDirectory={STATE}
 UMask=0077
 
-# While a model is loaded the node asks for more time by itself. Stopping: server.drain_timeout_s, and the engines' end.
+# The node asks for more time by itself: while a model is loaded, and at its end for what its settings allow
+# (server.drain_timeout_s, then writing cache.kept_mib to the disk). This much it has without asking.
 TimeoutStartSec=120
-TimeoutStopSec=60
+TimeoutStopSec=90
 WatchdogSec=30
 # The node ends its engines itself; what is left after the time is killed with the rest.
 KillMode=mixed
 Restart=always
-RestartSec=2
+RestartSec=10
 # Wrong settings do not get better by trying again.
 RestartPreventExitStatus=2 78
 # An engine that is killed for want of memory is started again, smaller; the node stays.

@@ -135,12 +135,13 @@ def test_the_service_manager_hears_of_each_stage(home: Path, tmp_path: Path) -> 
         heard: list[str] = []
 
         def listen() -> None:
-            while not heard or "STOPPING=1" not in heard[-1]:
+            while not heard or "STATUS=ending" not in heard[-1]:
                 heard.append(manager.recv(4096).decode())
 
         listener = threading.Thread(target=listen)
         listener.start()
-        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        kept = {"EDGE_CACHE__KEPT_MIB": "1000", "EDGE_SERVER__DRAIN_TIMEOUT_S": "7"}
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000", **kept}
         with running(home, **env) as node:
             node.process.send_signal(signal.SIGTERM)
             assert node.process.wait(30) == 0
@@ -150,6 +151,12 @@ def test_the_service_manager_hears_of_each_stage(home: Path, tmp_path: Path) -> 
     assert "READY=1\nSTATUS=serving edge-builtin" in heard
     last_sign_of_life = len(kinds) - 1 - kinds[::-1].index("WATCHDOG")
     assert kinds.index("READY") < last_sign_of_life and kinds.index("READY") < kinds.index("STOPPING")
+    asked = [
+        int(message.partition("EXTEND_TIMEOUT_USEC=")[2]) / 1e6
+        for message in (heard[kinds.index("STOPPING")], heard[-1])
+    ]
+    kept_s = (1000 << 20) / 10e6  # what the engine is given to write that much
+    assert asked[0] >= 7 + kept_s and asked[1] >= kept_s and asked[0] - asked[1] == 7
 
 
 def test_keys_are_created_checked_listed_and_revoked(home: Path, run_edge: RunEdge) -> None:

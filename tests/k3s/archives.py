@@ -53,9 +53,12 @@ class Contents:
         return path
 
 
-def config(arch: str = "amd64", env: tuple[str, ...] = ("EDGE_HOME=/var/lib/edge",)) -> dict[str, Any]:
+def config(
+    arch: str = "amd64", env: tuple[str, ...] = ("EDGE_HOME=/var/lib/edge",), created: str = "1970-01-01T00:00:00Z"
+) -> dict[str, Any]:
     """An image's configuration."""
     return {
+        "created": created,
         "architecture": arch,
         "os": "linux",
         "config": {"Env": list(env), "Entrypoint": ["edge"]},
@@ -97,12 +100,16 @@ class Oci(Contents):
 class Docker(Contents):
     """As `podman save --format docker-archive` writes it."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, described: dict[str, Any] | None = None) -> None:
         super().__init__()
         layer = _layer()
         self.layer = f"{sha(layer)}.tar"
-        described = json.dumps(config()).encode()
-        self.files = {self.layer: layer, f"{sha(described)}.json": described}
+        described_bytes = json.dumps(described or config()).encode()
+        self.files = {self.layer: layer, f"{sha(described_bytes)}.json": described_bytes}
         self.links = {"old/layer.tar": f"../{self.layer}"}
-        entry = {"Config": f"{sha(described)}.json", "RepoTags": list(names or (NAME,)), "Layers": ["old/layer.tar"]}
+        entry = {
+            "Config": f"{sha(described_bytes)}.json",
+            "RepoTags": list(names or (NAME,)),
+            "Layers": ["old/layer.tar"],
+        }
         self.files["manifest.json"] = json.dumps([entry]).encode()

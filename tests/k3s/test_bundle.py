@@ -28,7 +28,7 @@ from tests.conftest import RunEdge
 from tests.k3s.archives import NAME, Contents, Docker, Oci, config
 
 IMAGES = "rootfs/var/lib/rancher/k3s/agent/images"
-MANIFESTS = "rootfs/var/lib/rancher/k3s/server/manifests"
+MANIFESTS = "rootfs-server/var/lib/rancher/k3s/server/manifests"
 NEWEST = VERSIONS[-1]
 
 
@@ -71,10 +71,7 @@ def helm_chart(directory: Path) -> dict[str, Any]:
 def test_an_archive_becomes_an_import_of_k3s(tmp_path: Path, archive: Contents, packing: str) -> None:
     made = make(tmp_path / "b", archive.write(tmp_path / f"image{packing}"))
     assert (str(made.image.name), made.image.architecture) == (NAME, "amd64")
-    assert {path.name for path in (tmp_path / "b" / IMAGES).iterdir()} == {
-        ".cache.json",
-        "edge-node-0.1.0-amd64.tar.zst",
-    }
+    assert os.listdir(tmp_path / "b" / IMAGES) == ["edge-node-0.1.0-amd64.tar.zst"]
     with image_in(tmp_path / "b") as tar:
         found = {entry.name: entry for entry in tar}
         for name, data in archive.files.items():
@@ -138,7 +135,7 @@ def test_keys_and_the_sites_values_come_along(tmp_path: Path, run_edge: RunEdge,
     site = tmp_path / "site.yaml"
     site.write_text("hostPort: 8080\n\nconfig:\n  engine:\n    slots: 2  # few\n")
     make(tmp_path / "b", Oci().write(tmp_path / "i.tar"), keys=home / "keys.json", values=site, namespace="plant")
-    namespace, kept = yaml.safe_load_all((tmp_path / "b" / MANIFESTS / "edge-node-keys.yaml").read_text())
+    namespace, kept = yaml.safe_load_all((tmp_path / "b" / "keys" / "edge-node-keys.yaml").read_text())
     assert not faults(namespace, NEWEST) and not faults(kept, NEWEST)
     assert namespace["metadata"]["name"] == kept["metadata"]["namespace"] == "plant"
     assert base64.b64decode(kept["data"]["keys.json"]) == (home / "keys.json").read_bytes()
@@ -147,6 +144,7 @@ def test_keys_and_the_sites_values_come_along(tmp_path: Path, run_edge: RunEdge,
     assert not faults(override, NEWEST)
     chart = helm_chart(tmp_path / "b")
     assert override["metadata"] == chart["metadata"], "K3s finds what belongs together by the name"
+    assert override["spec"]["failurePolicy"] == "abort", "the resource's default would win over the HelmChart's"
     layers = [tmp_path / "bundle.yaml", tmp_path / "over.yaml"]
     for path, found in zip(layers, (chart, override), strict=True):
         path.write_text(found["spec"]["valuesContent"])
@@ -155,25 +153,130 @@ def test_keys_and_the_sites_values_come_along(tmp_path: Path, run_edge: RunEdge,
     assert kept["metadata"]["name"] in str(pod_of(objects)["volumes"])
 
 
-def test_the_three_commands_do_what_they_say(tmp_path: Path, tiny_gguf: Path) -> None:
-    made = make(tmp_path / "b", Oci().write(tmp_path / "i.tar"), tiny_gguf)
-    lines = [line.strip() for line in (tmp_path / "b" / "README.md").read_text().splitlines() if line[:4] == "    "]
-    check, copy, restart = lines[:3]
-    assert restart == "sudo systemctl restart k3s"
-    assert subprocess.run(check, shell=True, cwd=tmp_path / "b", check=False).returncode == 0
-    (tmp_path / "machine").mkdir()
-    onto = copy.removeprefix("sudo ").removesuffix("/") + str(tmp_path / "machine")
-    subprocess.run(onto, shell=True, cwd=tmp_path / "b", check=True)
-    there = contents(tmp_path / "machine")
-    assert set(there) == {
+def commands(directory: Path) -> list[str]:
+    """Those that the stick's README gives, in order."""
+    return [line.strip() for line in (directory / "README.md").read_text().splitlines() if line[:4] == "    "]
+
+
+def on_machine(command: str, machine: Path, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of the README as it stands, but for sudo and for the machine's root, which is a directory here."""
+    there = command.replace("sudo ", "").replace(" /var/", f" {machine}/var/").replace(" /'", f" {machine}'")
+    return subprocess.run(there, shell=True, cwd=directory, capture_output=True, text=True, check=False)
+
+
+def test_what_the_readme_says_installs_it(tmp_path: Path, tiny_gguf: Path, home: Path, run_edge: RunEdge) -> None:
+    run_edge("keys", "create", "robot-7")
+    made = make(tmp_path / "b", Oci().write(tmp_path / "i.tar"), tiny_gguf, keys=home / "keys.json")
+    check, machines, restart, keys, server, status, *_ = commands(tmp_path / "b")
+    assert (restart, keys) == ("sudo systemctl restart k3s", "sudo k3s kubectl apply -f keys/edge-node-keys.yaml")
+    assert status.startswith("sudo k3s kubectl --namespace edge rollout status daemonset/edge-node")
+    machine = tmp_path / "machine"
+    machine.mkdir()
+    assert on_machine(check, machine, tmp_path / "b").returncode == 0
+    assert on_machine(machines, machine, tmp_path / "b").returncode == 0
+    everywhere = {
         "var/lib/edge-models/tiny.gguf",
-        "var/lib/rancher/k3s/agent/images/.cache.json",
         "var/lib/rancher/k3s/agent/images/edge-node-0.1.0-amd64.tar.zst",
-        "var/lib/rancher/k3s/server/manifests/edge-node.yaml",
     }
+    assert set(contents(machine)) == everywhere, "an agent has nothing else to apply"
+    assert on_machine(server, machine, tmp_path / "b").returncode == 0
+    applied_at_each_start = {"var/lib/rancher/k3s/server/manifests/edge-node.yaml"}
+    assert set(contents(machine)) == everywhere | applied_at_each_start, "no Secret: revoked keys would come back"
     assert made.files == len(contents(tmp_path / "b"))
     (tmp_path / "b" / "helm" / "values.yaml").write_text("changed")
-    assert subprocess.run(check, shell=True, cwd=tmp_path / "b", capture_output=True, check=False).returncode == 1
+    assert on_machine(check, machine, tmp_path / "b").returncode == 1
+
+
+def test_a_second_stick_replaces_what_is_mapped_and_its_readme_removes_what_is_old(
+    tmp_path: Path, tiny_gguf: Path
+) -> None:
+    machine = tmp_path / "machine"
+    machine.mkdir()
+    for name, version, models in (("one", "1", (tiny_gguf,)), ("two", "2", (tiny_gguf,))):
+        image = Oci(f"registry.example/edge-node:{version}").write(tmp_path / f"{name}.tar")
+        make(tmp_path / name, image, *models)
+        _, machines, *_ = commands(tmp_path / name)
+        running = machine / "var/lib/edge-models/tiny.gguf"
+        before = running.open("rb") if running.exists() else None
+        assert on_machine(machines, machine, tmp_path / name).returncode == 0
+        if before is not None:
+            with before:
+                assert os.fstat(before.fileno()).st_nlink == 0, "what a running node has mapped was written into"
+    (machine / "var/lib/edge-models/old.gguf").touch()
+    (machine / "var/lib/rancher/k3s/agent/images/k3s-airgap-images.tar.zst").touch()
+    *_, archives, models_left = commands(tmp_path / "two")
+    assert on_machine(archives, machine, tmp_path / "two").returncode == 0
+    images = sorted(os.listdir(machine / "var/lib/rancher/k3s/agent/images"))
+    assert images == ["edge-node-2-amd64.tar.zst", "k3s-airgap-images.tar.zst"]
+    shown = on_machine(models_left, machine, tmp_path / "two").stdout
+    assert shown == f"{machine}/var/lib/edge-models/old.gguf\n"
+
+
+@pytest.mark.parametrize("described", ["oci", "docker"])
+def test_another_image_or_model_under_the_same_name_is_another_pod(
+    tmp_path: Path, tiny_gguf: Path, described: str
+) -> None:
+    def template(target: str, created: str, model: bytes) -> Any:
+        file = tmp_path / "m.gguf"
+        file.write_bytes(model)
+        one = config(created=created)
+        archive = Oci(configs=(one,)) if described == "oci" else Docker(described=one)
+        make(tmp_path / target, archive.write(tmp_path / "i.tar"), file)
+        values = yaml.safe_load(helm_chart(tmp_path / target)["spec"]["valuesContent"])
+        objects = render(NEWEST, values, release="edge-node")
+        return next(one["spec"]["template"] for one in objects if one["kind"] == "DaemonSet")
+
+    model = tiny_gguf.read_bytes()
+    first = template("a", "2026-01-01T00:00:00Z", model)
+    assert template("b", "2026-01-01T00:00:00Z", model) == first
+    image = template("c", "2026-01-02T00:00:00Z", model)
+    weights = template("d", "2026-01-01T00:00:00Z", model[:-1] + bytes([model[-1] ^ 1]))
+    assert image["spec"] == weights["spec"] == first["spec"], "the names say nothing"
+    assert image["metadata"] != first["metadata"] != weights["metadata"]
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_the_nodes_user_can_read_it_whoever_made_it(
+    tmp_path: Path, tiny_gguf: Path, home: Path, run_edge: RunEdge, umask: int
+) -> None:
+    run_edge("keys", "create", "robot-7")
+    image = Oci().write(tmp_path / "i.tar")
+    before = os.umask(umask)
+    try:
+        make(tmp_path / "b", image, tiny_gguf, keys=home / "keys.json", cache_file=True)
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path / "b"): path.stat().st_mode & 0o777 for path in (tmp_path / "b").rglob("*")}
+    for path, mode in modes.items():
+        closed = path.parts[0] == "keys"
+        directory = (tmp_path / "b" / path).is_dir()
+        assert mode == (0o700 if closed else 0o755) if directory else (0o600 if closed else 0o644), path
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o755
+
+
+def test_the_machines_umask_and_the_sticks_modes_do_not_matter_to_the_copy(tmp_path: Path, tiny_gguf: Path) -> None:
+    make(tmp_path / "b", Oci().write(tmp_path / "i.tar"), tiny_gguf)
+    for path in (tmp_path / "b" / "rootfs").rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)  # as a stick may be mounted
+    machine = tmp_path / "machine"
+    (machine / "var").mkdir(parents=True)
+    (machine / "var").chmod(0o711)
+    before = os.umask(0o077)
+    try:
+        done = on_machine(commands(tmp_path / "b")[1], machine, tmp_path / "b")
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    assert (machine / "var").stat().st_mode & 0o777 == 0o711, "what is the machine's stays as it is"
+    assert (machine / "var/lib/edge-models").stat().st_mode & 0o777 == 0o755
+    assert (machine / "var/lib/edge-models/tiny.gguf").stat().st_mode & 0o777 == 0o644
+
+
+def test_k3ss_cache_file_comes_only_when_asked_for(tmp_path: Path) -> None:
+    image = Oci().write(tmp_path / "i.tar")
+    make(tmp_path / "b", image, cache_file=True)
+    assert (tmp_path / "b" / IMAGES / ".cache.json").read_bytes() == b""
+    assert "K3s from before\nJuly 2026" in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_the_packed_chart_is_the_same_each_time_and_without_times() -> None:
@@ -376,11 +479,127 @@ def _sparse_petabytes(directory: Path) -> bool:
     return True
 
 
+# --- values of the site, and GPUs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "  hostPort: 8080\n  config:\n    engine:\n      slots: 2\n",
+        "    # ours\nhostPort: 8080\nconfig: {engine: {slots: 2}}",
+        "\ufeffhostPort: 8080\r\nconfig:\r\n  engine:\r\n    slots: 2\r\n",
+        "---\n\n\nhostPort: 8080\n\nconfig: {engine: {slots: 2}}\n...\n",
+        "hostPort: 8080 # \u2028# \U0001f916 \x85\nconfig: {engine: {slots: 2}}\n",
+    ],
+    ids=["indented", "indented-comment", "windows", "document", "odd-breaks"],
+)
+def test_values_arrive_as_they_were_meant(tmp_path: Path, text: str) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_bytes(text.encode())
+    make(tmp_path / "b", Oci().write(tmp_path / "i.tar"), values=site)
+    found = yaml.safe_load((tmp_path / "b" / MANIFESTS / "edge-node-values.yaml").read_text("utf-8"))
+    assert not faults(found, NEWEST) and found["spec"]["failurePolicy"] == "abort"
+    wanted = {"hostPort": 8080, "config": {"engine": {"slots": 2}}}
+    assert yaml.safe_load(found["spec"]["valuesContent"]) == wanted
+    assert yaml.safe_load((tmp_path / "b" / "helm" / "site-values.yaml").read_text("utf-8")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1, 2\nb: 3\n", r"site.yaml, line 2, is not YAML: expected"),
+        ("a:\n\t- 1\n", r"site.yaml, line 2, is not YAML: .*cannot start any token"),
+        ("a: 1\n---\nb: 2\n", r"is not YAML: .*another document"),
+        ("hostPort: 1\nhostPort: 2\n", r"line 1, is not YAML: hostPort stands there twice"),
+        ("- hostPort\n", r"site.yaml is no map of values"),
+        ("hostport: 8080\n", r"site.yaml will not do for the chart: the values: .*'hostport' was unexpected"),
+        ("config: {slo: {ttft: 5}}\n", r"config.slo: .*'ttft' was unexpected"),
+        ("hostPort: '8080'\n", r"hostPort: '8080' is not of type 'integer'"),
+        ("nodeSelector: {a: 2026-01-01, b: 1}\n", r"nodeSelector.b: 1 is not of type 'string'"),
+        ("model: {file: no}\n", r"model.file: False is not of type 'string'"),
+        ('model: {file: "m.bin"}\n', r"model.file: 'm.bin' does not match"),
+        ("\x00", r"is not YAML: .*special characters are not allowed"),
+    ],
+)
+def test_values_that_the_chart_would_refuse_are_refused_here(tmp_path: Path, text: str, said: str) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text(text)
+    with pytest.raises(ConfigurationError, match=said):
+        make(tmp_path / "b", Oci().write(tmp_path / "i.tar"), values=site)
+    assert sorted(os.listdir(tmp_path)) == ["i.tar", "site.yaml"]
+
+
+def test_every_example_is_accepted_as_values_of_a_site(tmp_path: Path) -> None:
+    image = Oci().write(tmp_path / "i.tar")
+    examples = sorted((CHART.parent / "examples").glob("*.yaml"))
+    assert len(examples) >= 10
+    for example in examples:
+        values = yaml.safe_load(example.read_text())
+        site = tmp_path / example.name
+        site.write_text(yaml.safe_dump({name: value for name, value in values.items() if name != "image"}))
+        make(tmp_path / example.stem, image, values=site)
+
+
+def test_values_that_ask_for_an_image_that_is_not_on_the_stick_are_refused(tmp_path: Path) -> None:
+    image = Oci().write(tmp_path / "i.tar")
+    site = tmp_path / "site.yaml"
+    for given in ("tag: 0.2.0", "repository: r.example/other", f"digest: sha256:{'a' * 64}"):
+        site.write_text(f"image: {{{given}}}\n")
+        with pytest.raises(ConfigurationError, match=r"image\.\w+ in .*site.yaml says .*, and the stick brings"):
+            make(tmp_path / "b", image, values=site)
+    for given in (NAME.partition(":")[2], "0.2.0, pullPolicy: IfNotPresent"):
+        site.write_text(f"image: {{tag: {given}}}\n")
+        make(tmp_path / given, image, values=site)
+
+
+FOR_GPUS = config(env=("EDGE_HOME=/var/lib/edge", "NVIDIA_VISIBLE_DEVICES=all"))
+
+
+def test_an_image_for_gpus_needs_a_word_on_how_pods_get_one(tmp_path: Path) -> None:
+    image = Oci(configs=(FOR_GPUS,)).write(tmp_path / "i.tar")
+    site = tmp_path / "site.yaml"
+    site.write_text("gpu: {mode: mig, mig: {profile: 1g.5gb}}\n")
+    other = tmp_path / "other.yaml"
+    other.write_text("hostPort: 8080\n")
+    for values in (None, other):
+        with pytest.raises(ConfigurationError, match=r"is made for GPUs, and nothing says .*give --gpu runtimeOnly"):
+            make(tmp_path / "b", image, values=values)
+        assert not (tmp_path / "b").exists()
+    with pytest.raises(ConfigurationError, match=r"--gpu says none, and gpu.mode in .*site.yaml says mig"):
+        make(tmp_path / "b", image, values=site, gpu="none")
+    make(tmp_path / "by-values", image, values=site)
+    for mode in ("none", "devicePlugin", "runtimeOnly"):
+        make(tmp_path / mode, image, gpu=mode)
+        values = yaml.safe_load(helm_chart(tmp_path / mode)["spec"]["valuesContent"])
+        container = pod_of(render(NEWEST, values, release="edge-node"))["containers"][0]
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (mode == "devicePlugin")
+        assert any(one["name"] == "NVIDIA_VISIBLE_DEVICES" for one in container["env"]) == (mode == "runtimeOnly")
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "yaml.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'yaml'\", name='yaml')\n"
+    )
+    (tmp_path / "site.yaml").write_text("hostPort: 8080\n")
+    code = f"""import sys; sys.path.insert(0, {str(tmp_path / "without")!r})
+from pathlib import Path
+from edge.errors import ConfigurationError
+from edge.k3s.site import read_site
+try: read_site(Path({str(tmp_path / "site.yaml")!r}))
+except ConfigurationError as error: print(error.message)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "needs the package yaml: pip install 'edge-node[bundle]'" in done.stdout
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
 def test_the_command_says_what_it_made_and_what_is_missing(tmp_path: Path, run_edge: RunEdge) -> None:
     image = Oci().write(tmp_path / "i.tar")
     done = run_edge("k3s", "bundle", "--image", str(image), "--to", str(tmp_path / "my stick"))
     assert done.returncode == 0
-    assert f"is made: {NAME} for amd64, 7 files" in done.stdout and f"cd '{tmp_path}/my stick'" in done.stdout
+    assert f"is made: {NAME} for amd64, 6 files" in done.stdout and f"cd '{tmp_path}/my stick'" in done.stdout
     assert "it has no API keys" in done.stderr
     again = run_edge("k3s", "bundle", "--image", str(image), "--to", str(tmp_path / "my stick"))
     assert again.returncode == 78 and "exists already; remove it" in again.stderr

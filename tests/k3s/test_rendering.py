@@ -363,3 +363,11 @@ data: {text: {{ include (print $.Template.BasePath "/NOTES.txt") . | quote }}}
         NEWEST, {"workload": {"kind": "Deployment"}, "state": {"kind": "emptyDir"}, "tls": {"existingSecret": "c"}}
     )
     assert "lost with the pod" in loose and "https://" in loose
+    assert "server/manifests" in plain, "where the Secret must not lie"
+    assert "From outside" not in plain
+    fixed = notes(NEWEST, {"service": {"type": "NodePort", "nodePort": 30880}})
+    assert "http://MACHINE:30880/v1" in fixed
+    chosen = notes(NEWEST, {"service": {"type": "NodePort"}, "hostPort": 8080})
+    assert "{.spec.ports[0].nodePort}" in chosen and "http://MACHINE:8080/v1" in chosen
+    balanced = notes(NEWEST, {"service": {"type": "LoadBalancer", "port": 80}})
+    assert "http://ADDRESS:80/v1" in balanced and "NodePort" not in balanced

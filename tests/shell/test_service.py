@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from edge.errors import ConfigurationError
+from edge.cli import EXIT_CONFIGURATION, EXIT_USAGE
+from edge.engine.child import longest_end_s
+from edge.errors import ConfigurationError, DoesNotFit
+from edge.listener import PortBusy
 from edge.service.install import carry_out, examine
 from edge.service.plan import Machine, MakeState, RemoveFile, Run, WriteFile, install_steps, require, uninstall_steps
 from edge.service.unit import ENVIRONMENT, ENVIRONMENT_TEXT, STATE, UNIT, USERS, USERS_TEXT, unit_text
+from edge.settings import Settings
 from tests.conftest import RunEdge
 
 EDGE = Path("/opt/edge/bin/edge")
@@ -261,6 +265,25 @@ def test_systemd_finds_nothing_wrong_with_the_unit(unit: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_unattended_box_never_stays_failed_for_want_of_memory_or_a_port(unit: Path) -> None:
+    section, said = "", {}
+    for line in unit.read_text().splitlines():
+        if line.startswith("["):
+            section = line
+        elif not line.startswith("#") and "=" in line:
+            name, _, value = line.partition("=")
+            said[section, name] = value
+    assert said["[Unit]", "StartLimitIntervalSec"] == "0", "no number of starts is too many"
+    assert said["[Service]", "Restart"] == "always" and int(said["[Service]", "RestartSec"]) >= 5
+    exits = {EXIT_USAGE, EXIT_CONFIGURATION}
+    assert {int(code) for code in said["[Service]", "RestartPreventExitStatus"].split()} == exits
+    for error in (PortBusy, DoesNotFit):
+        assert not issubclass(error, ConfigurationError), "it would end with 78, and not be tried again"
+    defaults = Settings()
+    least_s = defaults.server.drain_timeout_s + longest_end_s(defaults.cache.kept_mib << 20)
+    assert int(said["[Service]", "TimeoutStopSec"]) > least_s + 30
 
 
 def test_the_unit_lets_background_engines_step_back_behind_others(unit: Path) -> None:

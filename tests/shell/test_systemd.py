@@ -24,17 +24,17 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
 
 def test_each_change_is_one_datagram(manager: socket.socket) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()}, PID)
-    notifier.starting("reading the weights", 20)
+    notifier.busy("reading the weights", 20)
     notifier.ready("serving tiny")
     notifier.alive()
     notifier.status("engine down: killed\nby signal 9")
-    notifier.stopping("draining")
+    notifier.stopping("draining", 61.5)
     assert [manager.recv(512) for _ in range(5)] == [
         b"STATUS=reading the weights\nEXTEND_TIMEOUT_USEC=20000000",
         b"READY=1\nSTATUS=serving tiny",
         b"WATCHDOG=1",
         b"STATUS=engine down: killed by signal 9",
-        b"STOPPING=1\nSTATUS=draining",
+        b"STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC=61500000",
     ]
 
 
