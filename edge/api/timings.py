@@ -14,8 +14,7 @@ from typing import Protocol
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-
-from edge.api.exposition import go_float
+from prometheus_client.utils import floatToGoString
 
 _BATCH = 64
 
@@ -72,7 +71,7 @@ class Timings(Collector):
 
     def __init__(self, name: str, text: str, bounds: Sequence[float], label: str = "") -> None:
         self._name, self._text, self._bounds, self._label = name, text, tuple(map(float, bounds)), label
-        self._edges = [go_float(bound) for bound in (*self._bounds, float("inf"))]
+        self._edges = [floatToGoString(bound) for bound in (*self._bounds, float("inf"))]  # type: ignore[no-untyped-call]
         self._series: dict[str, Buckets] = {}
         if not label:
             self.of("")
