@@ -28,7 +28,7 @@ from edge.errors import ConfigurationError
 from edge.fitting import Fitter, wishes_of
 from edge.fleet.central import Central, FleetLimits
 from edge.fleet.upstreams import read_upstreams
-from edge.listener import bind, http_server, is_loopback, require_tls_files, url
+from edge.listener import bind, http_server, is_loopback, raise_file_limit, require_tls_files, url
 from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
 from edge.logs import start_logging
 from edge.machine import resident_bytes
@@ -97,6 +97,7 @@ def serve(effective: Effective, observer: StartObserver) -> None:
         "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
     )  # devices have the numbers that the management library gives them
     start_logging(settings.log.level, settings.log.format)
+    raise_file_limit(settings.server.max_connections)
     require_tls_files(settings.server)
     listener = bind(settings.server)  # before anything that takes long: a busy port is noticed at once
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
