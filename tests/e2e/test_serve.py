@@ -20,6 +20,8 @@ import trustme
 
 from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, start_node, stop_node
+from tests.fleet.upstream import Upstream
+from tests.fleet.upstream import running as upstream_running
 
 LONG = {"prompt": "pump 3", "max_tokens": 1500, "stream": True, "ignore_eos": True}
 
@@ -67,14 +69,32 @@ def test_the_curl_line_that_it_prints_works(node: RunningNode) -> None:
     assert answer.json()["choices"][0]["message"]["content"]
 
 
-def test_live_and_ready_answer_while_the_model_is_loading(home: Path) -> None:
-    """The socket is bound first; an engine that is not there yet is a reason, not a refused connection."""
+@pytest.fixture
+def central() -> Iterator[Upstream]:
+    with upstream_running(Upstream()) as upstream:
+        yield upstream
+
+
+def test_live_and_ready_answer_while_the_model_is_loading(home: Path, central: Upstream) -> None:
+    """The socket is bound first; an engine that is not there yet is a reason, not a refused connection. A fleet is none for being
+    ready: only who has answered once himself may be replaced by it."""
     seen: set[tuple[int, int]] = set()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with subprocess.Popen(
-        [sys.executable, "-m", "edge", "--home", str(home), "serve", "--port", str(port)],
+        [
+            sys.executable,
+            "-m",
+            "edge",
+            "--home",
+            str(home),
+            "serve",
+            "--port",
+            str(port),
+            "--set",
+            f"fleet.url={central.url}",
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
@@ -87,6 +107,8 @@ def test_live_and_ready_answer_while_the_model_is_loading(home: Path) -> None:
                     seen.add((live.status_code, ready.status_code))
                     if ready.status_code != httpx.codes.OK:
                         assert ready.json()["code"] == "loading"
+                    else:
+                        assert ready.json()["by"] == "node"
         finally:
             process.terminate()
         assert process.wait(30) == 0

@@ -164,6 +164,25 @@ def test_health_says_why_a_node_takes_no_requests(run_edge: RunEdge) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "not ready: the node is stopping\n")
 
 
+class _ByTheFleet(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"status": "ok", "by": "fleet", "code": "engine_down", "reason": "down: killed"}')
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is written."""
+
+
+def test_health_says_that_the_fleet_answers_in_the_nodes_place(run_edge: RunEdge) -> None:
+    with HTTPServer(("127.0.0.1", 0), _ByTheFleet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = run_edge("health", "--url", f"127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "ready by the fleet alone, its own model is not: down: killed\n"
+
+
 def test_health_says_that_nothing_answers(run_edge: RunEdge) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
