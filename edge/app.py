@@ -40,6 +40,7 @@ from edge.quiet import settle_collector, yield_soon
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.residency import Fitted, Pool, PoolLimits
 from edge.settings import Settings
+from edge.sole import sole_node
 from edge.systemd import Notifier
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,12 @@ def serve(effective: Effective, observer: StartObserver) -> None:
     start_logging(settings.log.level, settings.log.format)
     raise_file_limit(settings.server.max_connections)
     require_tls_files(settings.server)
+    with sole_node(effective.home):
+        _serve(effective, observer)
+
+
+def _serve(effective: Effective, observer: StartObserver) -> None:
+    settings = effective.settings
     listener = bind(settings.server)  # before anything that takes long: a busy port is noticed at once
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
     model = registry.resolve(settings.model.name, observer.checking)
@@ -107,6 +114,7 @@ def serve(effective: Effective, observer: StartObserver) -> None:
         runner.run(node.run())
     if node.begin_again:
         listener.close()
+        # Port and lock are let go of by that: the node that begins takes them as any other does.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -28,8 +28,8 @@ _CERTIFICATE_REQUEST = 13
 def command(url: str | None, live: bool) -> int:
     """Say in one line whether a node would take a request now. Needs no API key.
 
-    Ends with 1 if it would not. If its own model does not answer and the fleet does, it takes requests, and the line says so. A node
-    that asks for client certificates can be asked by nobody without one: that it does so is all that is looked at then.
+    Ends with 1 if it would not. If its own model does not answer and the fleet does, it takes requests, and the line says so. A
+    node that asks for client certificates can be asked by nobody without one: that it does so is all that is looked at then.
     """
     base = node_url(url)
     try:

@@ -134,6 +134,21 @@ def test_sigterm_lets_a_stream_finish_and_refuses_new_work(home: Path) -> None:
         assert node.process.wait(30) == 0
 
 
+def test_a_second_node_on_one_home_is_refused_until_the_first_is_gone_however(home: Path, run_edge: RunEdge) -> None:
+    with running(home) as node:
+        second = run_edge("serve", "--port", "0")
+        assert (second.returncode, second.stderr) == (
+            1,
+            f"edge: another node runs on {home} already (process {node.process.pid}); stop it, or give this one a directory of "
+            "its own: edge --home DIRECTORY serve\n",
+        )
+        assert run_edge("models", "list").returncode == run_edge("health", "--url", node.base_url).returncode == 0
+        node.process.kill()
+        node.process.wait(30)
+        with running(home) as again:
+            assert again.process.poll() is None
+
+
 def test_a_second_signal_ends_it_at_once(home: Path) -> None:
     with running(home) as node, httpx.Client(trust_env=False, timeout=60) as client:
         model = model_of(node, client)
