@@ -42,6 +42,7 @@ from edge.residency import Fitted, Pool, PoolLimits
 from edge.settings import Settings
 from edge.sole import sole_node
 from edge.systemd import Notifier
+from edge.tlsfiles import TlsFiles
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +149,9 @@ class Node:
         if self._telemetry is not None:
             front.metrics.listeners.append(self._telemetry.latencies.observe)
         self._server = http_server(build_application(front, __version__), settings.server)
+        self._tls = self._tls_files()
+        if self._tls is not None:
+            front.metrics.registry.register(self._tls)
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
         self.begin_again = False
         """The fleet asked for a start with the settings as they are by then."""
@@ -201,6 +205,12 @@ class Node:
             identity=self._keeper,
         )
 
+    def _tls_files(self) -> TlsFiles | None:
+        server, context = self._settings.server, self._server.config.ssl
+        if context is None or server.tls_cert is None or server.tls_key is None:
+            return None
+        return TlsFiles(context, server.tls_cert, server.tls_key, server.tls_client_ca)
+
     def _mode(self) -> Mode:
         mode = self._settings.admission.mode
         if mode == "fleet" and self._fleet is None:
@@ -221,6 +231,7 @@ class Node:
             await self._fleet.start()
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="http-server")
         serving.add_done_callback(lambda _: self._stop.set())  # it ends by itself only when it fails
+        looking = asyncio.create_task(self._tls.keep_looking(), name="tls-files") if self._tls is not None else None
         try:
             if await self._loaded():
                 settle_collector()
@@ -231,7 +242,16 @@ class Node:
                 others.cancel()
             await self._finish_requests()
         finally:
-            await self._pool.stop()
+            if looking is not None:
+                looking.cancel()
+            await self._end(serving)
+
+    async def _end(self, serving: asyncio.Task[None]) -> None:
+        """Engines may take minutes to save what they keep (`cache.kept_mib`), and whoever stops this process may not wait so
+        long: all else ends meanwhile, so that telemetry is told and on disk by then."""
+        engines = asyncio.create_task(self._pool.stop(), name="end-engines")
+        alive = asyncio.create_task(self._alive_until(engines), name="watchdog")
+        try:
             self._server.should_exit = True
             await serving
             if self._fleet is not None:
@@ -240,6 +260,15 @@ class Node:
             await self._keeper.stop()
             if self._directed is not None:
                 await self._directed.stop()
+        finally:
+            await engines
+            await alive
+
+    async def _alive_until(self, task: asyncio.Task[None]) -> None:
+        """Keep the watchdog still: a node that starts anew counts as running meanwhile."""
+        while not task.done():
+            self._notifier.alive()
+            await asyncio.wait({task}, timeout=_TICK_S)
 
     def _reload(self) -> None:
         """End in good order, and begin again with the settings as they are then."""

@@ -11,13 +11,16 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import trustme
 
+from edge.registry.durable import is_locked
 from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.fleet.upstream import Upstream
@@ -147,6 +150,23 @@ def test_a_second_node_on_one_home_is_refused_until_the_first_is_gone_however(ho
         node.process.wait(30)
         with running(home) as again:
             assert again.process.poll() is None
+
+
+def test_a_node_that_is_killed_while_its_engine_saves_has_lost_no_telemetry(home: Path) -> None:
+    flags = ("--set", "mqtt.url=mqtt://127.0.0.1:9", "--set", "cache.kept_mib=1024", "--set", "log.format=json")
+    with running(home, *flags) as node:
+        (engine,) = (c for c in psutil.Process(node.process.pid).children() if "edge.engine.worker" in c.cmdline())
+        engine.suspend()  # as one that writes to a slow disk
+        node.process.send_signal(signal.SIGTERM)
+        deadline_s = time.monotonic() + 60
+        while is_locked(home / "outbox" / "outbox.lock") and node.process.poll() is None:
+            assert time.monotonic() < deadline_s, "the outbox waits for the engine"
+            time.sleep(0.05)
+        assert node.process.poll() is None and engine.is_running()
+        node.process.kill()
+        node.process.wait(30)
+        with running(home, *flags) as again:
+            assert '"event":"telemetry_gap"' not in again.said()
 
 
 def test_a_second_signal_ends_it_at_once(home: Path) -> None:
