@@ -121,7 +121,7 @@ class TlsFiles(Collector):
         self._refused = True
         reason = error.reason if isinstance(error, ssl.SSLError) else None
         log.error(
-            "the new TLS files cannot be used, the certificate of before is still served; put PEM files there that belong together",
+            "the new TLS files cannot be used, the one of before is still served; put PEM files there that belong together",
             extra={
                 "event": "tls_unusable",
                 "files": ", ".join(map(str, self._paths)),
