@@ -306,6 +306,21 @@ def test_doctor_looks_for_what_onnx_models_need(run_edge: RunEdge, home: Path, t
     assert "pip install 'edge-node[onnx]'" in done.stdout
 
 
+def test_doctor_checks_what_serve_would_meet_with_the_same_flags(run_edge: RunEdge) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = run_edge("doctor", "--model", "nonesuch", "--set", f"server.port={port}")
+    assert done.returncode == 1
+    assert re.search(r"^ok +settings +valid, .*server.port.* set$", done.stdout, re.MULTILINE)
+    assert re.search(r"^fail +model +unknown model 'nonesuch'", done.stdout, re.MULTILINE)
+    assert re.search(rf"^(warn|fail) +port +.*{port}", done.stdout, re.MULTILINE)
+    wrong = run_edge("doctor", "--port", "high")
+    assert wrong.returncode == 1 and "server.port = 'high' (from --port) is refused" in wrong.stdout
+    assert run_edge("doctor", "--set", "server.port").returncode == 2
+
+
 def test_doctor_names_each_fault_and_its_cure(run_edge: RunEdge, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run_edge("doctor", EDGE_HOME=str(tmp_path / "file" / "home"))
