@@ -235,7 +235,7 @@ async def _all(server: Server, numbers: list[int], pid: int | None) -> list[tupl
 
 
 def _until_ready(base: str) -> None:
-    while httpx.get(f"{base}/health/ready", trust_env=False).status_code != httpx.codes.OK:
+    while httpx.get(f"{base}/health/ready", trust_env=False).json().get("by") != "node":
         time.sleep(0.05)
 
 

@@ -29,7 +29,7 @@ from edge.errors import ConfigurationError
 from edge.fitting import Fitter, wishes_of
 from edge.fleet.central import Central, FleetLimits
 from edge.fleet.upstreams import read_upstreams
-from edge.listener import bind, http_server, is_loopback, require_tls_files, url
+from edge.listener import bind, http_server, is_loopback, raise_file_limit, require_tls_files, url
 from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
 from edge.logs import start_logging
 from edge.machine import resident_bytes
@@ -41,7 +41,9 @@ from edge.quiet import settle_collector, yield_soon
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.residency import Fitted, Pool, PoolLimits
 from edge.settings import Settings
+from edge.sole import sole_node
 from edge.systemd import Notifier
+from edge.tlsfiles import TlsFiles
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +101,14 @@ def serve(effective: Effective, observer: StartObserver) -> None:
         "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
     )  # devices have the numbers that the management library gives them
     start_logging(settings.log.level, settings.log.format)
+    raise_file_limit(settings.server.max_connections)
     require_tls_files(settings.server)
+    with sole_node(effective.home):
+        _serve(effective, observer)
+
+
+def _serve(effective: Effective, observer: StartObserver) -> None:
+    settings = effective.settings
     listener = bind(settings.server)  # before anything that takes long: a busy port is noticed at once
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
     model = registry.resolve(settings.model.name, observer.checking)
@@ -108,6 +117,7 @@ def serve(effective: Effective, observer: StartObserver) -> None:
         runner.run(node.run())
     if node.begin_again:
         listener.close()
+        # Port and lock are let go of by that: the node that begins takes them as any other does.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -141,6 +151,9 @@ class Node:
         if self._telemetry is not None:
             front.metrics.listen(self._telemetry.latencies)
         self._server = http_server(build_application(front, __version__), settings.server)
+        self._tls = self._tls_files()
+        if self._tls is not None:
+            front.metrics.registry.register(self._tls)
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
         self.begin_again = False
         """The fleet asked for a start with the settings as they are by then."""
@@ -194,6 +207,12 @@ class Node:
             identity=self._keeper,
         )
 
+    def _tls_files(self) -> TlsFiles | None:
+        server, context = self._settings.server, self._server.config.ssl
+        if context is None or server.tls_cert is None or server.tls_key is None:
+            return None
+        return TlsFiles(context, server.tls_cert, server.tls_key, server.tls_client_ca)
+
     def _mode(self) -> Mode:
         mode = self._settings.admission.mode
         if mode == "fleet" and self._fleet is None:
@@ -214,6 +233,7 @@ class Node:
             await self._fleet.start()
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="http-server")
         serving.add_done_callback(lambda _: self._stop.set())  # it ends by itself only when it fails
+        looking = asyncio.create_task(self._tls.keep_looking(), name="tls-files") if self._tls is not None else None
         try:
             if await self._loaded():
                 settle_collector()
@@ -224,7 +244,16 @@ class Node:
                 others.cancel()
             await self._finish_requests()
         finally:
-            await self._pool.stop()
+            if looking is not None:
+                looking.cancel()
+            await self._end(serving)
+
+    async def _end(self, serving: asyncio.Task[None]) -> None:
+        """Engines may take minutes to save what they keep (`cache.kept_mib`), and whoever stops this process may not wait so
+        long: all else ends meanwhile, so that telemetry is told and on disk by then."""
+        engines = asyncio.create_task(self._pool.stop(), name="end-engines")
+        alive = asyncio.create_task(self._alive_until(engines), name="watchdog")
+        try:
             self._server.should_exit = True
             await serving
             if self._fleet is not None:
@@ -233,6 +262,15 @@ class Node:
             await self._keeper.stop()
             if self._directed is not None:
                 await self._directed.stop()
+        finally:
+            await engines
+            await alive
+
+    async def _alive_until(self, task: asyncio.Task[None]) -> None:
+        """Keep the watchdog still: a node that starts anew counts as running meanwhile."""
+        while not task.done():
+            self._notifier.alive()
+            await asyncio.wait({task}, timeout=_TICK_S)
 
     def _reload(self) -> None:
         """End in good order, and begin again with the settings as they are then."""

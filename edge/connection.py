@@ -1,5 +1,9 @@
 """One HTTP connection, with bounds that uvicorn lacks: time and size of a request's head, size of its trailer, time for a rest
-that nobody waits for, number of connections."""
+that nobody waits for, number of connections.
+
+When all connections are taken, the one that has been idle longest goes for a new one. Where none is idle, it is still asked
+what it wants, since a probe that is refused gets the node killed: it is answered if it asks for the health.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,16 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from edge.api.gate import HEALTH
 from edge.api.render import error_object
 from edge.errors import EdgeError, InvalidRequest, Overloaded, SlowClient
 
 MAX_HEAD_BYTES = 64 * 1024
+RESERVE = 16
+"""Connections above the limit whose head is awaited. One more, and the first of them is refused: whoever leaves heads unfinished
+takes the place of nobody who sends his at once, as a probe does."""
+_RESERVE_S = 2.0
+_RESERVE_HEAD_BYTES = 8 * 1024
 
 
 class HeadTooLarge(EdgeError):
@@ -28,9 +38,14 @@ class BoundedConnection(HttpToolsProtocol):
 
     header_timeout_s: float
     max_connections: int
+    idle: dict[BoundedConnection, None]
+    """The listener's connections that have been answered and ask nothing, the longest idle first."""
+    reserve: dict[BoundedConnection, None]
+    """The listener's connections above the limit whose head is not there yet, the first first."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
+        self._is_extra = False  # above the limit
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._rest_timer: asyncio.TimerHandle | None = None
@@ -40,15 +55,19 @@ class BoundedConnection(HttpToolsProtocol):
         self._trailer_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse one connection too many; otherwise wait for the first request's head."""
+        """Wait for the first request's head; for one connection too many an idle one goes, or it is for the health only."""
         super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
-            self._refuse(Overloaded(f"{self.max_connections} connections are open, the node takes no more"))
-        else:
-            self._expect_head()
+        if len(self.connections) > self.max_connections and not self._closed_an_idle_one():
+            self._is_extra = True
+            self.connections.discard(self)  # so it takes the place of nobody
+            if len(self.reserve) >= RESERVE:
+                next(iter(self.reserve))._refuse_extra()
+            self.reserve[self] = None
+        self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The timers must not outlive the connection."""
+        """Neither timers nor places may outlive the connection."""
+        self.idle.pop(self, None)
         self._head_is_there()
         self._rest_is_there()
         super().connection_lost(exc)
@@ -59,6 +78,10 @@ class BoundedConnection(HttpToolsProtocol):
             return
         trailer_of = self._chunk if self._in_trailer else None
         super().data_received(data)
+        if self in self.idle and self.timeout_keep_alive_task is None:  # what came did not begin a request
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
         if (
             self._in_trailer and self._chunk == trailer_of
         ):  # what came together with its chunk is one read, and so bounded
@@ -67,11 +90,14 @@ class BoundedConnection(HttpToolsProtocol):
                 self._refuse(HeadTooLarge(f"the request's trailer is over {MAX_HEAD_BYTES} bytes"))
         if self._head_timer is not None:
             self._head_bytes += len(data)
+            if self._is_extra and self._head_bytes > _RESERVE_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse_extra()
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(HeadTooLarge(f"the request's head is over {MAX_HEAD_BYTES} bytes"))
 
     def on_message_begin(self) -> None:
         """A request's first byte has come."""
+        self.idle.pop(self, None)
         super().on_message_begin()
         if self._head_timer is None:
             self._expect_head()
@@ -79,8 +105,14 @@ class BoundedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is whole; its body is the gate's concern, until it has answered."""
         self._head_is_there()
+        if self._is_extra and (self.cycle is not None or not self._asks_for_health()):
+            if self.cycle is None and not self.transport.is_closing():
+                self._refuse_extra()
+            return  # it gets one answer, and no second one
         self._whole = False
         super().on_headers_complete()
+        if self._is_extra:
+            self.cycle.keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head. One of the trailer means nothing here, and is not kept."""
@@ -95,21 +127,30 @@ class BoundedConnection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Bytes of the body."""
         self._in_trailer = False
-        super().on_body(body)
+        if self.cycle is not None:  # it is None when the request was refused at its head
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
         self._whole, self._in_trailer = True, False
         self._rest_is_there()
+        if self.cycle is None:
+            return
         super().on_message_complete()
+        if not self._answering:  # it was answered before it was whole
+            self.idle[self] = None
 
     def on_response_complete(self) -> None:
         """An answer is out. Nobody waits for the rest of its request any more, so it has as long as a head has; closing at once
         could take the answer from a client that still sends (RFC 9112, section 9.6)."""
         super().on_response_complete()
-        if not self._whole and not self._answering and not self.transport.is_closing():
+        if self._answering or self.transport.is_closing():
+            return
+        if not self._whole:
             self._rest_is_there()
             self._rest_timer = self.loop.call_later(self.header_timeout_s, self.transport.close)
+        elif self._head_timer is None:
+            self.idle[self] = None
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets an error object as well."""
@@ -117,9 +158,11 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         self._head_bytes = 0
-        self._head_timer = self.loop.call_later(self.header_timeout_s, self._head_is_late)
+        patience_s = min(self.header_timeout_s, _RESERVE_S) if self._is_extra else self.header_timeout_s
+        self._head_timer = self.loop.call_later(patience_s, self._head_is_late)
 
     def _head_is_there(self) -> None:
+        self.reserve.pop(self, None)
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -133,12 +176,34 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_timer = None
         if self._answering:  # a pipelined request waits for the answer before it: not the client's fault
             self._expect_head()
-        elif not self.transport.is_closing():
+        elif self.transport.is_closing():
+            return
+        elif self._is_extra:
+            self._refuse_extra()
+        else:
             self._refuse(SlowClient(f"the request's head did not arrive within {self.header_timeout_s:g} s"))
 
     @property
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _closed_an_idle_one(self) -> bool:
+        """Whether the connection that has been idle longest was closed, as other servers do when they have no more: its client
+        opens another one for its next request. One that has not read its answer yet is not idle."""
+        found = next((other for other in self.idle if not other.transport.get_write_buffer_size()), None)
+        if found is None:
+            return False
+        del self.idle[found]
+        self.connections.discard(found)  # its place is free now, and not when the loop comes to it
+        found.transport.close()
+        return True
+
+    def _asks_for_health(self) -> bool:
+        """Whether that is all, so that the answer takes no time; and nothing of it was written in another way."""
+        return self.parser.get_method() in (b"GET", b"HEAD") and self.url.partition(b"?")[0].decode("latin-1") in HEALTH
+
+    def _refuse_extra(self) -> None:
+        self._refuse(Overloaded(f"{self.max_connections} connections are open, the node takes no more"))
 
     def _refuse(self, error: EdgeError) -> None:
         self._head_is_there()
@@ -165,12 +230,15 @@ class BoundedConnection(HttpToolsProtocol):
 def bounded_connection(
     header_timeout_s: float, max_connections: int, base: type[BoundedConnection] = BoundedConnection
 ) -> type[asyncio.Protocol]:
-    """A protocol class for uvicorn with these bounds."""
+    """A protocol class for uvicorn with these bounds, for one listener."""
+    shared_idle: dict[BoundedConnection, None] = {}
+    shared_reserve: dict[BoundedConnection, None] = {}
 
     class Bounded(base):  # type: ignore[misc, valid-type]
         def __init__(self, **given: Any) -> None:
             super().__init__(**given)
             self.header_timeout_s = header_timeout_s
             self.max_connections = max_connections
+            self.idle, self.reserve = shared_idle, shared_reserve
 
     return Bounded

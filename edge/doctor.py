@@ -69,8 +69,9 @@ class Finding:
     cure: str = ""
 
 
-def examine(home: Path, env: Mapping[str, str]) -> Iterator[Finding]:
-    """All checks in the order in which a person would go through them; slow ones come as they are done."""
+def examine(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, str]]) -> Iterator[Finding]:
+    """All checks in the order in which a person would go through them; slow ones come as they are done. `flags` as `load` has
+    them."""
     yield _python()
     yield from _native()
     yield _cores()
@@ -78,7 +79,7 @@ def examine(home: Path, env: Mapping[str, str]) -> Iterator[Finding]:
     yield _home(home)
     yield _clock()
     try:
-        effective = load(home, env, {})
+        effective = load(home, env, flags)
     except ConfigurationError as error:
         yield Finding("fail", "settings", error.message)
         return

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import logging
+import resource
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -17,7 +19,12 @@ from edge.connection import bounded_connection
 from edge.errors import ConfigurationError, EdgeError
 from edge.settings import Server
 
+log = logging.getLogger(__name__)
+
 _BACKLOG = 1024
+_OPEN_FILES = 65_536
+_OTHER_FILES = 256
+"""Descriptors for all that is no client: models, the outbox, upstreams, handshakes under way, connections above the limit."""
 _KEEP_ALIVE_S = 75
 _LAST_WRITES_S = 2
 
@@ -74,6 +81,26 @@ def _bind_failure(error: OSError, host: str, port: int) -> EdgeError:
     if error.errno == errno.EADDRNOTAVAIL:
         return ConfigurationError(f"server.host {host!r} is no address of this machine; use 127.0.0.1 or 0.0.0.0")
     return ConfigurationError(f"cannot listen on {host} port {port}: {error.strerror}")
+
+
+def raise_file_limit(connections: int) -> None:
+    """Each connection takes a descriptor, and the usual limit of 1,024 is soft. Where none is left nobody is answered, a probe no
+    more than a client."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + _OTHER_FILES
+    wanted = max(needed, _OPEN_FILES)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(hard, wanted)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        log.warning(
+            "this process may open fewer files than there may be connections; raise its limit (ulimit -n, LimitNOFILE), or "
+            "allow fewer connections",
+            extra={"event": "few_open_files", "limit": soft, "needed": needed},
+        )
 
 
 def url(settings: Server, listener: socket.socket) -> str:

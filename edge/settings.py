@@ -62,7 +62,11 @@ class Server(Section):
     write_timeout_s: Seconds = Field(
         30.0, description="Time a client may leave a full send buffer unread; then its request is given up."
     )
-    max_connections: Annotated[int, Ge(1), Le(1_000_000)] = Field(1024, description="Connections open at one time.")
+    max_connections: Annotated[int, Ge(1), Le(1_000_000)] = Field(
+        1024,
+        description="Connections open at one time. For one more the one that has been idle longest is closed; where none "
+        "is idle, only its questions about health are answered.",
+    )
     drain_timeout_s: Seconds = Field(45.0, description="Time that running answers have to finish after SIGTERM.")
 
     @model_validator(mode="after")

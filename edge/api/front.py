@@ -155,7 +155,7 @@ class Front:
         return self.engine.stats if self.engine is not None else None
 
     def unready(self) -> tuple[str, str] | None:
-        """(code, sentence) why the node takes no work now, None when it does. It is the main model that counts."""
+        """(code, sentence) why the node itself takes no work now, None when it does. It is the main model that counts."""
         status = self.status
         if self.drain.draining:
             return "draining", "the node is shutting down, or was told to drain"
@@ -164,6 +164,18 @@ class Front:
         if status.phase != "ready":
             return "engine_down", f"{status.phase}: {status.reason}"
         return None
+
+    def covered(self) -> bool:
+        """Whether the fleet answers what the main model cannot. Not before that was ready once: a node that never was must not
+        pass for a good one, since then a bad update would go on to the next machine."""
+        roster, fleet = self.pool.roster, self.fleet
+        if fleet is None or self.config.mode != "fleet" or self.drain.draining or not roster.waits(roster.main):
+            return False
+        view = fleet.view()
+        if view.available or view.reason in ("bytes_cap", "cost_cap"):
+            return view.available
+        # One that is busy is there all the same, and one on trial is well again only when a request has come through.
+        return any(state.state != "open" for state in fleet.states())
 
     # --- any model ----------------------------------------------------------------------------------------------------
 

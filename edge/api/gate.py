@@ -30,9 +30,8 @@ log = logging.getLogger(__name__)
 
 GENERATION = frozenset({"/v1/chat/completions", "/v1/completions"})
 INFERENCE = GENERATION | {"/tokenize", "/detokenize", "/v1/embeddings", "/v1/rerank", "/v1/classify", "/v1/detect"}
-PUBLIC = frozenset(
-    {PAGE, "/health", "/healthz", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"}
-)
+HEALTH = frozenset({"/health", "/healthz", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+PUBLIC = HEALTH | {PAGE}
 _V2_MODELS = "/v2/models/"
 READ_AT = "edge.read_s"
 """Key of the ASGI scope: monotonic time at which the request's last byte was read."""

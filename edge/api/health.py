@@ -1,4 +1,5 @@
-"""Health and metrics. Live: this loop runs. Ready: a real forward pass succeeded lately and new work is taken."""
+"""Health and metrics. Live: this loop runs. Ready: new work is taken, since a real forward pass succeeded lately, or since the
+fleet answers in the meantime; `by` says which."""
 
 from __future__ import annotations
 
@@ -47,14 +48,17 @@ async def alive(_: Front) -> Response:
 
 async def readiness(front: Front) -> Response:
     """What /health/ready answers."""
+    model = front.pool.roster.main
     if (why := front.unready()) is not None:
         code, reason = why
+        if front.covered():
+            return json_response({"status": "ok", "by": "fleet", "model": model, "code": code, "reason": reason})
         return json_response(
             {"status": "unavailable", "code": code, "reason": reason}, status=503, headers={"retry-after": "1"}
         )
     stats = front.stats
     age_s = round(stats.forward_age_s, 3) if stats is not None else None
-    return json_response({"status": "ok", "model": front.pool.roster.main, "forward_age_s": age_s})
+    return json_response({"status": "ok", "by": "node", "model": model, "forward_age_s": age_s})
 
 
 async def scraped(front: Front) -> Response:

@@ -67,8 +67,9 @@ async def live() -> Response:
 @router.get("/health/ready", responses={503: {"description": "Not ready."}}, response_model=None)
 async def ready(request: Request) -> Response:
     """Whether a request sent now would be worked on."""
-    why = request.app.state.front.unready()
-    if why is not None:
+    front: Front = request.app.state.front
+    why = front.unready()
+    if why is not None and not front.covered():
         return json_response({"error": f"{why[0]}: {why[1]}"}, status=503, headers={"retry-after": "1"})
     return json_response({"ready": True})
 

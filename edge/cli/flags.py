@@ -15,16 +15,30 @@ from edge.settings import declared
 _SHORT = {"model.name": "--model", "server.host": "--host", "server.port": "--port", "log.level": "--log-level"}
 
 
+Flags = dict[str, tuple[str, str]]
+"""A setting's key: its value, and the flag as typed."""
+
+
 def setting_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a click command `--model`, `--host`, `--port`, `--log-level` and `--set`.
 
     The command gets the settings in force as `effective`; ConfigurationError is raised if any source is wrong.
     """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, flags: Flags, **rest: Any) -> Any:
+        return function(*args, effective=current(flags), **rest)
+
+    return unread_setting_flags(wrapper)
+
+
+def unread_setting_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same flags for a command that reads the settings itself; it gets what was given as `flags`."""
     by_key = {setting.key: setting for setting in declared()}
 
     @functools.wraps(function)
     def wrapper(*args: Any, assignments: tuple[str, ...], **rest: Any) -> Any:
-        flags = {}
+        flags: Flags = {}
         for key, flag in _SHORT.items():
             value = rest.pop(_parameter(flag))
             if value is not None:
@@ -34,7 +48,7 @@ def setting_flags(function: Callable[..., Any]) -> Callable[..., Any]:
             if not equals:
                 raise click.UsageError(f"--set wants SECTION.NAME=VALUE, not {assignment!r}")
             flags[key.strip()] = (value, f"--set {key.strip()}")
-        return function(*args, effective=current(flags), **rest)
+        return function(*args, flags=flags, **rest)
 
     decorated: Callable[..., Any] = click.option(
         "--set",
@@ -50,7 +64,7 @@ def setting_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
-def current(flags: dict[str, tuple[str, str]] | None = None) -> Effective:
+def current(flags: Flags | None = None) -> Effective:
     """The settings in force for this process. Raises ConfigurationError."""
     return load(default_home(os.environ), os.environ, flags or {})
 

@@ -28,8 +28,8 @@ _CERTIFICATE_REQUEST = 13
 def command(url: str | None, live: bool) -> int:
     """Say in one line whether a node would take a request now. Needs no API key.
 
-    Ends with 1 if it would not. A node that asks for client certificates can be asked by nobody without one: that it does so is
-    all that is looked at then.
+    Ends with 1 if it would not. If its own model does not answer and the fleet does, it takes requests, and the line says so. A
+    node that asks for client certificates can be asked by nobody without one: that it does so is all that is looked at then.
     """
     base = node_url(url)
     try:
@@ -41,9 +41,11 @@ def command(url: str | None, live: bool) -> int:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise NodeUnreachable(f"nothing answers at {base} ({reason}); start a node with `edge serve`") from None
     if status == _OK:
-        click.echo("it runs" if live else "ready")
+        by_fleet = _said(body, "by") == "fleet"
+        ready = f"ready by the fleet alone, its own model is not: {_said(body, 'reason')}" if by_fleet else "ready"
+        click.echo("it runs" if live else ready)
         return 0
-    click.echo(f"not ready: {_reason(body) or f'it answers with {status}'}", err=True)
+    click.echo(f"not ready: {_said(body, 'reason') or f'it answers with {status}'}", err=True)
     return 1
 
 
@@ -93,9 +95,9 @@ class _Handshake:
             self.certificate_wanted = True
 
 
-def _reason(body: bytes) -> str:
+def _said(body: bytes, field: str) -> str:
     try:
         found = json.loads(body)
     except ValueError:
         return ""
-    return str(found.get("reason", "")) if isinstance(found, dict) else ""
+    return str(found.get(field, "")) if isinstance(found, dict) else ""

@@ -7,8 +7,6 @@ out the dates (X509_V_FLAG_NO_CHECK_TIME). They are checked where it is decided 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import resource
 import socket
 import ssl
 from collections.abc import Callable, MutableMapping
@@ -26,7 +24,6 @@ PEER = "edge.peer_certificate"
 """Key of the ASGI scope: DER of the client's certificate, whose chain was checked and whose dates were not; None without one."""
 _NO_CHECK_TIME = 0x200000
 _KEEP_ALIVE_S = 20
-_OPEN_FILES = 65_536
 
 
 class PeerConnection(BoundedConnection):
@@ -111,12 +108,3 @@ def listen(host: str, port: int, section: str) -> socket.socket:
         ) from None
     except ConfigurationError as error:
         raise ConfigurationError(error.message.replace("server.host", f"[{section}] host")) from None
-
-
-def raise_file_limit() -> None:
-    """Each connection takes a descriptor, and the usual limit of 1,024 is soft."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -28,14 +28,13 @@ from edge.control.peer import (
     listen,
     nodes_context,
     people_context,
-    raise_file_limit,
     refresh,
 )
 from edge.control.registry import Registry, TellingSinkFile
 from edge.control.settings import FleetHome, FleetSettings, load_settings
 from edge.control.x509 import now_utc
 from edge.errors import ConfigurationError, EdgeError
-from edge.listener import HttpServer, is_loopback
+from edge.listener import HttpServer, is_loopback, raise_file_limit
 from edge.registry.durable import locked
 from edge.telemetry.mqtt import BrokerAddress
 from edge.telemetry.sink import Sink
@@ -66,7 +65,7 @@ def serve_fleet(home: FleetHome, started: Callable[[Serving], None]) -> None:
         listeners = [listen(settings.est.host, settings.est.port, "est")]
         try:
             listeners.append(listen(settings.admin.host, settings.admin.port, "admin"))
-            raise_file_limit()
+            raise_file_limit(settings.est.max_connections + _ADMIN_CONNECTIONS)
             server = FleetServer(home, settings, listeners)
             HandshakeLoop.handshake_timeout_s = settings.est.timeout_s
             with asyncio.Runner(loop_factory=HandshakeLoop) as runner:

@@ -305,6 +305,8 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
             self._set("down", cause or "the process ended")
         finally:
             watch.cancel()
+            if stopping:  # saving what is kept may take it long, and nobody's answer goes on meanwhile
+                self._fail_all(EngineDown("the engine was stopped while it worked on this request"))
             await child.end(quietly=stopping, writes_bytes=self._writes_bytes())
             self._child = None
             cause = cause or (self._refusal.message if self._refusal is not None else child.epitaph)

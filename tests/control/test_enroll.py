@@ -290,12 +290,30 @@ def test_connections_are_bounded(own_fleet: FleetSide) -> None:
         )
 
     ask = b"GET /.well-known/est/cacerts HTTP/1.1\r\nhost: x\r\n\r\n"
+
+    def require_answer(one: ssl.SSLSocket) -> None:
+        one.sendall(ask)
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += one.recv(1)
+        assert head.startswith(b"HTTP/1.1 200")
+        left = next(
+            int(line.split(b":")[1]) for line in head.lower().splitlines() if line.startswith(b"content-length")
+        )
+        while left:
+            left -= len(one.recv(left))
+
     held = [connect() for _ in range(3)]
     for one in held:
-        one.sendall(ask)
-        assert one.recv(65_536).startswith(b"HTTP/1.1 200")
+        require_answer(one)
     with connect() as more:
-        assert b" 429 " in more.recv(4096)
+        require_answer(more)
+        assert held[0].recv(1) == b"", "the one that was idle longest goes"
+        for one in (more, *held[1:]):
+            one.sendall(b"GET /")
+        with connect() as refused:
+            refused.sendall(ask)
+            assert b" 429 " in refused.recv(4096)
     for one in held:
         one.close()
 

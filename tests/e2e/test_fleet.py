@@ -90,7 +90,8 @@ def load_of(node: RunningNode) -> dict[str, Any]:
 
 
 def ready(node: RunningNode) -> bool:
-    return httpx.get(f"{node.base_url}/health/ready", trust_env=False).status_code == httpx.codes.OK
+    """By its own engine."""
+    return bool(httpx.get(f"{node.base_url}/health/ready", trust_env=False).json().get("by") == "node")
 
 
 async def all_of(

@@ -11,15 +11,20 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import trustme
 
+from edge.registry.durable import is_locked
 from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, start_node, stop_node
+from tests.fleet.upstream import Upstream
+from tests.fleet.upstream import running as upstream_running
 
 LONG = {"prompt": "pump 3", "max_tokens": 1500, "stream": True, "ignore_eos": True}
 
@@ -67,14 +72,32 @@ def test_the_curl_line_that_it_prints_works(node: RunningNode) -> None:
     assert answer.json()["choices"][0]["message"]["content"]
 
 
-def test_live_and_ready_answer_while_the_model_is_loading(home: Path) -> None:
-    """The socket is bound first; an engine that is not there yet is a reason, not a refused connection."""
+@pytest.fixture
+def central() -> Iterator[Upstream]:
+    with upstream_running(Upstream()) as upstream:
+        yield upstream
+
+
+def test_live_and_ready_answer_while_the_model_is_loading(home: Path, central: Upstream) -> None:
+    """The socket is bound first; an engine that is not there yet is a reason, not a refused connection. A fleet is none for being
+    ready: only who has answered once himself may be replaced by it."""
     seen: set[tuple[int, int]] = set()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with subprocess.Popen(
-        [sys.executable, "-m", "edge", "--home", str(home), "serve", "--port", str(port)],
+        [
+            sys.executable,
+            "-m",
+            "edge",
+            "--home",
+            str(home),
+            "serve",
+            "--port",
+            str(port),
+            "--set",
+            f"fleet.url={central.url}",
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
@@ -87,6 +110,8 @@ def test_live_and_ready_answer_while_the_model_is_loading(home: Path) -> None:
                     seen.add((live.status_code, ready.status_code))
                     if ready.status_code != httpx.codes.OK:
                         assert ready.json()["code"] == "loading"
+                    else:
+                        assert ready.json()["by"] == "node"
         finally:
             process.terminate()
         assert process.wait(30) == 0
@@ -110,6 +135,38 @@ def test_sigterm_lets_a_stream_finish_and_refuses_new_work(home: Path) -> None:
         assert rest[-1] == "data: [DONE]"
         assert '"error"' not in "".join(rest)
         assert node.process.wait(30) == 0
+
+
+def test_a_second_node_on_one_home_is_refused_until_the_first_is_gone_however(home: Path, run_edge: RunEdge) -> None:
+    with running(home) as node:
+        second = run_edge("serve", "--port", "0")
+        assert (second.returncode, second.stderr) == (
+            1,
+            f"edge: another node runs on {home} already (process {node.process.pid}); stop it, or give this one a directory of "
+            "its own: edge --home DIRECTORY serve\n",
+        )
+        assert run_edge("models", "list").returncode == run_edge("health", "--url", node.base_url).returncode == 0
+        node.process.kill()
+        node.process.wait(30)
+        with running(home) as again:
+            assert again.process.poll() is None
+
+
+def test_a_node_that_is_killed_while_its_engine_saves_has_lost_no_telemetry(home: Path) -> None:
+    flags = ("--set", "mqtt.url=mqtt://127.0.0.1:9", "--set", "cache.kept_mib=1024", "--set", "log.format=json")
+    with running(home, *flags) as node:
+        (engine,) = (c for c in psutil.Process(node.process.pid).children() if "edge.engine.worker" in c.cmdline())
+        engine.suspend()  # as one that writes to a slow disk
+        node.process.send_signal(signal.SIGTERM)
+        deadline_s = time.monotonic() + 60
+        while is_locked(home / "outbox" / "outbox.lock") and node.process.poll() is None:
+            assert time.monotonic() < deadline_s, "the outbox waits for the engine"
+            time.sleep(0.05)
+        assert node.process.poll() is None and engine.is_running()
+        node.process.kill()
+        node.process.wait(30)
+        with running(home, *flags) as again:
+            assert '"event":"telemetry_gap"' not in again.said()
 
 
 def test_a_second_signal_ends_it_at_once(home: Path) -> None:

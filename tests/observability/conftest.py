@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 from prometheus_client import CollectorRegistry, generate_latest
 
 from bench.est_server import EstServer
@@ -17,6 +19,7 @@ from edge.identity.store import Store
 from edge.identity.token import EnrollmentToken
 from edge.probes.sample import Probes
 from edge.telemetry.clock import SystemClock
+from edge.tlsfiles import TlsFiles
 from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.nvml import PROFILES, build_library
 from tests.probes.boards import ORIN, PLAIN, plant
@@ -49,9 +52,14 @@ def enrolled(home: Path, place: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def scraped(full_node: RunningNode) -> str:
-    """Its /metrics."""
-    return httpx.get(f"{full_node.base_url}/metrics", timeout=60, trust_env=False).raise_for_status().text
+def scraped(full_node: RunningNode, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its /metrics, and what one with a certificate has besides."""
+    page = httpx.get(f"{full_node.base_url}/metrics", timeout=60, trust_env=False).raise_for_status().text
+    place, leaf, registry = tmp_path_factory.mktemp("tls"), trustme.CA().issue_cert("localhost"), CollectorRegistry()
+    leaf.private_key_pem.write_to_path(str(place / "key.pem"))
+    leaf.cert_chain_pems[0].write_to_path(str(place / "cert.pem"))
+    registry.register(TlsFiles(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), place / "cert.pem", place / "key.pem"))
+    return page + generate_latest(registry).decode()
 
 
 @pytest.fixture(scope="session")

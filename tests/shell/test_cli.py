@@ -164,6 +164,25 @@ def test_health_says_why_a_node_takes_no_requests(run_edge: RunEdge) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "not ready: the node is stopping\n")
 
 
+class _ByTheFleet(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"status": "ok", "by": "fleet", "code": "engine_down", "reason": "down: killed"}')
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is written."""
+
+
+def test_health_says_that_the_fleet_answers_in_the_nodes_place(run_edge: RunEdge) -> None:
+    with HTTPServer(("127.0.0.1", 0), _ByTheFleet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = run_edge("health", "--url", f"127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "ready by the fleet alone, its own model is not: down: killed\n"
+
+
 def test_health_says_that_nothing_answers(run_edge: RunEdge) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -285,6 +304,21 @@ def test_doctor_looks_for_what_onnx_models_need(run_edge: RunEdge, home: Path, t
     assert done.returncode == 0, "the node starts without it"
     assert re.search(r"warn +ONNX runtime +onnxruntime, which \S+ needs, does not load: .*No module named", done.stdout)
     assert "pip install 'edge-node[onnx]'" in done.stdout
+
+
+def test_doctor_checks_what_serve_would_meet_with_the_same_flags(run_edge: RunEdge) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = run_edge("doctor", "--model", "nonesuch", "--set", f"server.port={port}")
+    assert done.returncode == 1
+    assert re.search(r"^ok +settings +valid, .*server.port.* set$", done.stdout, re.MULTILINE)
+    assert re.search(r"^fail +model +unknown model 'nonesuch'", done.stdout, re.MULTILINE)
+    assert re.search(rf"^(warn|fail) +port +.*{port}", done.stdout, re.MULTILINE)
+    wrong = run_edge("doctor", "--port", "high")
+    assert wrong.returncode == 1 and "server.port = 'high' (from --port) is refused" in wrong.stdout
+    assert run_edge("doctor", "--set", "server.port").returncode == 2
 
 
 def test_doctor_names_each_fault_and_its_cure(run_edge: RunEdge, tmp_path: Path) -> None:

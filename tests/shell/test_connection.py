@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from edge.connection import MAX_HEAD_BYTES
+from edge.api.gate import HEALTH
+from edge.connection import MAX_HEAD_BYTES, RESERVE
 from edge.listener import bind, http_server
 from edge.settings import Server
 
 Client = Callable[[str, int], Awaitable[None]]
+ASKED = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -42,6 +44,14 @@ def against_server(client: Client, **changes: Any) -> None:
             await serving
 
     asyncio.run(run())
+
+
+async def answered(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that has had one answer and is idle."""
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(ASKED)
+    assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+    return reader, writer
 
 
 def refusal(answer: bytes) -> tuple[int, str]:
@@ -112,17 +122,134 @@ def test_what_is_no_http_is_refused(sent: bytes) -> None:
 def test_one_connection_too_many_is_refused_and_the_others_stay() -> None:
     async def client(host: str, port: int) -> None:
         kept = [await asyncio.open_connection(host, port) for _ in range(3)]
-        reader, writer = await asyncio.open_connection(host, port)
-        answer = await reader.read()
-        assert refusal(answer) == (429, "overloaded")
-        assert b"retry-after: 1\r\n" in answer
-        writer.close()
+        for sent in (ASKED, b"GET / HT", b"", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nok"):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(sent)
+            answer = await reader.read()
+            assert refusal(answer) == (429, "overloaded")
+            assert b"retry-after: 1\r\n" in answer
+            writer.close()
         for reader, writer in kept:
             writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             assert (await reader.read()).startswith(b"HTTP/1.1 200")
             writer.close()
 
     against_server(client, max_connections=3)
+
+
+def test_the_connection_that_was_idle_longest_goes_for_a_new_one() -> None:
+    async def client(host: str, port: int) -> None:
+        kept = [await answered(host, port) for _ in range(3)]
+        kept[0][1].write(ASKED)  # so the second is idle longest
+        await kept[0][0].readuntil(b"ok")
+        kept.append(await answered(host, port))
+        assert await kept[1][0].read() == b""
+        for reader, writer in (kept[0], kept[2], kept[3]):
+            writer.write(ASKED)
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        for _, writer in kept:
+            writer.close()
+
+    against_server(client, max_connections=3)
+
+
+def test_a_request_under_way_is_never_given_up_for_a_new_connection() -> None:
+    async def client(host: str, port: int) -> None:
+        slow = [await asyncio.open_connection(host, port) for _ in range(2)]
+        for _, writer in slow:
+            writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.sleep(0.1)
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(ASKED)
+        assert refusal(await reader.read()) == (429, "overloaded")
+        writer.close()
+        for reader, writer in slow:
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            writer.close()
+
+    against_server(client, max_connections=2)
+
+
+def test_bytes_that_begin_no_request_keep_no_connection_for_ever() -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await answered(host, port)
+        writer.write(b"\r\n\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        _, other = await answered(host, port)
+        assert await reader.read() == b""
+        for end in (writer, other):
+            end.close()
+
+    against_server(client, max_connections=1)
+
+
+@pytest.mark.parametrize("path", sorted(HEALTH))
+def test_the_health_is_told_when_all_connections_are_taken(path: str) -> None:
+    async def client(host: str, port: int) -> None:
+        kept = [await asyncio.open_connection(host, port) for _ in range(3)]
+        for method in ("GET", "HEAD"):
+            reader, writer = await asyncio.open_connection(host, port)
+            asked = f"{method} {path}?verbose HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            writer.write(asked + ASKED)  # the second gets nothing
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1
+            assert b"connection: close\r\n" in answer
+            writer.close()
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".encode())
+        assert refusal(await reader.read()) == (429, "overloaded")
+        writer.close()
+        for _, writer in kept:
+            writer.close()
+
+    against_server(client, max_connections=3)
+
+
+def test_half_heads_above_the_limit_keep_no_probe_away() -> None:
+    async def client(host: str, port: int) -> None:
+        kept = [await asyncio.open_connection(host, port) for _ in range(2)]
+        half = [await asyncio.open_connection(host, port) for _ in range(3 * RESERVE)]
+        for _, writer in half:
+            writer.write(b"GET /health/live HT")
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        for reader, writer in half:  # those too many at once, the others after a while
+            assert refusal(await reader.read()) == (429, "overloaded")
+            writer.close()
+        for _, writer in kept:
+            writer.close()
+
+    against_server(client, max_connections=2)
+
+
+def test_a_long_head_above_the_limit_is_refused() -> None:
+    async def client(host: str, port: int) -> None:
+        _, kept = await asyncio.open_connection(host, port)
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET /health/live HTTP/1.1\r\nX: " + b"a" * 9000)
+        assert refusal(await reader.read()) == (429, "overloaded")
+        writer.close()
+        kept.close()
+
+    against_server(client, max_connections=1)
+
+
+def test_places_are_free_again_when_connections_end() -> None:
+    async def client(host: str, port: int) -> None:
+        for _ in range(3):
+            kept = [await asyncio.open_connection(host, port) for _ in range(2)]
+            extra = [await asyncio.open_connection(host, port) for _ in range(RESERVE)]
+            for _, writer in (*kept, *extra):
+                writer.close()
+                await writer.wait_closed()
+            await asyncio.sleep(0.1)
+        for _, writer in [await answered(host, port) for _ in range(2)]:
+            writer.close()
+
+    against_server(client, max_connections=2)
 
 
 def test_a_connection_that_ends_leaves_no_timer() -> None:

@@ -1,0 +1,81 @@
+"""One node on one EDGE_HOME: two would be one identity, and put their records into one outbox.
+
+The kernel keeps the lock for a process and takes it back when that ends, however it ends. Children do not inherit it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge.errors import EdgeError
+
+log = logging.getLogger(__name__)
+
+LOCK = "serve.lock"
+_LONGEST_NOTE = 300
+
+
+class HomeBusy(EdgeError):
+    """Another node runs on this EDGE_HOME."""
+
+    code = "home_busy"
+
+
+@contextlib.contextmanager
+def sole_node(home: Path) -> Iterator[None]:
+    """Be the one node on `home` meanwhile. Raises HomeBusy. Where no lock can be had, since the directory cannot be written to or
+    its file system has none, a warning says so and nothing is held."""
+    descriptor = _opened(home)
+    try:
+        if descriptor is not None:
+            _take(descriptor, home)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _opened(home: Path) -> int | None:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        return os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)  # who may read it could hold the lock
+    except OSError as error:
+        _warn(home, error)
+        return None
+
+
+def _take(descriptor: int, home: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise HomeBusy(
+            f"another node runs on {home} already{_holder(descriptor)}; stop it, or give this one a directory of its own: "
+            "edge --home DIRECTORY serve"
+        ) from None
+    except OSError as error:
+        _warn(home, error)
+        return
+    with contextlib.suppress(OSError):  # a full disk takes nobody the lock
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+
+
+def _holder(descriptor: int) -> str:
+    """Who wrote himself down, empty if that cannot be read. In another container a process id alone says little."""
+    with contextlib.suppress(OSError, ValueError):
+        pid, host = os.pread(descriptor, _LONGEST_NOTE, 0).decode().split()
+        return f" (process {int(pid)}{'' if host == socket.gethostname() else f' of {host}'})"
+    return ""
+
+
+def _warn(home: Path, error: OSError) -> None:
+    log.warning(
+        "no lock can be had in EDGE_HOME: nothing keeps a second node from running on it",
+        extra={"event": "home_unlocked", "home": str(home), "reason": error.strerror or str(error)},
+    )

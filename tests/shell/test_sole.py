@@ -1,0 +1,75 @@
+"""One node on one EDGE_HOME, with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge.sole import LOCK, HomeBusy, sole_node
+
+HOLDER = """
+import sys
+from pathlib import Path
+from edge.sole import sole_node
+with sole_node(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(home: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_node_is_refused_and_hears_which_process_holds_it(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        with (
+            pytest.raises(HomeBusy, match=f"another node runs on {tmp_path} already \\(process {process.pid}\\); stop"),
+            sole_node(tmp_path),
+        ):
+            raise AssertionError("held twice")
+        process.communicate()
+    with sole_node(tmp_path):
+        pass
+
+
+def test_a_holder_on_another_host_is_named_with_it(tmp_path: Path) -> None:
+    with sole_node(tmp_path):
+        assert (tmp_path / LOCK).read_text() == f"{os.getpid()} {socket.gethostname()}\n"
+        (tmp_path / LOCK).write_text("1 edge-node-x7k\n")
+        with pytest.raises(HomeBusy, match=r"\(process 1 of edge-node-x7k\)"), sole_node(tmp_path):
+            pass
+        (tmp_path / LOCK).write_bytes(b"\xff nonsense and more\n")
+        with pytest.raises(HomeBusy, match=r"runs on .* already; stop it"), sole_node(tmp_path):
+            pass
+
+
+def test_a_killed_holder_holds_nothing_though_a_child_of_it_lives(tmp_path: Path) -> None:
+    with sole_node(tmp_path):
+        child = subprocess.Popen(["/bin/sleep", "60"], close_fds=False)
+    with child, sole_node(tmp_path):
+        assert child.poll() is None
+        child.kill()
+    with holder(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with sole_node(tmp_path):
+            pass
+
+
+def test_where_no_lock_can_be_had_a_warning_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    with sole_node(tmp_path / "file" / "home"):
+        pass
+    (warning,) = caplog.records
+    assert (vars(warning)["event"], vars(warning)["reason"]) == ("home_unlocked", "Not a directory")
