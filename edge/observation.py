@@ -74,7 +74,7 @@ class Observation:
                 "leave otlp.endpoint empty"
             ) from None
 
-        return OtlpSender(settings, self._home, __version__, front.metrics.registry, self._on_loop)
+        return OtlpSender(settings, self._home, __version__, front.metrics.told, self._on_loop)
 
     def _on_loop(self, work: Callable[[], T]) -> T:
         """Have the loop do something, from a thread of the sender's: the node's figures change there."""

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 
 from edge.errors import ConfigurationError
 from edge.otlp.metrics import Latencies, NodeExporter, OnLoop, uptime
@@ -31,8 +31,8 @@ _GOODBYE_MS = 3000
 class OtlpSender:
     """Owner of the SDK's providers. `latencies` are to be fed from the event loop; `traces` is None if none are wanted."""
 
-    def __init__(self, settings: Otlp, home: Path, version: str, registry: CollectorRegistry, on_loop: OnLoop) -> None:
-        """`registry`: the node's own metrics, read on the loop. Raises ConfigurationError."""
+    def __init__(self, settings: Otlp, home: Path, version: str, figures: Collector, on_loop: OnLoop) -> None:
+        """`figures`: the node's own metrics, read on the loop. Raises ConfigurationError."""
         logging.getLogger("opentelemetry").setLevel(
             logging.CRITICAL
         )  # it says each failure at length; `Outcome` says it once
@@ -44,7 +44,7 @@ class OtlpSender:
         sender = OTLPMetricExporter(endpoint=f"{base}/v1/metrics", headers=headers, timeout=_TIMEOUT_S)
         self.latencies = Latencies()
         scope = InstrumentationScope("edge.node", version)  # of its own: the exporter keeps one list for each scope
-        exporter = NodeExporter(sender, registry, self.latencies, on_loop, scope, Outcome("metrics", base))
+        exporter = NodeExporter(sender, figures, self.latencies, on_loop, scope, Outcome("metrics", base))
         reader = PeriodicExportingMetricReader(exporter, settings.interval_s * 1000)
         self._meters = MeterProvider([reader], resource, shutdown_on_exit=False)
         uptime(self._meters.get_meter("edge", version))

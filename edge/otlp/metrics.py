@@ -29,8 +29,8 @@ from opentelemetry.sdk.metrics.export import (
     Sum,
 )
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
 
 from edge.otlp.outcome import Outcome
 from edge.telemetry.histogram import Histogram
@@ -86,7 +86,7 @@ class NodeExporter(MetricExporter):
     def __init__(
         self,
         sender: MetricExporter,
-        registry: CollectorRegistry,
+        figures: Collector,
         latencies: Latencies,
         on_loop: OnLoop,
         scope: InstrumentationScope,
@@ -94,12 +94,12 @@ class NodeExporter(MetricExporter):
     ) -> None:
         super().__init__()
         self._sender, self._outcome, self._scope = sender, outcome, scope
-        self._registry, self._latencies, self._on_loop = registry, latencies, on_loop
+        self._figures, self._latencies, self._on_loop = figures, latencies, on_loop
         self._began_ns = time.time_ns()
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
         """Send all of it. On the SDK's thread."""
-        families, histograms = self._on_loop(lambda: (list(self._registry.collect()), self._latencies.snapshot()))
+        families, histograms = self._on_loop(lambda: (list(self._figures.collect()), self._latencies.snapshot()))
         now_ns = time.time_ns()
         made = [*latencies(histograms, self._began_ns, now_ns), *converted(families, self._began_ns, now_ns)]
         first = metrics_data.resource_metrics[0]
