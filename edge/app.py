@@ -222,15 +222,23 @@ class Node:
                 others.cancel()
             await self._finish_requests()
         finally:
+            alive = asyncio.create_task(self._stay_alive(), name="alive")
             await self._pool.stop()
             self._server.should_exit = True
             await serving
             if self._fleet is not None:
                 await self._fleet.stop()
-            await self._observation.stop()
             await self._keeper.stop()
             if self._directed is not None:
                 await self._directed.stop()
+            await self._observation.stop()  # last: a collector may hang, and what the outbox holds is on disk by now
+            alive.cancel()
+
+    async def _stay_alive(self) -> None:
+        """While the node ends: that may take longer than the watchdog waits, and is bounded by itself."""
+        while True:
+            self._notifier.alive()
+            await asyncio.sleep(min(self._notifier.watchdog_s or _WATCH_S, _WATCH_S))
 
     def _reload(self) -> None:
         """End in good order, and begin again with the settings as they are then."""

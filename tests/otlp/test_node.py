@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +129,53 @@ def test_a_collector_that_refuses_is_told_of_once_and_stops_nothing(home: Path) 
     events = [json.loads(line).get("event") for line in node.said().splitlines() if line.startswith("{")]
     assert events.count("otlp_failed") == 1 and events.count("otlp_works") == 1
     assert "Traceback" not in node.said()
+
+
+def test_a_collector_that_says_nothing_is_given_up_and_nothing_else_waits_for_it(home: Path, tmp_path: Path) -> None:
+    outbox_free: dict[str, bool] = {}
+    over = threading.Event()
+
+    def say_nothing(path: str) -> None:
+        with (home / "outbox" / "outbox.lock").open("rb+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                outbox_free[path] = True
+            except OSError:
+                outbox_free[path] = False
+        over.wait()
+
+    settings = ["otlp.traces=on", "otlp.sample=1", "otlp.interval_s=3600", "mqtt.url=mqtt://127.0.0.1:9"]
+    with collecting() as sink, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        sink.before_answer = say_nothing
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
+        given = (f"otlp.endpoint={sink.url}", "log.format=json", *settings)
+        heard: list[str] = []
+        node = start_node(home, *(part for setting in given for part in ("--set", setting)), **env)
+        hearing = threading.Thread(target=hear, args=(manager, heard))
+        hearing.start()
+        try:
+            body = {"prompt": "pump", "max_tokens": 2}
+            answer = httpx.post(f"{node.base_url}/v1/completions", json=body, timeout=60, trust_env=False)
+            assert answer.status_code == 200
+            assert stop_node(node) == 0
+        finally:
+            over.set()
+            manager.shutdown(socket.SHUT_RDWR)
+            hearing.join()
+    events = [json.loads(line) for line in node.said().splitlines() if line.startswith("{")]
+    (given_up,) = [event for event in events if event.get("event") == "otlp_abandoned"]
+    assert (given_up["spans"], given_up["metrics"]) == (4, 1)
+    assert outbox_free["/v1/metrics"], "it was asked to wait before the outbox was closed"
+    ending = heard[next(n for n, message in enumerate(heard) if "STOPPING=1" in message) :]
+    assert ending.count("WATCHDOG=1") >= 5
+    assert "Traceback" not in node.said() and "never awaited" not in node.said()
+
+
+def hear(manager: socket.socket, heard: list[str]) -> None:
+    """Until it is shut down."""
+    while message := manager.recv(4096):
+        heard.append(message.decode())
 
 
 def test_a_collector_that_is_not_there_does_not_hold_up_the_end(home: Path) -> None:
