@@ -251,26 +251,26 @@ class Node:
     async def _end(self, serving: asyncio.Task[None]) -> None:
         """Engines may take minutes to save what they keep (`cache.kept_mib`), and whoever stops this process may not wait so
         long: all else ends meanwhile, so that telemetry is told and on disk by then."""
+        alive = asyncio.create_task(self._stay_alive(), name="alive")
         engines = asyncio.create_task(self._pool.stop(), name="end-engines")
-        alive = asyncio.create_task(self._alive_until(engines), name="watchdog")
         try:
             self._server.should_exit = True
             await serving
             if self._fleet is not None:
                 await self._fleet.stop()
-            await self._observation.stop()
             await self._keeper.stop()
             if self._directed is not None:
                 await self._directed.stop()
+            await self._observation.stop()  # last: a collector may hang, and what the outbox holds is on disk by now
         finally:
             await engines
-            await alive
+            alive.cancel()
 
-    async def _alive_until(self, task: asyncio.Task[None]) -> None:
-        """Keep the watchdog still: a node that starts anew counts as running meanwhile."""
-        while not task.done():
+    async def _stay_alive(self) -> None:
+        """While the node ends: that may take longer than the watchdog waits, and is bounded by itself."""
+        while True:
             self._notifier.alive()
-            await asyncio.wait({task}, timeout=_TICK_S)
+            await asyncio.sleep(min(self._notifier.watchdog_s or _WATCH_S, _WATCH_S))
 
     def _reload(self) -> None:
         """End in good order, and begin again with the settings as they are then."""

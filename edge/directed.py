@@ -66,7 +66,7 @@ class Directed:
 
     def _sample(self) -> None:
         telemetry = self._telemetry
-        telemetry.measured(sample(self._front.metrics.registry, telemetry.latencies, telemetry.began_ns))
+        telemetry.measured(sample(self._front.metrics.told, telemetry.latencies, telemetry.began_ns))
 
     def _tell_facts(self) -> None:
         facts = self._front.facts

@@ -19,6 +19,7 @@ from edge.probes.sample import Probes
 from edge.probes.throttle import Change
 from edge.residency import Pool
 from edge.settings import Metrics, Otlp, Settings
+from edge.telemetry.node import node_name
 
 if TYPE_CHECKING:
     from edge.otlp.exporter import OtlpSender
@@ -41,6 +42,7 @@ class Observation:
         every_s = settings.metrics.interval_s
         self.probes = Probes(Roots(home=home), every_s, self._on_throttle) if every_s else None
         self._otlp, self._home, self._pool = settings.otlp, home, pool
+        self._name = node_name(settings.mqtt)
         self._sender: OtlpSender | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -67,14 +69,15 @@ class Observation:
 
     def _sender_for(self, settings: Otlp, front: Front) -> OtlpSender:
         try:
-            from edge.otlp.exporter import OtlpSender
+            from edge.otlp.exporter import OtlpSender, Source
         except ImportError:
             raise ConfigurationError(
                 "otlp.endpoint is set, and the OpenTelemetry SDK is not installed: pip install 'edge-node[otlp]', or "
                 "leave otlp.endpoint empty"
             ) from None
 
-        return OtlpSender(settings, self._home, __version__, front.metrics.registry, self._on_loop)
+        source = Source(self._name, __version__)
+        return OtlpSender(settings, self._home, source, front.metrics.told, self._on_loop)
 
     def _on_loop(self, work: Callable[[], T]) -> T:
         """Have the loop do something, from a thread of the sender's: the node's figures change there."""

@@ -25,6 +25,11 @@ LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 Seconds = Annotated[float, Gt(0), Le(86_400), Field(allow_inf_nan=False)]
 
 
+def holds_credentials(url: str) -> bool:
+    """Whether an address has a user or a password in it. Settings are shown and addresses logged, so secrets stand in files."""
+    return "@" in url.partition("://")[2].partition("/")[0].partition("?")[0].partition("#")[0]
+
+
 def _listed(value: Any) -> Any:
     """The environment and flags have text only: names with commas between them."""
     return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
@@ -287,7 +292,9 @@ class Fleet(Section):
     )
 
     @model_validator(mode="after")
-    def _certificate_has_its_key(self) -> Self:
+    def _holds_together(self) -> Self:
+        if holds_credentials(self.url):
+            raise ValueError("fleet.url must hold no user and no password: use fleet.api_key_file")
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("fleet.cert_file and fleet.key_file belong together: set both or none")
         return self
@@ -346,6 +353,10 @@ class Otlp(Section):
 
     @model_validator(mode="after")
     def _is_an_address(self) -> Self:
+        if holds_credentials(self.endpoint):
+            raise ValueError(
+                "otlp.endpoint must hold no user and no password: write `Authorization: Basic ...` into otlp.headers_file"
+            )
         if self.endpoint and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", self.endpoint):
             raise ValueError("otlp.endpoint must be http://host:port or https://host:port, perhaps with a path")
         return self
@@ -420,13 +431,13 @@ class Mqtt(Section):
     def _check_url(self) -> None:
         if not self.url:
             return
+        if holds_credentials(self.url):
+            raise ValueError("mqtt.url must hold no password: use mqtt.username and mqtt.password_file")
         try:
             parts = urlsplit(self.url)
             sound = parts.scheme in ("mqtt", "mqtts") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             raise ValueError("mqtt.url must be mqtt://host[:port] or mqtts://host[:port]") from None
-        if parts.username is not None or parts.password is not None:
-            raise ValueError("mqtt.url must hold no password: use mqtt.username and mqtt.password_file")
         if not sound or parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError("mqtt.url must be mqtt://host[:port] or mqtts://host[:port]")
         if parts.scheme == "mqtt" and (self.ca_file is not None or self.cert_file is not None):

@@ -25,12 +25,21 @@ class EngineGauges(Collector):
         """As they stand."""
         status, engine = self._pool.roster.status(self._pool.roster.main), self._pool.roster.main_engine
         stats, in_flight = (engine.stats, engine.in_flight) if engine is not None else (None, 0)
+        counts = self._pool.roster.counts(self._pool.roster.main)
         yield GaugeMetricFamily("edge_engine_ready", "1 while the engine answers.", float(status.phase == "ready"))
-        yield CounterMetricFamily("edge_engine_restarts", "Times the engine was started anew.", float(status.restarts))
+        yield CounterMetricFamily("edge_engine_restarts", "Times the engine was started anew.", counts.restarts)
         yield CounterMetricFamily(
-            "edge_engine_reductions", "Times it ran out of memory and took a smaller layout.", float(status.reduced)
+            "edge_engine_reductions", "Times it ran out of memory and took a smaller layout.", counts.reductions
         )
         yield GaugeMetricFamily("edge_requests_in_flight", "Requests in the engine.", float(in_flight))
+        if engine is not None:
+            yield CounterMetricFamily(
+                "edge_prefix_cache_hits", "Prompts that began with known cells.", counts.cache_hits
+            )
+            yield CounterMetricFamily(
+                "edge_prefix_cache_evictions", "Saved beginnings given up.", counts.cache_evictions
+            )
+            yield CounterMetricFamily("edge_prefix_cache_tokens", "Prompt tokens not computed.", counts.cached_tokens)
         if stats is None:
             return
         yield GaugeMetricFamily("edge_answers_running", "Answers that hold a slot.", stats.running)
@@ -39,9 +48,6 @@ class EngineGauges(Collector):
         yield GaugeMetricFamily("edge_kv_cells_used", "KV cells in use.", stats.cells_used)
         yield GaugeMetricFamily("edge_kv_cells", "KV cells.", stats.cells)
         yield GaugeMetricFamily("edge_prefix_cache_bytes", "Memory of saved beginnings of prompts.", stats.cache_bytes)
-        yield CounterMetricFamily("edge_prefix_cache_hits", "Prompts that began with known cells.", stats.cache_hits)
-        yield CounterMetricFamily("edge_prefix_cache_evictions", "Saved beginnings given up.", stats.cache_evictions)
-        yield CounterMetricFamily("edge_prefix_cache_tokens", "Prompt tokens not computed.", stats.cached_tokens)
         yield GaugeMetricFamily("edge_step_p50_seconds", "Median of the last 512 passes.", stats.step_p50_s)
         yield GaugeMetricFamily("edge_step_p99_seconds", "99th percentile of the last 512 passes.", stats.step_p99_s)
         yield GaugeMetricFamily("edge_forward_age_seconds", "Since the last forward pass.", stats.forward_age_s)
@@ -84,26 +90,28 @@ class ModelGauges(Collector):
 
 
 class TensorGauges(Collector):
-    """Of models that answer with numbers, while they are loaded."""
+    """Of models that answer with numbers: times while they are loaded, totals from then on."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """As they stand."""
-        texts = CounterMetricFamily("edge_tensor_texts", "Texts read by this engine.", labels=["model"])
-        passes = CounterMetricFamily("edge_tensor_passes", "Passes of this engine.", labels=["model"])
+        texts = CounterMetricFamily("edge_tensor_texts", "Texts read.", labels=["model"])
+        passes = CounterMetricFamily("edge_tensor_passes", "Passes over texts or tensors.", labels=["model"])
         median = GaugeMetricFamily("edge_tensor_pass_p50_seconds", "Median of the last 512 passes.", labels=["model"])
         slow = GaugeMetricFamily(
             "edge_tensor_pass_p99_seconds", "99th percentile of the last 512 passes.", labels=["model"]
         )
         for model in self._pool.roster:
-            engine = self._pool.roster.engine(model.spec.name)
-            if engine is None or engine.kind != "tensors" or (stats := engine.stats) is None:
+            label, engine = [model.spec.name], self._pool.roster.engine(model.spec.name)
+            counts = self._pool.roster.counts(model.spec.name)
+            stats = engine.stats if engine is not None and engine.kind == "tensors" else None
+            if stats is not None or counts.passes:
+                texts.add_metric(label, counts.texts)
+                passes.add_metric(label, counts.passes)
+            if stats is None:
                 continue
-            label = [model.spec.name]
-            texts.add_metric(label, stats.rows)
-            passes.add_metric(label, stats.passes)
             median.add_metric(label, stats.pass_p50_s)
             slow.add_metric(label, stats.pass_p99_s)
         yield from (texts, passes, median, slow)

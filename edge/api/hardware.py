@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from edge.nvml import THROTTLE_REASONS
-from edge.probes.readings import BoardReading, GpuReading, HostReading
+from edge.probes.readings import BoardReading, GpuReading, HostReading, Readings
 from edge.probes.sample import Probes
 
 Family = GaugeMetricFamily | CounterMetricFamily
@@ -31,6 +31,10 @@ _GPU_GAUGES = {
 _ATTRIBUTES = {"memory_bytes": "memory_total_bytes"}
 
 
+class CountedBefore(CounterMetricFamily):
+    """A counter that others keep, and kept before this process began."""
+
+
 class HardwareFamilies(Collector):
     """Of the newest readings."""
 
@@ -50,10 +54,19 @@ class HardwareFamilies(Collector):
                 "edge_throttled", "1 while heat or power slow this machine.", float(throttle.active)
             )
             yield CounterMetricFamily("edge_throttle_begins", "Times that such a slowdown began.", throttle.begins)
-        yield from _host(readings.host)
-        yield from _gpus(readings.gpus, readings.driver)
-        if readings.board is not None:
-            yield from _board(readings.board)
+        yield from _of(readings)
+
+    def first(self) -> list[CountedBefore] | None:
+        """How far those stood that counted before, when the hardware was read for the first time; None before that."""
+        readings = self._probes.first
+        return None if readings is None else [family for family in _of(readings) if isinstance(family, CountedBefore)]
+
+
+def _of(readings: Readings) -> Iterator[Family]:
+    yield from _host(readings.host)
+    yield from _gpus(readings.gpus, readings.driver)
+    if readings.board is not None:
+        yield from _board(readings.board)
 
 
 def _labelled(
@@ -79,7 +92,7 @@ def _plain(name: str, text: str, value: float | None) -> Iterator[Family]:
 def _host(host: HostReading) -> Iterator[Family]:
     memory = host.memory
     yield from _labelled(
-        CounterMetricFamily, "edge_host_cpu_seconds", "Time of all cores, by what they did.", ["mode"],
+        CountedBefore, "edge_host_cpu_seconds", "Time of all cores, by what they did.", ["mode"],
         [([mode], seconds) for mode, seconds in host.cpu_s.items()],
     )  # fmt: skip
     yield from _plain("edge_host_cores", "Cores of this machine.", host.cores)
@@ -99,7 +112,7 @@ def _host(host: HostReading) -> Iterator[Family]:
     )  # fmt: skip
     stalls = [((p.resource, p.kind), p.stalled_s) for p in host.pressure]
     text = "Time in which some or all (full) work stood still for want of a resource (PSI)."
-    yield from _labelled(CounterMetricFamily, "edge_host_pressure_seconds", text, ["resource", "kind"], stalls)
+    yield from _labelled(CountedBefore, "edge_host_pressure_seconds", text, ["resource", "kind"], stalls)
     recent = [((p.resource, p.kind), p.recent_ratio) for p in host.pressure]
     text = "The same as a share of the last 10 s, 0 to 1."
     yield from _labelled(GaugeMetricFamily, "edge_host_pressure_ratio", text, ["resource", "kind"], recent)
@@ -108,7 +121,7 @@ def _host(host: HostReading) -> Iterator[Family]:
     yield from _labelled(GaugeMetricFamily, "edge_host_cooling_ratio", text, ["device"], cooling)
     if host.cpu_throttles is not None:
         text = "Times that a core slowed down for heat."
-        yield CounterMetricFamily("edge_host_cpu_throttles", text, host.cpu_throttles)
+        yield CountedBefore("edge_host_cpu_throttles", text, host.cpu_throttles)
 
 
 def _gpus(gpus: Sequence[GpuReading], driver: str) -> Iterator[Family]:
@@ -128,7 +141,7 @@ def _gpus(gpus: Sequence[GpuReading], driver: str) -> Iterator[Family]:
     for name, text in _GPU_GAUGES.items():
         yield from _labelled(GaugeMetricFamily, f"edge_gpu_{name}", text, _GPU, rows(_ATTRIBUTES.get(name, name)))
     text = "Energy since the driver was loaded."
-    yield from _labelled(CounterMetricFamily, "edge_gpu_energy_joules", text, _GPU, rows("energy_joules"))
+    yield from _labelled(CountedBefore, "edge_gpu_energy_joules", text, _GPU, rows("energy_joules"))
     throttle = [
         ((*_key(gpu), reason), float(reason in gpu.throttle))
         for gpu in gpus
@@ -139,7 +152,7 @@ def _gpus(gpus: Sequence[GpuReading], driver: str) -> Iterator[Family]:
     yield from _labelled(GaugeMetricFamily, "edge_gpu_throttle", text, [*_GPU, "reason"], throttle)
     ecc = [((*key, kind), count) for kind in ("corrected", "uncorrected") for key, count in rows(f"ecc_{kind}")]
     text = "Memory errors over the card's life."
-    yield from _labelled(CounterMetricFamily, "edge_gpu_ecc_errors", text, [*_GPU, "kind"], ecc)
+    yield from _labelled(CountedBefore, "edge_gpu_ecc_errors", text, [*_GPU, "kind"], ecc)
     xids = [((*_key(gpu), str(xid)), count) for gpu in gpus for xid, count in (gpu.xids or {}).items()]
     text = "Errors that the driver reported since the node started, by number."
     yield from _labelled(CounterMetricFamily, "edge_gpu_xid_errors", text, [*_GPU, "xid"], xids)
@@ -154,7 +167,7 @@ def _board(board: BoardReading) -> Iterator[Family]:
     yield from _labelled(GaugeMetricFamily, "edge_board_rail_watts", text, ["rail"], [([n], w) for n, w in rails])
     alarms = [([name], count) for name, count in board.over_current.items()]
     text = "Times that an over-current alarm slowed the board down."
-    yield from _labelled(CounterMetricFamily, "edge_board_over_current", text, ["alarm"], alarms)
+    yield from _labelled(CountedBefore, "edge_board_over_current", text, ["alarm"], alarms)
 
 
 def _key(gpu: GpuReading) -> tuple[str, str]:

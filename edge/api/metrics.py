@@ -27,6 +27,7 @@ from edge.api.hardware import HardwareFamilies
 from edge.api.othernames import DcgmNames, VllmNames
 from edge.api.recent import WINDOW_S, Recent
 from edge.api.timings import Listener, Tally, Timings
+from edge.api.told import Told
 from edge.fleet.central import Central
 from edge.identity.keeper import Keeper
 from edge.probes.sample import Probes
@@ -64,8 +65,11 @@ class NodeMetrics:
         self._registry = self.registry = CollectorRegistry()
         """What the node says in names of its own. Others' names stand apart, so that nothing is sent on twice."""
         self._others = CollectorRegistry()
-        if probes is not None:
-            self._registry.register(HardwareFamilies(probes))
+        hardware = HardwareFamilies(probes) if probes is not None else None
+        self.told = Told(self._registry, hardware)
+        """The same, as it is sent."""
+        if probes is not None and hardware is not None:
+            self._registry.register(hardware)
             if dcgm_names:
                 self._others.register(DcgmNames(probes))
         self._main = pool.roster.main

@@ -8,15 +8,26 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from edge.errors import ConfigurationError
 from edge.identity.wire import Fallback, MqttPlace, Renewal
+from edge.settings import holds_credentials
 
 Port = Annotated[int, Ge(0), Le(65_535)]
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:\-]{0,252}$")]
 PREFIX = "edge/v1/{group}/{node}/"
 """Of the topics; the access list is written for it."""
+
+
+def _without_credentials(url: str) -> str:
+    if holds_credentials(url):
+        raise ValueError("an address must hold no user and no password; nodes and the sink show their certificates")
+    return url
+
+
+BrokerUrl = Annotated[str, Field(pattern=r"^mqtts?://[^\s]+$"), MaxLen(512), AfterValidator(_without_credentials)]
+ServerUrl = Annotated[str, Field(pattern=r"^https?://[^\s]+$"), MaxLen(512), AfterValidator(_without_credentials)]
 
 
 class _Section(BaseModel):
@@ -49,12 +60,10 @@ class Admin(_Section):
 class Broker(_Section):
     """The MQTT broker, whose access list is written here."""
 
-    url: Annotated[str, Field(pattern=r"^mqtts?://[^\s]+$"), MaxLen(512)] | None = Field(
+    url: BrokerUrl | None = Field(
         None, description="Where nodes find it. Without it nodes get no telemetry settings, and no sink runs."
     )
-    sink_url: Annotated[str, Field(pattern=r"^mqtts?://[^\s]+$"), MaxLen(512)] | None = Field(
-        None, description="Where this server finds it, if that is another address."
-    )
+    sink_url: BrokerUrl | None = Field(None, description="Where this server finds it, if that is another address.")
     port: Port = Field(8883, description="Where mosquitto listens, in the configuration that is written.")
     reload_command: tuple[str, ...] = Field(
         (),
@@ -81,7 +90,7 @@ class Nodes(_Section):
     retry_after_s: Annotated[int, Ge(1), Le(86_400)] = Field(
         30, description="When a node that waits for approval is to ask again."
     )
-    fallback_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$"), MaxLen(512)] | None = Field(
+    fallback_url: ServerUrl | None = Field(
         None, description="OpenAI-compatible server for what nodes cannot answer in time."
     )
     fallback_model: Annotated[str, MaxLen(256)] = Field("", description="What the main model is called there.")
@@ -226,5 +235,5 @@ def parse_settings(text: str, where: str) -> FleetSettings:
         raise ConfigurationError(f"{where}{error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"{where}{name}: {first['msg']}; docs/fleet.md lists what there is") from None
+        name, said = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"{where}{name}: {said}; docs/fleet.md lists what there is") from None

@@ -10,6 +10,7 @@ from typing import Literal, assert_never
 import msgspec
 
 from edge import errors
+from edge.engine.counts import Counts
 from edge.engine.port import StreamEvent
 from edge.engine.supervised import Supervised, request_frame
 from edge.errors import (
@@ -177,8 +178,9 @@ class EngineClient(Supervised[Load, ModelFacts, ToFront]):
                 self._conclude(message)
             case Declined():
                 self._decline(message)
-            case Stats():
+            case Stats(cache_hits=hits, cache_evictions=evictions, cached_tokens=tokens):
                 self._stats = message
+                self._counted = Counts(cache_hits=hits, cache_evictions=evictions, cached_tokens=tokens)
             case Tokenized() | Detokenized():
                 self._answered(message.request_id, message)
             case Progress():

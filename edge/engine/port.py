@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from edge.engine.counts import Counts
 from edge.errors import Declined
 from edge.messages import Finished, FirstToken, ModelFacts, Offer, Prompt, Stats, Submit, Token, Tokenized
 
@@ -59,6 +60,11 @@ class Engine(Protocol):
     @property
     def stats(self) -> Stats | None:
         """Last statistics, None while no child is ready."""
+        ...
+
+    @property
+    def counts(self) -> Counts:
+        """Totals of all children that it had."""
         ...
 
     @property

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 import msgspec
 
 from edge.engine.child import ChildProcess
+from edge.engine.counts import Counts
 from edge.engine.port import EnginePhase, EngineStatus
 from edge.errors import (
     DoesNotFit,
@@ -105,6 +106,8 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
         self._child: ChildProcess | None = None
         self._heard_s = 0.0
         self._longest_step_s = 0.0
+        self._counted = self._counted_before = Counts()
+        """By the child that lives now, as it said last, and by those before it."""
         self._was_ready = False
         """The child that lives now has loaded its model."""
         self._supervisor: asyncio.Task[None] | None = None
@@ -121,6 +124,13 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
     def facts(self) -> FactsT | None:
         """Facts of the loaded model, kept while the child restarts."""
         return self._facts
+
+    @property
+    def counts(self) -> Counts:
+        """Totals of all children, as far as they told: about once a second."""
+        status = self.status
+        own = Counts(restarts=status.restarts, reductions=status.reduced)
+        return self._counted_before + self._counted + own
 
     # --- what heirs say -----------------------------------------------------------------------------------------------
 
@@ -309,6 +319,7 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
                 self._fail_all(EngineDown("the engine was stopped while it worked on this request"))
             await child.end(quietly=stopping, writes_bytes=self._writes_bytes())
             self._child = None
+            self._counted, self._counted_before = Counts(), self._counted_before + self._counted
             cause = cause or (self._refusal.message if self._refusal is not None else child.epitaph)
             self._fail_all(EngineDown(f"the engine failed while it worked on this request: {cause}"))
         return self._was_ready, cause, isinstance(self._refusal, DoesNotFit) or child.ran_out_of_memory

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edge.errors import ConfigurationError
-from edge.settings import Fleet
+from edge.settings import Fleet, holds_credentials
 
 MAX_UPSTREAMS = 32
 _MAX_FILE_BYTES = 1 << 20
@@ -54,6 +54,8 @@ class Upstream(BaseModel):
     def _is_an_address(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
+        if holds_credentials(url):
+            raise ValueError("must hold no user and no password: use api_key_file")
         try:
             parts = urlsplit(url)
             if not parts.hostname or parts.port == 0:

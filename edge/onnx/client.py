@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Literal, assert_never, cast
 
+from edge.engine.counts import Counts
 from edge.engine.supervised import Supervised
 from edge.errors import Overloaded
 from edge.messages import Abort, Failed, LoadFailed, Progress
@@ -109,8 +110,9 @@ class TensorClient(Supervised[LoadTensors, TensorFacts, FromTensorChild]):
                 self._answered(message.request_id, message)
             case Failed():
                 self._call_failed(message)
-            case TensorStats():
+            case TensorStats(rows=rows, passes=passes):
                 self._stats = message
+                self._counted = Counts(texts=rows, passes=passes)
             case Progress():
                 self._goes_on(message)
             case TensorsLoaded():

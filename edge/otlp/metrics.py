@@ -29,8 +29,8 @@ from opentelemetry.sdk.metrics.export import (
     Sum,
 )
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
 
 from edge.otlp.outcome import Outcome
 from edge.telemetry.histogram import Histogram
@@ -89,7 +89,7 @@ class NodeExporter(MetricExporter):
     def __init__(
         self,
         sender: MetricExporter,
-        registry: CollectorRegistry,
+        figures: Collector,
         latencies: Latencies,
         on_loop: OnLoop,
         scope: InstrumentationScope,
@@ -97,20 +97,35 @@ class NodeExporter(MetricExporter):
     ) -> None:
         super().__init__()
         self._sender, self._outcome, self._scope = sender, outcome, scope
-        self._registry, self._latencies, self._on_loop = registry, latencies, on_loop
+        self._figures, self._latencies, self._on_loop = figures, latencies, on_loop
         self._began_ns = time.time_ns()
+        self._over = False
+        self.sending = False
+        """One export is under way."""
+
+    def abandon(self) -> None:
+        """Ask the event loop nothing any more: it is about to end."""
+        self._over = True
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
         """Send all of it. On the SDK's thread."""
-        families, histograms = self._on_loop(lambda: (list(self._registry.collect()), self._latencies.snapshot()))
+        if self._over:
+            return MetricExportResult.FAILURE
+        self.sending = True
+        try:
+            result = self._sender.export(self._with_the_nodes(metrics_data), timeout_millis=timeout_millis)
+        finally:
+            self.sending = False
+        self._outcome.note(sent=result is MetricExportResult.SUCCESS, count=1)
+        return result
+
+    def _with_the_nodes(self, metrics_data: MetricsData) -> MetricsData:
+        families, histograms = self._on_loop(lambda: (list(self._figures.collect()), self._latencies.snapshot()))
         now_ns = time.time_ns()
         made = [*latencies(histograms, self._began_ns, now_ns), *converted(families, self._began_ns, now_ns)]
         first = metrics_data.resource_metrics[0]
         own = ScopeMetrics(self._scope, made, "")
-        whole = MetricsData([ResourceMetrics(first.resource, [*first.scope_metrics, own], first.schema_url)])
-        result = self._sender.export(whole, timeout_millis=timeout_millis)
-        self._outcome.note(sent=result is MetricExportResult.SUCCESS, count=1)
-        return result
+        return MetricsData([ResourceMetrics(first.resource, [*first.scope_metrics, own], first.schema_url)])
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Nothing waits here."""

@@ -32,6 +32,8 @@ class Probes:
         """`on_change` is called on the probes' thread when a slowdown begins or is over."""
         self._roots, self._interval_s, self._on_change = roots, interval_s, on_change
         self._newest: Readings | None = None
+        self.first: Readings | None = None
+        """What was read before anything else: where counters stood that are older than this process."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="probes", daemon=True)
         self.throttle = ThrottleWatch()
@@ -66,6 +68,7 @@ class Probes:
     def _round(self, gpus: GpuProbe) -> None:
         try:
             self._newest = newest = read_all(self._roots, gpus)
+            self.first = self.first or newest
             change = self.throttle.look(newest)
         except Exception as error:  # a strange board must not end the probes for good
             log.error("probes failed", extra={"event": "bug"}, exc_info=error)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+from edge.engine.counts import Counts
 from edge.errors import EdgeError, EngineFault
 from edge.machine import resident_bytes
 from edge.residency.book import Instance
@@ -47,6 +48,8 @@ class Engines:
         self._start, self._keeper = start, keeper
         self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._gone: dict[str, Counts] = {}
+        """What was counted by those that have ended, by model."""
         self.all: list[Instance] = []
 
     @property
@@ -57,6 +60,17 @@ class Engines:
     def leaving(self, spec: Spec) -> list[Instance]:
         """Versions of a model that are to end, and have not yet."""
         return [i for i in self.all if i.version.spec is spec and i.state == "leaving"]
+
+    def counts(self, model: str) -> Counts:
+        """Totals of all engines that a model had since the node started."""
+        live = (i.engine.counts for i in self.all if i.version.spec.name == model)
+        return sum(live, self._gone.get(model, Counts()))
+
+    def _ended(self, instance: Instance) -> None:
+        """Its process has: it is none any more, what it counted stays."""
+        name = instance.version.spec.name
+        self._gone[name] = self._gone.get(name, Counts()) + instance.engine.counts
+        self.all.remove(instance)
 
     def fixed_bytes(self, without: Instance | None) -> int:
         """Room of those that leave for nobody, one of them left out; of two versions of a model one leaves before long."""
@@ -100,7 +114,8 @@ class Engines:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(instance.engine.stop() for instance in self.all), return_exceptions=True)
-        self.all.clear()
+        for instance in tuple(self.all):
+            self._ended(instance)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run a task that ends with the pool."""
@@ -121,7 +136,7 @@ class Engines:
         except Exception as caught:
             error = as_edge_error(caught)
             await engine.stop()
-            self.all.remove(instance)
+            self._ended(instance)
             self._keeper.failed_to_load(instance, error)
             return
         ready_s = time.monotonic()
@@ -137,12 +152,12 @@ class Engines:
         if not instance.ending:
             instance.ending = True
             await engine.stop()
-            self.all.remove(instance)
+            self._ended(instance)
             self._keeper.crashed(instance, cause, time.monotonic() - ready_s)
 
     async def _end(self, instance: Instance) -> None:
         await instance.engine.stop()
-        self.all.remove(instance)
+        self._ended(instance)
         self._keeper.left()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
+from edge.engine.counts import Counts
 from edge.engine.port import EngineStatus
 from edge.errors import ModelNotFound
 from edge.machine import resident_bytes
@@ -62,6 +63,10 @@ class Roster:
         """Where a model stands: as its engine says it, or in its place."""
         engine = self.engine(name)
         return engine.status if engine is not None else self._models[name].absence()
+
+    def counts(self, name: str) -> Counts:
+        """What a model's engines have counted since the node started, those that have ended included."""
+        return self._engines.counts(name)
 
     def waits(self, name: str) -> bool:
         """Whether requests wait for this model to be loaded. Not for the node's own before it was ready the first time."""

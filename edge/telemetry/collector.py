@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 
 from edge.telemetry.histogram import Histogram
 from edge.telemetry.records import Labels, Sample
@@ -60,12 +60,11 @@ class Latencies:
         return {(name, (("gen_ai.response.model", model),)): histogram for (name, model), histogram in taken.items()}
 
 
-def sample(registry: CollectorRegistry, latencies: Latencies, began_ns: int) -> Sample:
-    """The registry's counters and gauges as they stand, and the latencies since the last sample. A counter that never counted
-    is left
-    out."""
+def sample(figures: Collector, latencies: Latencies, began_ns: int) -> Sample:
+    """Counters, which count from `began_ns` on, and gauges as they stand, and the latencies since the last sample. A counter that
+    never counted is left out."""
     found = Sample(began_ns, {}, {}, latencies.take())
-    for family in registry.collect():
+    for family in figures.collect():
         for line in family.samples:
             key = (family.name, tuple(sorted(line.labels.items())))
             if family.type == "counter" and line.name == f"{family.name}_total" and line.value:

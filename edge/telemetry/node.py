@@ -55,9 +55,14 @@ class Place:
         return self.config.prefix.rstrip("/")
 
 
+def node_name(mqtt: Mqtt) -> str:
+    """What the node is called wherever it tells of itself: as its fleet or its settings say, else the machine's host name."""
+    return mqtt.node or socket.gethostname().partition(".")[0] or "node"
+
+
 def place_of(mqtt: Mqtt, home: Path) -> Place:
     """Of the settings; `mqtt.url` may be empty for who only looks at the outbox."""
-    node = mqtt.node or socket.gethostname().partition(".")[0] or "node"
+    node = node_name(mqtt)
     prefix = mqtt.prefix.replace("{group}", mqtt.group).replace("{node}", node)
 
     def file(path: Path | None) -> Path | None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
+from edge.engine.counts import Counts
 from edge.engine.port import EngineStatus, StreamEvent
 from edge.errors import Declined, EdgeError
 from edge.messages import (
@@ -24,6 +25,7 @@ from edge.messages import (
     Tokenized,
     frame,
 )
+from edge.onnx.messages import TensorStats
 
 TIMING = Timing(queue_s=0.25, prefill_s=1.5, decode_s=2.0)
 HERMES = "{% if tools %}<tool_call>{% endif %}<think></think>"
@@ -119,7 +121,8 @@ class FakeEngine:
     script: Script = field(default_factory=lambda: says("Hel", "lo"))
     facts: ModelFacts | None = field(default_factory=facts)
     status: EngineStatus = field(default_factory=lambda: EngineStatus("ready", "", 1.0, 0, None))
-    stats: Stats | None = None
+    stats: Stats | TensorStats | None = None
+    counts: Counts = field(default_factory=Counts)
     refusal: EdgeError | None = None
     full: Declined | None = None
     streams: list[FakeStream] = field(default_factory=list)

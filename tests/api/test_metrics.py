@@ -13,8 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edge.api.recent import Recent
 from edge.api.timings import Tally, Timings
+from edge.engine.counts import Counts
 from edge.errors import EngineDown
 from edge.messages import Outlook, Stats, Submit, Token
+from edge.onnx.messages import TensorStats
 from edge.otlp.metrics import Latencies as OtlpLatencies
 from edge.residency import Spec
 from edge.telemetry.collector import DURATION, ITL, TTFT
@@ -76,6 +78,34 @@ def test_further_models_have_their_own(serve: Serve) -> None:
     assert value(node, "vllm:generation_tokens_total", model_name="other") == 2
     assert value(node, "vllm:generation_tokens_total", model_name="fake") is None
     assert value(node, "edge_ttft_seconds_count") == 0
+
+
+NUMBERS = TensorStats(
+    waiting=0, passes=1, rows=1, pass_p50_s=0.01, pass_p99_s=0.01, wait_s=0, forward_age_s=0, resident_bytes=1
+)
+
+
+def test_totals_of_a_model_never_fall_when_its_engine_leaves_and_another_one_comes(serve: Serve) -> None:
+    def engine(texts: int) -> FakeEngine:
+        return FakeEngine(kind="tensors", stats=NUMBERS, counts=Counts(texts=texts, passes=texts))
+
+    node = serve(specs=[Spec("other", "other")], further={"other": [engine(6), engine(1)]})
+    seen = []
+    with node.http() as client:
+        for action in ("load", "unload", "load"):
+            assert client.post(f"/edge/v1/models/other/{action}").status_code == 200
+            seen.append(value(node, "edge_tensor_texts_total", model="other"))
+            shown = value(node, "edge_tensor_pass_p50_seconds", model="other")
+            assert shown == (None if action == "unload" else 0.01)
+    assert seen == [6, 6, 7]
+
+
+def test_totals_of_the_main_models_engine_are_those_of_all_its_children(serve: Serve) -> None:
+    counts = Counts(cache_hits=9, cached_tokens=700, restarts=2, reductions=1)
+    node = serve(FakeEngine(stats=STATS, counts=counts))
+    assert value(node, "edge_prefix_cache_hits_total") == 9
+    assert value(node, "edge_prefix_cache_tokens_total") == 700
+    assert value(node, "edge_engine_restarts_total") == 2 and value(node, "edge_engine_reductions_total") == 1
 
 
 def test_an_answer_that_broke_off_has_no_end(serve: Serve) -> None:

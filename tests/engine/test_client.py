@@ -176,6 +176,25 @@ def test_an_engine_that_does_not_restart_has_ended_for_good_when_its_child_dies(
     asyncio.run(main())
 
 
+def test_what_was_counted_stays_when_the_child_is_replaced() -> None:
+    async def use(client: EngineClient) -> None:
+        prompt = Submit(0, TextPrompt("the pump in hall four " * 40), GREEDY, max_tokens=1)
+        for hits in (1, 2):
+            await until_ready(client)
+            for _ in range(2):
+                await collect(client, prompt)
+            while client.counts.cache_hits < hits:
+                await asyncio.sleep(0.02)
+            assert client.counts.cache_hits == hits and client.counts.cached_tokens > 0
+            assert client.status.pid is not None
+            os.kill(client.status.pid, signal.SIGKILL)
+            while client.status.phase == "ready":
+                await asyncio.sleep(0.02)
+            assert client.counts.cache_hits == hits
+
+    run_with_engine(load_of(Q4_0), use)
+
+
 def test_a_wedged_child_is_noticed_and_replaced() -> None:
     async def use(client: EngineClient) -> None:
         task = asyncio.create_task(ending(client, LONG))

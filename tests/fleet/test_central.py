@@ -129,6 +129,10 @@ def test_tries_are_bounded_by_the_retry_budget_and_by_time() -> None:
     ("text", "part"),
     [
         ("[[upstream]]\nname = 'a'\n", "upstream.0.url: Field required"),
+        (
+            "[[upstream]]\nname = 'a'\nurl = 'https://u:secret@x/v1'\n",
+            "must hold no user and no password: use api_key_file",
+        ),
         ("[[upstream]]\nname = 'a'\nurl = 'ftp://x'\n", "must begin with http:// or https://"),
         (
             "[[upstream]]\nname = 'a'\nurl = 'https://host:abc/v1'\n",

@@ -22,7 +22,7 @@ from edge.telemetry.clock import SystemClock
 from edge.tlsfiles import TlsFiles
 from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.nvml import PROFILES, build_library
-from tests.probes.boards import ORIN, PLAIN, plant
+from tests.probes.boards import LIMITED, ORIN, PLAIN, plant
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ def scraped(full_node: RunningNode, tmp_path_factory: pytest.TempPathFactory) ->
 def boards(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What other machines show of their hardware."""
     pages = []
-    for tree in (ORIN, PLAIN):
+    for tree in (ORIN, PLAIN, LIMITED):
         probes = Probes(plant(tmp_path_factory.mktemp("board"), tree), 60.0, lambda change: None)
         registry = CollectorRegistry()
         registry.register(HardwareFamilies(probes))

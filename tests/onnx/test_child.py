@@ -108,6 +108,23 @@ def test_kills_in_the_middle_of_requests_leave_none_without_an_answer(encoder: P
     run_with_child(load_of(encoder, reading_of(encoder)), use)
 
 
+def test_what_was_counted_stays_when_the_child_is_replaced(encoder: Path) -> None:
+    async def use(client: TensorClient) -> None:
+        for round_number in (1, 2):
+            await until_ready(client)
+            await client.embed(["a", "b", "c"], "", None)
+            while client.counts.texts < 3 * round_number:
+                await asyncio.sleep(0.02)
+            assert client.counts.texts == 3 * round_number and client.counts.restarts == round_number - 1
+            assert client.status.pid is not None
+            os.kill(client.status.pid, signal.SIGKILL)
+            while client.status.phase == "ready":
+                await asyncio.sleep(0.02)
+            assert client.counts.texts == 3 * round_number
+
+    run_with_child(load_of(encoder, reading_of(encoder)), use)
+
+
 def test_a_wedged_child_is_noticed_and_replaced(encoder: Path) -> None:
     async def use(client: TensorClient) -> None:
         first = client.status.pid

@@ -20,10 +20,11 @@ _PATIENCE_S = 60.0
 
 @dataclass
 class Sink:
-    """`sick`: it answers 400 to everything."""
+    """`sick`: it answers 400 to everything. `before_answer` is called with the path of each request, on its thread."""
 
     port: int = 0
     sick: bool = False
+    before_answer: Callable[[str], object] = lambda path: None
     metrics: list[ExportMetricsServiceRequest] = field(default_factory=list)
     traces: list[ExportTraceServiceRequest] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -64,6 +65,7 @@ def collecting() -> Iterator[Sink]:
             sink.headers.append({name.lower(): value for name, value in self.headers.items()})
             sink.bytes += data
             assert self.headers["content-type"] == "application/x-protobuf"
+            sink.before_answer(self.path)
             if not sink.sick:
                 if self.path == "/v1/metrics":
                     sink.metrics.append(ExportMetricsServiceRequest.FromString(data))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import httpx
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from edge.otlp.exporter import Source
 from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.otlp.sink import Sink, collecting, plain
@@ -29,7 +33,13 @@ def sink() -> Iterator[Sink]:
 def node(sink: Sink, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
     home = tmp_path_factory.mktemp("node")
     (home / "headers").write_text("# for the collector\nAuthorization: Bearer s3cret\nX-Scope: edge\n")
-    settings = ["otlp.traces=on", "otlp.sample=0", "otlp.interval_s=1", "otlp.headers_file=headers"]
+    settings = [
+        "mqtt.node=robot-12",
+        "otlp.traces=on",
+        "otlp.sample=0",
+        "otlp.interval_s=1",
+        "otlp.headers_file=headers",
+    ]
     flags = [part for setting in (f"otlp.endpoint={sink.url}/", *settings) for part in ("--set", setting)]
     running = start_node(home, *flags)
     yield running
@@ -93,6 +103,7 @@ def test_metrics_come_as_exponential_histograms_beside_the_nodes_own(
     found = sink.newest()
     resource = plain(list(sink.metrics[-1].resource_metrics[0].resource.attributes))
     assert resource["service.name"] == "edge-node" and resource["service.version"]
+    assert resource["service.instance.id"] == "robot-12"
     for name in ("time_to_first_token", "time_per_output_token", "request.duration"):
         metric = found[f"gen_ai.server.{name}"]
         assert metric.unit == "s" and metric.WhichOneof("data") == "exponential_histogram"
@@ -104,6 +115,20 @@ def test_metrics_come_as_exponential_histograms_beside_the_nodes_own(
     assert found["edge_slots"].gauge.data_points[0].as_double == 8
     assert found["process.uptime"].gauge.data_points[0].as_double > 0
     assert not [name for name in found if name.startswith(("vllm:", "DCGM"))], "others' names would be the same twice"
+
+
+def test_what_is_sent_has_the_nodes_name_and_the_environment_stands_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = dict(Source("robot-12", "1.2").resource().attributes)
+    assert (said["service.name"], said["service.instance.id"], said["service.version"]) == (
+        "edge-node",
+        "robot-12",
+        "1.2",
+    )
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=line%207,deployment.environment=plant")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "arms")
+    said = dict(Source("robot-12", "1.2").resource().attributes)
+    assert (said["service.name"], said["service.instance.id"], said["service.version"]) == ("arms", "line 7", "1.2")
+    assert said["deployment.environment"] == "plant" and said["telemetry.sdk.language"] == "python"
 
 
 def test_headers_go_with_it_and_no_word_that_was_said(sink: Sink, spans: dict[str, Span]) -> None:
@@ -126,6 +151,57 @@ def test_a_collector_that_refuses_is_told_of_once_and_stops_nothing(home: Path) 
     events = [json.loads(line).get("event") for line in node.said().splitlines() if line.startswith("{")]
     assert events.count("otlp_failed") == 1 and events.count("otlp_works") == 1
     assert "Traceback" not in node.said()
+
+
+def test_a_collector_that_says_nothing_is_given_up_and_nothing_else_waits_for_it(home: Path, tmp_path: Path) -> None:
+    outbox_free: dict[str, bool] = {}
+    over = threading.Event()
+
+    def say_nothing(path: str) -> None:
+        with (home / "outbox" / "outbox.lock").open("rb+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                outbox_free[path] = True
+            except OSError:
+                outbox_free[path] = False
+        over.wait()
+
+    settings = ["otlp.traces=on", "otlp.sample=1", "otlp.interval_s=3600", "mqtt.url=mqtt://127.0.0.1:9"]
+    with collecting() as sink, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        sink.before_answer = say_nothing
+        given = (f"otlp.endpoint={sink.url}", "log.format=json", *settings)
+        heard: list[str] = []
+        node = start_node(
+            home,
+            *(part for setting in given for part in ("--set", setting)),
+            NOTIFY_SOCKET=str(tmp_path / "notify"),
+            WATCHDOG_USEC="400000",
+        )
+        hearing = threading.Thread(target=hear, args=(manager, heard))
+        hearing.start()
+        try:
+            body = {"prompt": "pump", "max_tokens": 2}
+            answer = httpx.post(f"{node.base_url}/v1/completions", json=body, timeout=60, trust_env=False)
+            assert answer.status_code == 200
+            assert stop_node(node) == 0
+        finally:
+            over.set()
+            manager.shutdown(socket.SHUT_RDWR)
+            hearing.join()
+    events = [json.loads(line) for line in node.said().splitlines() if line.startswith("{")]
+    (given_up,) = [event for event in events if event.get("event") == "otlp_abandoned"]
+    assert (given_up["spans"], given_up["metrics"]) == (4, 1)
+    assert outbox_free["/v1/metrics"], "it was asked to wait before the outbox was closed"
+    ending = heard[next(n for n, message in enumerate(heard) if "STOPPING=1" in message) :]
+    assert ending.count("WATCHDOG=1") >= 5
+    assert "Traceback" not in node.said() and "never awaited" not in node.said()
+
+
+def hear(manager: socket.socket, heard: list[str]) -> None:
+    """Until it is shut down."""
+    while message := manager.recv(4096):
+        heard.append(message.decode())
 
 
 def test_a_collector_that_is_not_there_does_not_hold_up_the_end(home: Path) -> None:

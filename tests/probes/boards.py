@@ -101,6 +101,16 @@ PLAIN: Mapping[str, str | None] = {
 }
 
 
+LIMITED: Mapping[str, str | None] = {
+    **HOST,
+    "proc/self/cgroup": "0::/node\n",
+    "sys/fs/cgroup/node/memory.max": "2147483648\n",
+    "sys/fs/cgroup/node/memory.current": "1073741824\n",
+    "sys/fs/cgroup/node/memory.stat": "anon 900000000\ninactive_file 73741824\n",
+}
+"""A machine whose node may take 2 GiB, as in a container."""
+
+
 def plant(place: Path, tree: Mapping[str, str | None]) -> Roots:
     """Write a tree. A file whose text is None cannot be read: a directory stands in its place."""
     for name, content in tree.items():

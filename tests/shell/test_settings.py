@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edge.control.settings import parse_settings
 from edge.effective import default_home, load
 from edge.errors import ConfigurationError
 from edge.reference import DOCUMENTS, documents
@@ -231,3 +232,40 @@ def test_what_edge_settings_shows_is_a_settings_file(home: Path, run_edge: RunEd
     write(home, shown)
     assert load(home, {}, {}).settings == before
     assert '[models."a.b"]' in run_edge("settings", "--changed").stdout
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "cure"),
+    [
+        ("EDGE_FLEET__URL", "https://robot:{0}@gateway/v1", "fleet.api_key_file"),
+        ("EDGE_FLEET__URL", "https://{0}@gateway/v1", "fleet.api_key_file"),
+        ("EDGE_OTLP__ENDPOINT", "http://robot:{0}@collector:4318", "otlp.headers_file"),
+        ("EDGE_MQTT__URL", "mqtts://robot:{0}@broker", "mqtt.password_file"),
+    ],
+)
+def test_a_password_in_an_address_is_refused_with_the_place_for_it_and_not_shown(
+    home: Path, variable: str, address: str, cure: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="must hold no") as refused:
+        load(home, {variable: address.format("s3cret")}, {})
+    assert cure in refused.value.message and "s3cret" not in refused.value.message
+
+
+def test_an_at_sign_in_a_path_is_no_password(home: Path) -> None:
+    address = "https://gateway/v1/@robots?to=a@b"
+    assert load(home, {"EDGE_FLEET__URL": address}, {}).settings.fleet.url == address
+
+
+@pytest.mark.parametrize(
+    "line", ['[broker]\nurl = "mqtts://u:s3cret@b"', '[nodes]\nfallback_url = "https://u:s3cret@b/v1"']
+)
+def test_a_fleets_addresses_hold_none_either(line: str) -> None:
+    with pytest.raises(ConfigurationError, match="must hold no user and no password") as refused:
+        parse_settings(line, "fleet.toml: ")
+    assert "s3cret" not in refused.value.message
+
+
+def test_a_sink_shows_no_password_of_its_address(run_edge: RunEdge, home: Path) -> None:
+    done = run_edge("fleet", "sink", "--url", "mqtt://u:s3cret@127.0.0.1", "--db", str(home / "sink.db"))
+    assert done.returncode == 2 and "use --username and --password-file" in done.stderr
+    assert "s3cret" not in done.stdout + done.stderr

@@ -58,11 +58,13 @@ class _Broker:
     key: Path | None
 
     def address(self, client_id: str) -> BrokerAddress:
-        from edge.settings import Mqtt
+        from edge.settings import Mqtt, holds_credentials
 
         url = self.url or current().settings.mqtt.url
         if not url:
             raise click.UsageError("give the broker with --url mqtt://host")
+        if holds_credentials(url):
+            raise click.UsageError("--url must hold no user and no password: use --username and --password-file")
         try:
             Mqtt(url=url)
         except ValueError:
