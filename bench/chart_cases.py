@@ -239,7 +239,10 @@ REFUSED: list[tuple[Values, str]] = [
         merged(_ENROLLED, {"config": {"mqtt": {"group": "hall-b"}}}),
         r"config\.mqtt\.group is given, and with enrollment the fleet says it",
     ),
-    (merged(_ENROLLED, {"networkPolicy": {"enabled": True}}), r"networkPolicy\.egress is empty, and the node must reach"),
+    (
+        merged(_ENROLLED, {"networkPolicy": {"enabled": True}}),
+        r"networkPolicy\.egress is empty, and the node must reach",
+    ),
     ({"service": {"nodePort": 30080}}, r"service\.nodePort needs service\.type NodePort"),
     ({"podMonitor": {"enabled": True}}, r"podMonitor\.metricsKey\.existingSecret is empty"),
     (

@@ -210,9 +210,16 @@ def test_a_node_enrolls_beside_serving_and_nobody_else_sees_the_token() -> None:
     volume = next(one for one in pod["volumes"] if one["name"] == "enrollment")["secret"]
     assert (volume["secretName"], volume["items"]) == ("t", [{"key": "k", "path": "token"}])
     assert volume["optional"] is True and volume["defaultMode"] == 0o440
-    mounted = {one["name"]: [m["name"] for m in one["volumeMounts"]] for one in (*pod["initContainers"], node, enroller)}
+    mounted = {
+        one["name"]: [m["name"] for m in one["volumeMounts"]] for one in (*pod["initContainers"], node, enroller)
+    }
     assert [name for name, volumes in mounted.items() if "enrollment" in volumes] == ["enroll"]
-    assert enroller["args"] == ["--fleet", "https://fleet.example:8443", "--token-file", "/etc/edge-secrets/enrollment/token"]
+    assert enroller["args"] == [
+        "--fleet",
+        "https://fleet.example:8443",
+        "--token-file",
+        "/etc/edge-secrets/enrollment/token",
+    ]
     assert "EDGE_MQTT__NODE" not in str(node["env"]), "the fleet says what a node is called"
     security = enroller["securityContext"]
     assert security["readOnlyRootFilesystem"] is True and security["allowPrivilegeEscalation"] is False
