@@ -167,7 +167,7 @@ def arm_build_base(tools: Tools, mirror: str) -> None:
         for name in ("ar", "as", "ld", "nm", "objcopy", "objdump", "ranlib", "readelf", "strip"):
             (commands / name).symlink_to(f"/usr/bin/aarch64-linux-gnu-{name}")
         for names, compiler in ((("gcc", "cc"), "gcc"), (("g++", "c++"), "g++")):
-            for name in names:
+            for name in (*names, f"aarch64-linux-gnu-{compiler}"):  # the last is what Debian's Python was built with
                 (commands / name).symlink_to(f"/usr/bin/aarch64-linux-gnu-{compiler}-14")
         container = tools.run("buildah", "from", "--pull=never", ARM_BASE)
         try:
