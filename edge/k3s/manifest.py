@@ -100,7 +100,7 @@ of all, and restart `k3s-agent`: what to run comes from its server.
 
 {keys}
 
-If the values of the site have the nodes enroll at a fleet (`enrollment` in `helm/site-values.yaml`), the token is not on the stick
+If the site's values have the nodes enroll at a fleet (`enrollment` in `helm/site-values.yaml`), the token is not on the stick
 either. Nodes serve without it and enroll once the Secret is there:
 
     sudo k3s kubectl --namespace {namespace} create secret generic SECRET --from-file=token
