@@ -15,6 +15,7 @@ _FILE = {"model": {"source": "hostPath", "file": "m.gguf"}}
 _DEPLOYMENT = {"workload": {"kind": "Deployment"}}
 _LOOSE = {"workload": {"kind": "Deployment"}, "state": {"kind": "emptyDir"}}
 _KEY = {"metricsKey": {"existingSecret": "metrics"}}
+_ENROLLED = {"enrollment": {"url": "https://fleet.example:8443", "existingSecret": "token"}}
 _MQTTS = {"config": {"mqtt": {"url": "mqtts://broker.example"}}}
 
 
@@ -68,6 +69,9 @@ PARTS: dict[str, dict[str, Values]] = {
             {"config": {"fleet": {"url": "https://fleet.example/v1"}, "mqtt": {"group": "plant-7"}}},
             {"mqtt": {"tls": {"existingSecret": "mqtt"}, "password": {"existingSecret": "pw", "key": "x.y"}}},
             {"mqtt": {"commandKeys": {"existingSecret": "ck"}}, "fleet": {"apiKey": {"existingSecret": "fk"}}},
+        ),
+        "enrolled": merged(
+            _ENROLLED, {"enrollment": {"key": "other.txt"}, "config": {"fleet": {"url": "https://fleet.example/v1"}}}
         ),
         "watched": {
             "podMonitor": {"enabled": True, **_KEY},
@@ -133,7 +137,8 @@ def _excluded(values: Mapping[str, Any]) -> bool:
     """What the chart refuses, rightly: it is among the refusals below."""
     scaled = values.get("scaledObject", {}).get("enabled")
     closed = values.get("networkPolicy", {}).get("enabled") and values.get("model", {}).get("source") == "http"
-    return bool(closed or (scaled and values.get("service", {}).get("enabled") is False))
+    forgetful = values.get("enrollment") and values.get("state", {}).get("kind") == "emptyDir"
+    return bool(closed or forgetful or (scaled and values.get("service", {}).get("enabled") is False))
 
 
 def small_matrix() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -144,6 +149,7 @@ def small_matrix() -> Iterator[tuple[str, dict[str, Any]]]:
         values = merged(KEYS, *(part for _, part in chosen.values()))
         if _excluded(values):
             values = merged(values, {"networkPolicy": {"enabled": False}, "service": {"enabled": True}})
+            values.pop("enrollment", None)
         yield "+".join(name for name, _ in chosen.values()), values
 
 
@@ -225,6 +231,18 @@ REFUSED: list[tuple[Values, str]] = [
     ),
     ({"fleet": {"apiKey": {"existingSecret": "p"}}}, r"fleet\.apiKey\.existingSecret is named, and no fleet"),
     (merged(_MQTTS, {"networkPolicy": {"enabled": True}}), r"networkPolicy\.egress is empty, and the node must reach"),
+    ({"enrollment": {"url": "https://fleet.example"}}, r"enrollment\.url is given, and no token: put one from"),
+    ({"enrollment": {"existingSecret": "token"}}, r"enrollment\.existingSecret is named, and no fleet"),
+    (merged(_LOOSE, _ENROLLED), r"enrollment with state\.kind emptyDir would make each restart another node"),
+    (merged(_MQTTS, _ENROLLED), r"config\.mqtt\.url is given, and with enrollment the fleet says it"),
+    (
+        merged(_ENROLLED, {"config": {"mqtt": {"group": "hall-b"}}}),
+        r"config\.mqtt\.group is given, and with enrollment the fleet says it",
+    ),
+    (
+        merged(_ENROLLED, {"networkPolicy": {"enabled": True}}),
+        r"networkPolicy\.egress is empty, and the node must reach",
+    ),
     ({"service": {"nodePort": 30080}}, r"service\.nodePort needs service\.type NodePort"),
     ({"podMonitor": {"enabled": True}}, r"podMonitor\.metricsKey\.existingSecret is empty"),
     (

@@ -65,6 +65,12 @@ def podman(*arguments: str, check: bool = True) -> str:
     return done.stdout.strip()
 
 
+def logs(container: str) -> str:
+    """What it has said, to people and as errors."""
+    done = subprocess.run(["podman", "logs", container], capture_output=True, text=True, check=False, timeout=60)
+    return done.stdout + done.stderr
+
+
 def as_podman_takes_it(objects: list[dict[str, Any]], name: str, site: Site) -> tuple[str, Mapping[str, Any]]:
     """The pod with its settings, as YAML for `podman kube play`; and the node's container as it was rendered."""
     spec = copy.deepcopy(dict(pod_of(objects)))
@@ -93,6 +99,8 @@ def laid_down(site: Site, pod: str, secret: Mapping[str, Any]) -> Path:
     target.mkdir(parents=True)
     for item in secret["items"]:
         path = target / item["path"]
+        if secret.get("optional") and not (site.place / "secrets" / secret["secretName"] / item["key"]).exists():
+            continue
         shutil.copyfile(site.place / "secrets" / secret["secretName"] / item["key"], path)
         os.chown(path, 0, GROUP)
         path.chmod(secret["defaultMode"])

@@ -4,8 +4,9 @@ A base image is put together from Debian's packages, and what is Python's comes 
 has no network at all. It is built twice and has one digest. Then it runs under podman: read-only, as 65532, without capabilities,
 within a memory limit; answers; drains on SIGTERM without cutting a stream; says what it is made of; takes weights from an image
 of their own; and picks its code by the processor, shown on emulated ones. With --jetson the other Dockerfile is built for arm64
-under emulation, on a base without CUDA. Needs mmdebstrap buildah podman runc catatonit zstd qemu-user-static; for --jetson
-binfmt-support and arch-test too. Exit status 1 if a thing did not hold.
+under emulation, on a base without CUDA and with a compiler that is not emulated; its wheelhouse is fetched before, with
+`make wheelhouse ARGS="--variant jetson --machine aarch64"`. Needs mmdebstrap buildah podman runc catatonit zstd qemu-user-static;
+for --jetson binfmt-support and arch-test too. Exit status 1 if a thing did not hold.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +30,11 @@ from bench.containers import CONFINED, Container, ToolFailed, Tools, debian, nod
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE, AGAIN, JETSON = "localhost/edge-node:dev", "localhost/edge-node:again", "localhost/edge-jetson:dev"
-BASE, BUILD_BASE, ARM_BASE = (
-    "localhost/edge-base:trixie",
-    "localhost/edge-build-base:trixie",
-    "localhost/edge-arm64-base:trixie",
-)
+BASE, BUILD_BASE = "localhost/edge-base:trixie", "localhost/edge-build-base:trixie"
+ARM_BASE, ARM_BUILD_BASE = "localhost/edge-arm64-base:trixie", "localhost/edge-arm64-build-base:trixie"
 _RUNS_ON = ("python3", "libstdc++6", "ca-certificates")
 _BUILDS_WITH = ("python3", "python3-venv", "build-essential", "ca-certificates")
+_CROSS_COMPILER = "g++-14-aarch64-linux-gnu"
 _MEMORY_MIB = 512
 _STREAMS, _TOKENS = 6, 600
 _GRACE_S = 45.0
@@ -133,15 +133,56 @@ def build(tools: Tools, target: str, tag: str, *options: str) -> None:
 
 def prove_jetson(proof: Proof, tools: Tools, mirror: str) -> None:
     """All stages but CUDA's code, which needs NVIDIA's compiler."""
-    debian(tools, ARM_BASE, _BUILDS_WITH, "arm64", "trixie", mirror)
+    debian(tools, ARM_BASE, ("python3-venv", *_RUNS_ON), "arm64", "trixie", mirror)
+    arm_build_base(tools, mirror)
+    require_wheels("aarch64")
     began_s = time.monotonic()
-    bases = [f"BASE_IMAGE={ARM_BASE}", f"BUILD_IMAGE={ARM_BASE}", "PYTHON_PACKAGE=python3", "GGML_CUDA=OFF"]
+    bases = [f"BASE_IMAGE={ARM_BASE}", f"BUILD_IMAGE={ARM_BUILD_BASE}", "PYTHON_PACKAGE=python3", "GGML_CUDA=OFF"]
     build(tools, "jetson", JETSON, *(part for argument in bases for part in ("--build-arg", argument)))
     proof.note(
         True, "every stage of Dockerfile.jetson builds for arm64 without CUDA", f"{time.monotonic() - began_s:.0f} s"
     )
     system = tools.run("podman", "run", "--rm", *CONFINED, "--entrypoint", "python", JETSON, "-c", _SEES)
     proof.note("DOTPROD = 1" in system and "FP16_VA = 1" in system, "its code is for the boards' processors", system)
+
+
+def arm_build_base(tools: Tools, mirror: str) -> None:
+    """The arm64 base with a compiler for arm64 that runs on this machine: emulated, it would take hours. Raises ToolFailed.
+
+    Debian's packages of it cannot be installed in an arm64 system, so their files are laid in; none is there in both.
+    """
+    if tools.has(ARM_BUILD_BASE):
+        return
+    with tempfile.TemporaryDirectory(prefix="edge-compiler-") as draft:
+        archive, root = Path(draft) / "compiler.tar", Path(draft) / "root"
+        tools.run(
+            *("mmdebstrap", "--quiet", "--variant=extract", "--architectures=amd64"),
+            *(f"--include={_CROSS_COMPILER}", "trixie", str(archive), *([mirror] if mirror else [])),
+            timeout_s=1800,
+        )
+        commands = root / "usr" / "local" / "bin"
+        commands.mkdir(parents=True)
+        tools.run("tar", "--extract", "--file", str(archive), "--directory", str(root), "./usr")
+        (root / "lib64").symlink_to("usr/lib64")
+        for name in ("ar", "as", "ld", "nm", "objcopy", "objdump", "ranlib", "readelf", "strip"):
+            (commands / name).symlink_to(f"/usr/bin/aarch64-linux-gnu-{name}")
+        for names, compiler in ((("gcc", "cc"), "gcc"), (("g++", "c++"), "g++")):
+            for name in (*names, f"aarch64-linux-gnu-{compiler}"):  # the last is what Debian's Python was built with
+                (commands / name).symlink_to(f"/usr/bin/aarch64-linux-gnu-{compiler}-14")
+        container = tools.run("buildah", "from", "--pull=never", ARM_BASE)
+        try:
+            tools.run("buildah", "add", "--quiet", container, str(root), "/")
+            tools.run("buildah", "commit", "--quiet", container, ARM_BUILD_BASE)
+        finally:
+            tools.run("buildah", "rm", container)
+
+
+def require_wheels(machine: str) -> None:
+    """Raises ToolFailed if the wheelhouse was fetched for another machine."""
+    run = ROOT / "dist" / "wheelhouse" / "run"
+    if not any(run.glob(f"*_{machine}.whl")):
+        wanted = f'make wheelhouse ARGS="--variant jetson --machine {machine}"'
+        raise ToolFailed(f"{run} has no wheels for {machine}: {wanted}, then try again")
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

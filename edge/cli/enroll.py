@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 import sys
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from edge.cli.flags import current
 from edge.effective import default_home
 from edge.errors import (
     ConfigurationError,
+    EdgeError,
     EnrollmentFailed,
     EnrollmentPending,
     EnrollmentRefused,
@@ -25,7 +27,9 @@ from edge.errors import (
 )
 
 if TYPE_CHECKING:
-    from edge.identity.enroll import Wish
+    from collections.abc import Callable
+
+    from edge.identity.enroll import Enrolled, Wish
     from edge.identity.identity import Identity
     from edge.identity.store import Store
 
@@ -80,7 +84,8 @@ class _Given:
 @click.option("--name", default="", metavar="LABEL", help="How people shall call the node [default: the host name].")
 @click.option("--wait", is_flag=True, help="Wait until somebody has approved the node, if the fleet wants that.")
 @click.option("--force", is_flag=True, help="Enroll anew although the node is enrolled: new token, new key.")
-def command(url: str | None, token: str | None, token_file: str | None, seed: Path | None, name: str, wait: bool, force: bool) -> int:  # fmt: skip  # noqa: E501
+@click.option("--keep-trying", is_flag=True, help="Whatever is in the way, try until the node is enrolled; with --token-file, which is read anew each time.")  # fmt: skip  # noqa: E501
+def command(url: str | None, token: str | None, token_file: str | None, seed: Path | None, name: str, wait: bool, force: bool, keep_trying: bool) -> int:  # fmt: skip  # noqa: E501
     """Make this machine a node of a fleet: key, certificate, settings.
 
     The token comes from who runs the fleet (edge fleet token create). Without --token, --token-file and --from it is taken from
@@ -92,8 +97,14 @@ def command(url: str | None, token: str | None, token_file: str | None, seed: Pa
     """
     from edge.identity.owner import become, other_owner, roots_own
 
-    given = _given(url, token, token_file, seed, name)
     home = default_home(os.environ)
+    if keep_trying:
+        if not url or token_file in (None, "-") or token is not None or seed is not None or force:
+            raise click.UsageError("--keep-trying goes with --fleet URL and --token-file FILE, and with --name")
+        if (owner := other_owner(home)) is not None:
+            become(owner, home)
+        return _keep_trying(url, Path(str(token_file)), name, home)
+    given = _given(url, token, token_file, seed, name)
     if (owner := other_owner(home)) is not None:
         # The token's file was read by root. To erase it there root must stay, in a process that touches nothing else.
         place = roots_own(given.seed) if given.seed is not None else None
@@ -106,6 +117,50 @@ def command(url: str | None, token: str | None, token_file: str | None, seed: Pa
             given = replace(given, seed=None)
         become(owner, home)
     return _run(given, home, force, wait)
+
+
+def _keep_trying(url: str, token_file: Path, name: str, home: Path) -> int:
+    """Ends well only. The token is asked for only while there is no identity: it may be gone afterwards."""
+    from edge.cli.patience import Obstacle, keep_trying
+    from edge.identity.est import origin
+    from edge.identity.store import Store
+
+    store, told = Store(home), set[str]()
+    try:
+        fleet = origin(url)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+    def say_once(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            click.echo(f"{text} ...", err=True)
+
+    def attempt() -> Obstacle | None:
+        if (identity := store.current()) is not None:
+            _tell(identity, already=True)
+            if identity.fleet_url != fleet:
+                click.echo(f"edge: it stays there and does not go to {fleet}: that takes --force and a token", err=True)
+            return None
+        try:
+            wish = _wish(_Given(url, _from_file(str(token_file)), name, None), force=False, wait=False)
+            enrolled = _ask(wish, store, say_once)
+        except click.UsageError as error:
+            return Obstacle(error.format_message(), passes=False)
+        except EdgeError as error:
+            passes = not isinstance(error, EnrollmentRefused | PinMismatch)
+            return Obstacle(error.message, passes, error.retry_after_s or 0.0)
+        _tell_all(enrolled, store)
+        return None
+
+    def token() -> str:
+        try:
+            return _from_file(str(token_file))
+        except click.UsageError:
+            return ""
+
+    keep_trying(attempt, token, lambda text: click.echo(f"edge: {text}", err=True), random.random)
+    return 0
 
 
 def _in_child() -> int | None:
@@ -183,21 +238,22 @@ def _wish(given: _Given, force: bool, wait: bool) -> Wish:
         raise click.UsageError(str(error)) from None
 
 
-def _enroll(wish: Wish, store: Store, seed: Path | None) -> int:
+def _ask(wish: Wish, store: Store, say: Callable[[str], None]) -> Enrolled:
     from edge.identity.enroll import enroll
     from edge.telemetry.clock import SystemClock
 
-    clock = SystemClock(trusted=_trusts_clock())
+    return asyncio.run(enroll(wish, store, SystemClock(trusted=_trusts_clock()), say))
+
+
+def _enroll(wish: Wish, store: Store, seed: Path | None) -> int:
     try:
-        enrolled = asyncio.run(enroll(wish, store, clock, lambda text: click.echo(f"{text} ...", err=True)))
+        enrolled = _ask(wish, store, lambda text: click.echo(f"{text} ...", err=True))
     except EnrollmentFailed as failed:
         click.echo(f"edge: {failed.message}", err=True)
         return next((code for kind, code in CODES.items() if isinstance(failed, kind)), 1)
     if seed is not None:
         _erase(seed)
-    _tell(enrolled.identity, already=enrolled.already)
-    if not enrolled.already:
-        _tell_settings(enrolled.identity, store)
+    _tell_all(enrolled, store)
     return 0
 
 
@@ -214,6 +270,12 @@ def _trusts_clock() -> bool:
         return current().settings.mqtt.trust_clock
     except ConfigurationError:
         return False
+
+
+def _tell_all(enrolled: Enrolled, store: Store) -> None:
+    _tell(enrolled.identity, already=enrolled.already)
+    if not enrolled.already:
+        _tell_settings(enrolled.identity, store)
 
 
 def _tell(identity: Identity, *, already: bool) -> None:

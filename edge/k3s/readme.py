@@ -51,6 +51,11 @@ The node's pods wait for this Secret. From then on it is yours to change: K3s do
 stays revoked. Do not put it into `{K3S}/server/manifests`: what lies there is applied again at each start. If an earlier
 stick left `edge-node-keys.yaml` there, remove that file.
 
+If the site's values have the nodes enroll at a fleet (`enrollment` in `helm/site-values.yaml`), the token is not on the stick
+either. Nodes serve without it and enroll once the Secret is there:
+
+    {kubectl} create secret generic SECRET --from-file=token
+
 ## 3. On one server, last: what is to run
 
     sudo sh -c 'umask 022 && {COPY} rootfs-server /'

@@ -20,7 +20,7 @@ done
 rm -rf "$work"
 mkdir -p "$work/source" "$destination"
 python3 -m venv "$work/tools"
-"$work/tools/bin/pip" install --quiet --no-index --no-deps --find-links "$wheelhouse" --require-hashes \
+"$work/tools/bin/pip" install --quiet --no-index --no-deps --no-compile --find-links "$wheelhouse" --require-hashes \
   --requirement "$wheelhouse/requirements.txt"
 set -- "-DCMAKE_PROJECT_llama_cpp_INCLUDE=$here/../native/portable.cmake" -DLLAVA_BUILD=OFF "$@"
 (

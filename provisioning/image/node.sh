@@ -5,7 +5,7 @@ tools=$1 source=$2 destination=$3
 export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-0}" PYTHONHASHSEED=0
 
 python3 -m venv /build/tools
-/build/tools/bin/pip install --quiet --no-index --no-deps --find-links "$tools" --require-hashes \
+/build/tools/bin/pip install --quiet --no-index --no-deps --no-compile --find-links "$tools" --require-hashes \
   --requirement "$tools/requirements.txt"
 mkdir -p "$destination"
 /build/tools/bin/pip wheel --quiet --no-index --no-deps --no-build-isolation --no-cache-dir \

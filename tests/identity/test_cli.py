@@ -6,13 +6,16 @@ import json
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench.broker import Broker
 from bench.est_server import EstServer
+from edge.cli.patience import LONGEST_S, Obstacle, keep_trying, pause_s
 from tests.conftest import RunEdge
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -99,6 +102,113 @@ def test_a_token_from_a_file_the_environment_or_a_pipe(est: EstServer, run_edge:
     )  # fmt: skip
     assert piped.returncode == 0, piped.stderr
     assert set(est.nodes) == {"file1-1", "env1-1", "pipe1-1"}
+
+
+# --- beside a node ----------------------------------------------------------------------------------------------------
+
+
+class Trying:
+    """`edge enroll --keep-trying` as a process; `errors` grows in a file."""
+
+    def __init__(self, place: Path, home: Path, url: str) -> None:
+        self.token, self._said, self._told = place / "token", place / "said", place / "told"
+        words = ("enroll", "--keep-trying", "--fleet", url, "--token-file", str(self.token), "--name", "Press 7")
+        with self._said.open("wb") as said, self._told.open("wb") as told:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "edge", "--home", str(home), *words], stdout=told, stderr=said
+            )
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text()
+
+    @property
+    def told(self) -> str:
+        return self._told.read_text()
+
+    def says(self, part: str) -> bool:
+        until(lambda: part in self.said or self.process.poll() is not None)
+        return part in self.said
+
+
+@pytest.fixture
+def trying(est: EstServer, home: Path, tmp_path: Path) -> Iterator[Trying]:
+    found = Trying(tmp_path, home, est.url)
+    yield found
+    found.process.kill()
+    found.process.wait()
+
+
+def test_it_keeps_trying_through_everything_that_a_fleet_can_say(est: EstServer, trying: Trying, home: Path) -> None:
+    assert trying.says("cannot be read: No such file or directory; trying again")
+    trying.token.write_text(est.token("gone", revoked=True))
+    assert trying.says("this token was revoked")
+    est.manner.break_with["cacerts"] = lambda handler: handler.send_error(503)
+    trying.token.write_text(est.token())
+    assert trying.says("503")
+    est.manner.approval = True
+    del est.manner.break_with["cacerts"]
+    assert trying.says("approve")
+    est.approved.add("tok1-1")
+    assert trying.process.wait(60) == 0, trying.said
+    assert "enrolled  tok1-1 of trial" in trying.told and est.nodes["tok1-1"].label == "Press 7"
+    assert len(est.nodes["tok1-1"].keys) == 1
+    assert "s" * 24 not in trying.said, "no secret is repeated"
+    lines = trying.said.splitlines()
+    assert len(lines) == len(set(lines)), f"each is said once: {trying.said}"
+
+
+def test_who_is_enrolled_keeps_trying_for_nothing(est: EstServer, run_edge: RunEdge, tmp_path: Path) -> None:
+    assert run_edge("enroll", "--fleet", est.url, "--token", est.token()).returncode == 0
+    est.asked.clear()
+    words = ("enroll", "--keep-trying", "--token-file", str(tmp_path / "deleted"))
+    done = run_edge(*words, "--fleet", est.url)
+    assert (done.returncode, done.stderr, est.asked) == (0, "", []) and "already" in done.stdout
+    elsewhere = run_edge(*words, "--fleet", "https://elsewhere.example")
+    assert elsewhere.returncode == 0 and "does not go to https://elsewhere.example" in elsewhere.stderr
+
+
+def test_somebody_else_may_enroll_the_node_meanwhile(est: EstServer, trying: Trying, run_edge: RunEdge) -> None:
+    assert trying.says("cannot be read")
+    assert run_edge("enroll", "--fleet", est.url, "--token", est.token()).returncode == 0
+    trying.token.write_text(est.token("late"))
+    assert trying.process.wait(60) == 0 and "already" in trying.told
+    assert list(est.nodes) == ["tok1-1"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--token-file", "-"], ["--token-file", "t", "--force"], ["--token", "E10"], ["--from", "f"]],
+    ids=lambda more: " ".join(more),
+)
+def test_keep_trying_needs_a_file_that_can_be_read_again(est: EstServer, run_edge: RunEdge, more: list[str]) -> None:
+    done = run_edge("enroll", "--keep-trying", "--fleet", est.url, *more)
+    assert (done.returncode, "--keep-trying goes with" in done.stderr) == (64, True)
+
+
+def test_pauses_grow_and_differ_from_node_to_node() -> None:
+    away = Obstacle("away", passes=True)
+    assert [pause_s(tries, away, 1.0) for tries in (1, 2, 3, 8, 100)] == [2, 4, 8, 256, LONGEST_S]
+    assert pause_s(1, away, 0.0) == 1.0
+    assert pause_s(1, Obstacle("refused", passes=False), 1.0) == LONGEST_S
+    assert pause_s(1, Obstacle("ask later", True, retry_after_s=30.0), 0.5) == 30.0
+
+
+def test_another_token_is_a_reason_to_try_at_once() -> None:
+    clock, tokens, tried, said = [0.0], ["old"], list[tuple[float, str]](), list[str]()
+
+    def attempt() -> Obstacle | None:
+        tried.append((clock[0], tokens[0]))
+        return Obstacle("refused", passes=False) if tokens[0] == "old" else None
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        if clock[0] >= LONGEST_S + 10:
+            tokens[0] = "new"
+
+    keep_trying(attempt, lambda: tokens[0], said.append, lambda: 1.0, sleep, lambda: clock[0])
+    assert tried == [(0.0, "old"), (LONGEST_S, "old"), (LONGEST_S + 10, "new")]
+    assert len(said) == 1, "the same is said once"
 
 
 # --- first boot -------------------------------------------------------------------------------------------------------

@@ -130,10 +130,13 @@ def test_a_model_that_is_known_comes_along_by_its_name(tmp_path: Path, run_edge:
     assert unknown.returncode == 1 and "unknown model 'no-such': known are" in unknown.stderr
 
 
+_ENROLLMENT = "enrollment: {url: https://fleet.example:8443, existingSecret: token}\n"
+
+
 def test_keys_and_the_sites_values_come_along(tmp_path: Path, run_edge: RunEdge, home: Path) -> None:
     secret = run_edge("keys", "create", "robot-7").stdout.strip()
     site = tmp_path / "site.yaml"
-    site.write_text("hostPort: 8080\n\nconfig:\n  engine:\n    slots: 2  # few\n")
+    site.write_text("hostPort: 8080\n\nconfig:\n  engine:\n    slots: 2  # few\n" + _ENROLLMENT)
     make(tmp_path / "b", Oci().write(tmp_path / "i.tar"), keys=home / "keys.json", values=site, namespace="plant")
     namespace, kept = yaml.safe_load_all((tmp_path / "b" / "keys" / "edge-node-keys.yaml").read_text())
     assert not faults(namespace, NEWEST) and not faults(kept, NEWEST)
@@ -151,6 +154,8 @@ def test_keys_and_the_sites_values_come_along(tmp_path: Path, run_edge: RunEdge,
     objects = render(NEWEST, files=layers)
     assert pod_of(objects)["containers"][0]["ports"][0]["hostPort"] == 8080
     assert kept["metadata"]["name"] in str(pod_of(objects)["volumes"])
+    assert pod_of(objects)["containers"][1]["args"][:2] == ["--fleet", "https://fleet.example:8443"]
+    assert "create secret generic SECRET --from-file=token" in (tmp_path / "b" / "README.md").read_text()
 
 
 def commands(directory: Path) -> list[str]:

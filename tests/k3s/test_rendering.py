@@ -198,6 +198,47 @@ def test_a_node_that_may_enroll_takes_the_name_that_the_fleet_gives() -> None:
     assert "EDGE_MQTT__NODE" not in str(pod_of(render(NEWEST, KEYS)))
 
 
+def test_a_node_enrolls_beside_serving_and_nobody_else_sees_the_token() -> None:
+    enrolled = merged(KEYS, {"enrollment": {"url": "https://fleet.example:8443", "existingSecret": "t", "key": "k"}})
+    objects = render(NEWEST, enrolled)
+    pod = pod_of(objects)
+    node, enroller = pod["containers"]
+    assert node["name"] == "edge", "probes, logs and exec mean the first one"
+    notes = workload(objects)["spec"]["template"]["metadata"]["annotations"]
+    assert notes["kubectl.kubernetes.io/default-container"] == "edge"
+    assert [one["name"] for one in pod["initContainers"]] == ["own-state"], "no start waits for the fleet"
+    volume = next(one for one in pod["volumes"] if one["name"] == "enrollment")["secret"]
+    assert (volume["secretName"], volume["items"]) == ("t", [{"key": "k", "path": "token"}])
+    assert volume["optional"] is True and volume["defaultMode"] == 0o440
+    mounted = {
+        one["name"]: [m["name"] for m in one["volumeMounts"]] for one in (*pod["initContainers"], node, enroller)
+    }
+    assert [name for name, volumes in mounted.items() if "enrollment" in volumes] == ["enroll"]
+    assert enroller["args"] == [
+        "--fleet",
+        "https://fleet.example:8443",
+        "--token-file",
+        "/etc/edge-secrets/enrollment/token",
+    ]
+    assert "EDGE_MQTT__NODE" not in str(node["env"]), "the fleet says what a node is called"
+    security = enroller["securityContext"]
+    assert security["readOnlyRootFilesystem"] is True and security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert "enroll" not in str([one["name"] for one in pod_of(render(NEWEST, KEYS))["containers"]])
+
+
+def test_a_node_tells_the_fleet_the_name_that_its_state_has() -> None:
+    found = {}
+    deployment = {"workload": {"kind": "Deployment"}, "state": {"kind": "pvc"}}
+    for kind, more in (("machine", {}), ("claim", deployment)):
+        values = merged(KEYS, {"enrollment": {"url": "https://fleet.example", "existingSecret": "t"}}, more)
+        enroller = pod_of(render(NEWEST, values))["containers"][1]
+        found[kind] = next(one for one in enroller["env"] if one["name"] == "NODE_NAME")
+        assert '--name "$NODE_NAME"' in enroller["command"][2]
+    assert found["machine"]["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
+    assert found["claim"]["value"] == "edge-edge-node"
+
+
 def test_a_deployment_stops_before_it_starts() -> None:
     found = workload(render(NEWEST, merged(KEYS, {"workload": {"kind": "Deployment"}})))
     assert found["spec"]["strategy"] == {"type": "Recreate"} and found["spec"]["replicas"] == 1

@@ -31,16 +31,8 @@
 {{- end }}
 {{- if and (dig "mqtt" "url" "" .Values.config) (not (dig "mqtt" "node" "" .Values.config)) }}
 # Not where the broker comes from an enrollment: there the fleet gives the node its name.
-# The name of a pod is another one after each restart. A node is where its state is: the machine, or the claim of the release, which
-# has one replica then. Only without either is it the pod.
 - name: EDGE_MQTT__NODE
-{{- if and (eq .Values.workload.kind "Deployment") (eq .Values.state.kind "pvc") }}
-  value: {{ include "edge-node.fullname" . | quote }}
-{{- else }}
-  valueFrom:
-    fieldRef:
-      fieldPath: {{ ternary "spec.nodeName" "metadata.name" (or (eq .Values.workload.kind "DaemonSet") (eq .Values.state.kind "hostPath")) }}
-{{- end }}
+{{- include "edge-node.ownName" . | nindent 2 }}
 {{- end }}
 {{- with .Values.mqtt.tls.existingSecret }}
 - name: EDGE_MQTT__CA_FILE
@@ -65,6 +57,18 @@
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* What a node is called. The name of a pod is another one after each restart. A node is where its state is: the machine, or the
+claim of the release, which has one replica then. Only without either is it the pod. */}}
+{{- define "edge-node.ownName" -}}
+{{- if and (eq .Values.workload.kind "Deployment") (eq .Values.state.kind "pvc") -}}
+value: {{ include "edge-node.fullname" . | quote }}
+{{- else -}}
+valueFrom:
+  fieldRef:
+    fieldPath: {{ ternary "spec.nodeName" "metadata.name" (or (eq .Values.workload.kind "DaemonSet") (eq .Values.state.kind "hostPath")) }}
+{{- end -}}
 {{- end -}}
 
 {{- define "edge-node.modelEnv" -}}
@@ -128,13 +132,14 @@
 {{- end }}
 {{- end -}}
 
-{{/* A volume of a Secret. `optional: false` is the default, and said all the same: podman 4 crashes without it. */}}
+{{/* A volume of a Secret. `optional: false` is the default, and said all the same: podman 4 crashes without it. A token may be
+gone: who is enrolled needs none. */}}
 {{- define "edge-node.secretVolume" -}}
 - name: {{ .name }}
   secret:
     secretName: {{ .secret }}
     defaultMode: 288 # 0440: the node's group reads
-    optional: false
+    optional: {{ .optional | default false }}
     items:
       {{- range $key, $path := .items }}
       - key: {{ $key | quote }}
@@ -165,6 +170,9 @@
 {{ include "edge-node.secretVolume" (dict "name" "api-keys" "secret" .Values.apiKeys.existingSecret "items" (dict .Values.apiKeys.key "keys.json")) }}
 {{- range include "edge-node.secrets" . | fromYamlArray }}
 {{ include "edge-node.secretVolume" . }}
+{{- end }}
+{{- if .Values.enrollment.existingSecret }}
+{{ include "edge-node.secretVolume" (dict "name" "enrollment" "secret" .Values.enrollment.existingSecret "items" (dict .Values.enrollment.key "token") "optional" true) }}
 {{- end }}
 {{- if eq .Values.model.source "hostPath" }}
 - name: models
@@ -245,6 +253,51 @@ capabilities:
       mountPath: /etc/edge
       readOnly: true
 {{- end }}
+{{- end -}}
+
+{{/* Beside the node and not before it: a node serves while its fleet is away. Nobody else sees the token. The container may not end,
+since the pod would count as not ready; enrolled, it sleeps. As the first process of its container it must catch the word to end. */}}
+{{- define "edge-node.enroller" -}}
+name: enroll
+image: {{ include "edge-node.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+command:
+  - /bin/sh
+  - -c
+  - |
+    trap 'exit 0' TERM INT
+    edge enroll --name "$NODE_NAME" --keep-trying "$@" &
+    wait $! || exit
+    sleep infinity &
+    wait
+  - enroll
+args: [--fleet, {{ .Values.enrollment.url | quote }}, --token-file, /etc/edge-secrets/enrollment/token]
+env:
+  - name: NODE_NAME
+    {{- include "edge-node.ownName" . | nindent 4 }}
+  - name: EDGE_HOME
+    value: /var/lib/edge
+  - name: EDGE_SETTINGS
+    value: /etc/edge/edge.toml
+  {{- with .Values.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+securityContext:
+  {{- include "edge-node.hardened" . | nindent 2 }}
+resources:
+  requests: {cpu: 10m, memory: 64Mi}
+  limits: {memory: 256Mi}
+volumeMounts:
+  - name: state
+    mountPath: /var/lib/edge
+  - name: tmp
+    mountPath: /tmp
+  - name: settings
+    mountPath: /etc/edge
+    readOnly: true
+  - name: enrollment
+    mountPath: /etc/edge-secrets/enrollment
+    readOnly: true
 {{- end -}}
 
 {{- define "edge-node.resources" -}}
@@ -367,6 +420,9 @@ initContainers:
 {{- end }}
 containers:
   - {{ include "edge-node.container" . | nindent 4 | trim }}
+{{- if .Values.enrollment.url }}
+  - {{ include "edge-node.enroller" . | nindent 4 | trim }}
+{{- end }}
 {{- if eq .Values.gpu.mode "dra" }}
 resourceClaims:
   - name: gpu
