@@ -233,7 +233,9 @@ def _imports(made: Path, socket: str, image: str) -> list[str]:
 
 
 def _same_chart(made: Path) -> list[str]:
-    spec = yaml.safe_load((made / "rootfs-server/var/lib/rancher/k3s/server/manifests/edge-node.yaml").read_text())["spec"]
+    spec = yaml.safe_load((made / "rootfs-server/var/lib/rancher/k3s/server/manifests/edge-node.yaml").read_text())[
+        "spec"
+    ]
     archive = made.with_suffix(".tgz")
     archive.write_bytes(base64.b64decode(spec["chartContent"], validate=True))
     values = yaml.safe_load(spec["valuesContent"])
