@@ -52,9 +52,8 @@ stays revoked. Do not put it into `{K3S}/server/manifests`: what lies there is a
 stick left `edge-node-keys.yaml` there, remove that file.
 
 If the site's values have the nodes enroll at a fleet (`enrollment` in `helm/site-values.yaml`), the token is not on the stick
-either. Nodes serve without it and enroll once the Secret is there:
-
-    {kubectl} create secret generic SECRET --from-file=token
+either. Nodes serve without it and enroll once the Secret is there: write it into a file `token` and say
+`{kubectl} create secret generic SECRET --from-file=token`.
 
 ## 3. On one server, last: what is to run
 
