@@ -37,12 +37,14 @@ PARTS: dict[str, dict[str, Values]] = {
         "deployment": _DEPLOYMENT,
         "deployment-pvc": merged(_DEPLOYMENT, {"state": {"kind": "pvc"}}),
         "deployment-claim": merged(_DEPLOYMENT, {"state": {"kind": "pvc", "pvc": {"existingClaim": "mine"}}}),
-        "deployment-three": merged(_LOOSE, {"workload": {"replicas": 3}, "podDisruptionBudget": {"enabled": True}}),
+        "deployment-three": merged(
+            _LOOSE, {"workload": {"replicas": 3, "maxUnavailable": "34%"}, "podDisruptionBudget": {"enabled": True}}
+        ),
         "deployment-scaled": merged(_LOOSE, {"scaledObject": {"enabled": True, **_KEY}}),
     },
     "gpu": {
         "none": {},
-        "plugin": {"gpu": {"mode": "devicePlugin", "count": 2}},
+        "plugin": {"gpu": {"mode": "devicePlugin"}},
         "shared": {
             "gpu": {
                 "mode": "devicePlugin",
@@ -176,8 +178,8 @@ REFUSED: list[tuple[Values, str]] = [
         {"gpu": {"mode": "devicePlugin", "mig": {"profile": "1g.5gb"}}},
         r"gpu\.mig\.profile is for gpu\.mode mig, and .* devicePlugin",
     ),
-    ({"gpu": {"mode": "mig", "count": 2, "mig": {"profile": "1g.5gb"}}}, r"gpu\.count must be 1 with gpu\.mode mig"),
-    ({"gpu": {"count": 2}}, r"gpu\.count is not looked at with gpu\.mode none"),
+    ({"podLabels": {"app.kubernetes.io/name": "x"}}, r"podLabels has app\.kubernetes\.io/name"),
+    ({"workload": {"kind": "Deployment", "maxUnavailable": "10%"}}, r"workload\.maxUnavailable is for several nodes"),
     ({"gpu": {"mode": "runtimeOnly", "runtimeClassName": ""}}, r"gpu\.mode runtimeOnly needs gpu\.runtimeClassName"),
     ({"gpu": {"createRuntimeClass": True}}, r"gpu\.createRuntimeClass needs a gpu\.mode other than none"),
     (
@@ -190,10 +192,6 @@ REFUSED: list[tuple[Values, str]] = [
             "config": {"memory": {"budget_mib": 9}},
         },
         r"say the same",
-    ),
-    (
-        {"gpu": {"mode": "devicePlugin", "count": 2, "timeSlicing": {"memoryBudgetMiB": 512}}},
-        r"gpu\.count must be 1 for a GPU that is shared by time slicing",
     ),
     ({"gpu": {"mode": "devicePlugin", "resourceName": "nvidia.com/gpu.shared"}}, r"a shared GPU isolates no memory"),
     (

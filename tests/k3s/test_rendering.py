@@ -289,9 +289,9 @@ def test_gpus_are_asked_for_as_each_mode_has_it() -> None:
 
     none = pod({})
     assert "runtimeClassName" not in none and none["containers"][0]["resources"]["limits"] == {"memory": "2Gi"}
-    plugin = pod({"mode": "devicePlugin", "count": 2})
+    plugin = pod({"mode": "devicePlugin"})
     assert plugin["runtimeClassName"] == "nvidia"
-    assert plugin["containers"][0]["resources"]["limits"] == {"memory": "2Gi", "nvidia.com/gpu": 2}
+    assert plugin["containers"][0]["resources"]["limits"] == {"memory": "2Gi", "nvidia.com/gpu": 1}
     mig = pod({"mode": "mig", "mig": {"profile": "1g.10gb"}})
     assert mig["containers"][0]["resources"]["limits"]["nvidia.com/mig-1g.10gb"] == 1
     jetson = pod({"mode": "runtimeOnly"})
@@ -301,6 +301,62 @@ def test_gpus_are_asked_for_as_each_mode_has_it() -> None:
     claimed = pod({"mode": "dra"})
     assert claimed["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
     assert claimed["resourceClaims"][0]["name"] == "gpu"
+
+
+def test_an_update_may_stop_so_many_nodes_as_the_values_say() -> None:
+    """Machines that are off count, so that one of 5,000 must be able to be off."""
+    loose = {"workload": {"kind": "Deployment"}, "state": {"kind": "emptyDir"}}
+    for values, wanted in (
+        ({}, 1),
+        ({"workload": {"maxUnavailable": 3}}, 3),
+        ({"workload": {"maxUnavailable": "10%"}}, "10%"),
+    ):
+        (daemons,) = [o for o in render(NEWEST, merged(KEYS, values)) if o["kind"] == "DaemonSet"]
+        assert daemons["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": wanted}
+        (several,) = [o for o in render(NEWEST, merged(KEYS, loose, values)) if o["kind"] == "Deployment"]
+        assert several["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": wanted}
+    (lasting,) = [
+        o for o in render(NEWEST, merged(KEYS, {"workload": {"kind": "Deployment"}})) if o["kind"] == "Deployment"
+    ]
+    assert lasting["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_names_that_look_like_numbers_stay_names() -> None:
+    odd = {
+        "nameOverride": "42",
+        "fullnameOverride": "true",
+        "priorityClassName": "7",
+        "apiKeys": {"existingSecret": "123"},
+        "tls": {"existingSecret": "0x1f"},
+        "image": {"pullSecrets": ["7"]},
+        "serviceAccount": {"create": False, "name": "true"},
+    }
+    objects = render(NEWEST, odd)
+    assert {one["metadata"]["name"] for one in objects} >= {"true"}
+    pod = pod_of(objects)
+    assert (pod["priorityClassName"], pod["serviceAccountName"]) == ("7", "true")
+    assert pod["imagePullSecrets"] == [{"name": "7"}]
+    secrets = {one["name"]: one["secret"]["secretName"] for one in pod["volumes"] if "secret" in one}
+    assert secrets == {"api-keys": "123", "tls": "0x1f"}
+    assert workload(objects)["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"] == "42"
+
+
+def test_the_charts_own_test_gets_where_the_nodes_are() -> None:
+    values = {
+        "image": {"pullSecrets": ["hub"]},
+        "nodeSelector": {"edge": "yes"},
+        "tolerations": [{"key": "edge", "operator": "Exists"}],
+        "networkPolicy": {"enabled": True, "ingressFrom": [{"namespaceSelector": {"matchLabels": {"name": "plant"}}}]},
+    }
+    objects = render(NEWEST, merged(KEYS, values))
+    (pod,) = [one for one in objects if one["kind"] == "Pod"]
+    assert pod["spec"]["imagePullSecrets"] == [{"name": "hub"}]
+    assert (pod["spec"]["nodeSelector"], pod["spec"]["tolerations"]) == (values["nodeSelector"], values["tolerations"])
+    (policy,) = [one for one in objects if one["kind"] == "NetworkPolicy"]
+    allowed = [
+        one["podSelector"]["matchLabels"] for one in policy["spec"]["ingress"][0]["from"] if "podSelector" in one
+    ]
+    assert allowed and allowed[0].items() <= pod["metadata"]["labels"].items()
 
 
 def test_services_prefer_the_same_machine_where_that_exists() -> None:

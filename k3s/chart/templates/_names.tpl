@@ -13,8 +13,8 @@
 {{- end -}}
 
 {{- define "edge-node.selector" -}}
-app.kubernetes.io/name: {{ include "edge-node.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "edge-node.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "edge-node.labels" -}}
@@ -52,4 +52,13 @@ values fetches, and an unchanged one does not. */}}
 
 {{- define "edge-node.atLeast" -}}
 {{- if semverCompare (printf ">=%s-0" .minimum) .version }}true{{ end -}}
+{{- end -}}
+
+{{/* A number stays one, a share of all becomes a text. */}}
+{{- define "edge-node.maxUnavailable" -}}
+{{- if kindIs "string" .Values.workload.maxUnavailable -}}
+{{- .Values.workload.maxUnavailable | quote -}}
+{{- else -}}
+{{- int64 .Values.workload.maxUnavailable -}}
+{{- end -}}
 {{- end -}}

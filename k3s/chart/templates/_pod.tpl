@@ -116,19 +116,19 @@ valueFrom:
 {{/* The secrets beside the API keys: name of the volume, of the Secret, and which of its keys becomes which file. */}}
 {{- define "edge-node.secrets" -}}
 {{- with .Values.tls.existingSecret }}
-- {name: tls, secret: {{ . }}, items: {tls.crt: tls.crt, tls.key: tls.key}}
+- {name: tls, secret: {{ . | quote }}, items: {tls.crt: tls.crt, tls.key: tls.key}}
 {{- end }}
 {{- with .Values.mqtt.tls.existingSecret }}
-- {name: mqtt-tls, secret: {{ . }}, items: {ca.crt: ca.crt, tls.crt: tls.crt, tls.key: tls.key}}
+- {name: mqtt-tls, secret: {{ . | quote }}, items: {ca.crt: ca.crt, tls.crt: tls.crt, tls.key: tls.key}}
 {{- end }}
 {{- if .Values.mqtt.password.existingSecret }}
-- {name: mqtt-password, secret: {{ .Values.mqtt.password.existingSecret }}, items: { {{- .Values.mqtt.password.key | quote }}: password}}
+- {name: mqtt-password, secret: {{ .Values.mqtt.password.existingSecret | quote }}, items: { {{- .Values.mqtt.password.key | quote }}: password}}
 {{- end }}
 {{- if .Values.mqtt.commandKeys.existingSecret }}
-- {name: command-keys, secret: {{ .Values.mqtt.commandKeys.existingSecret }}, items: { {{- .Values.mqtt.commandKeys.key | quote }}: command-keys.pem}}
+- {name: command-keys, secret: {{ .Values.mqtt.commandKeys.existingSecret | quote }}, items: { {{- .Values.mqtt.commandKeys.key | quote }}: command-keys.pem}}
 {{- end }}
 {{- if .Values.fleet.apiKey.existingSecret }}
-- {name: fleet-api-key, secret: {{ .Values.fleet.apiKey.existingSecret }}, items: { {{- .Values.fleet.apiKey.key | quote }}: api-key}}
+- {name: fleet-api-key, secret: {{ .Values.fleet.apiKey.existingSecret | quote }}, items: { {{- .Values.fleet.apiKey.key | quote }}: api-key}}
 {{- end }}
 {{- end -}}
 
@@ -137,7 +137,7 @@ gone: who is enrolled needs none. */}}
 {{- define "edge-node.secretVolume" -}}
 - name: {{ .name }}
   secret:
-    secretName: {{ .secret }}
+    secretName: {{ .secret | quote }}
     defaultMode: 288 # 0440: the node's group reads
     optional: {{ .optional | default false }}
     items:
@@ -151,11 +151,11 @@ gone: who is enrolled needs none. */}}
 - name: state
 {{- if eq .Values.state.kind "hostPath" }}
   hostPath:
-    path: {{ .Values.state.hostPath.path }}
+    path: {{ .Values.state.hostPath.path | quote }}
     type: DirectoryOrCreate
 {{- else if eq .Values.state.kind "pvc" }}
   persistentVolumeClaim:
-    claimName: {{ .Values.state.pvc.existingClaim | default (printf "%s-state" (include "edge-node.fullname" .)) }}
+    claimName: {{ .Values.state.pvc.existingClaim | default (printf "%s-state" (include "edge-node.fullname" .)) | quote }}
 {{- else }}
   emptyDir:
     sizeLimit: {{ .Values.state.emptyDir.sizeLimit }}
@@ -165,7 +165,7 @@ gone: who is enrolled needs none. */}}
     sizeLimit: 64Mi
 - name: settings
   configMap:
-    name: {{ include "edge-node.fullname" . }}
+    name: {{ include "edge-node.fullname" . | quote }}
     optional: false
 {{ include "edge-node.secretVolume" (dict "name" "api-keys" "secret" .Values.apiKeys.existingSecret "items" (dict .Values.apiKeys.key "keys.json")) }}
 {{- range include "edge-node.secrets" . | fromYamlArray }}
@@ -177,17 +177,17 @@ gone: who is enrolled needs none. */}}
 {{- if eq .Values.model.source "hostPath" }}
 - name: models
   hostPath:
-    path: {{ .Values.model.hostPath.path }}
+    path: {{ .Values.model.hostPath.path | quote }}
     type: Directory
 {{- else if eq .Values.model.source "pvc" }}
 - name: models
   persistentVolumeClaim:
-    claimName: {{ .Values.model.pvc.existingClaim }}
+    claimName: {{ .Values.model.pvc.existingClaim | quote }}
     readOnly: true
 {{- else if eq .Values.model.source "image" }}
 - name: models
   image:
-    reference: {{ .Values.model.image.reference }}
+    reference: {{ .Values.model.image.reference | quote }}
     pullPolicy: {{ .Values.model.image.pullPolicy }}
 {{- end }}
 {{- with .Values.extraVolumes }}
@@ -206,7 +206,7 @@ capabilities:
 {{- if and (eq .Values.state.kind "hostPath") .Values.state.hostPath.own }}
 # The kubelet makes a host's directory for root; fsGroup does not reach it. Nothing else runs as root.
 - name: own-state
-  image: {{ include "edge-node.image" . }}
+  image: {{ include "edge-node.image" . | quote }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   command: [/bin/chown, {{ printf "%d:%d" (int64 .Values.securityContext.runAsUser) (int64 .Values.securityContext.runAsGroup) | quote }}, /var/lib/edge]
   securityContext:
@@ -228,7 +228,7 @@ capabilities:
 {{- if eq .Values.model.source "http" }}
 # Goes on where it stopped, checks the sum, and gives the file its name only then. With the file here it asks for nothing.
 - name: fetch-model
-  image: {{ include "edge-node.image" . }}
+  image: {{ include "edge-node.image" . | quote }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   args: [models, pull, {{ .Values.model.http.url | quote }}, --name, {{ include "edge-node.fetchedName" . }}, --sha256, {{ .Values.model.http.sha256 | quote }}]
   env:
@@ -252,6 +252,9 @@ capabilities:
     - name: settings
       mountPath: /etc/edge
       readOnly: true
+    {{- with .Values.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
 {{- end }}
 {{- end -}}
 
@@ -259,7 +262,7 @@ capabilities:
 since the pod would count as not ready; enrolled, it sleeps. As the first process of its container it must catch the word to end. */}}
 {{- define "edge-node.enroller" -}}
 name: enroll
-image: {{ include "edge-node.image" . }}
+image: {{ include "edge-node.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 command:
   - /bin/sh
@@ -303,9 +306,9 @@ volumeMounts:
 {{- define "edge-node.resources" -}}
 {{- $extra := dict }}
 {{- if eq .Values.gpu.mode "devicePlugin" }}
-{{- $_ := set $extra .Values.gpu.resourceName (int64 .Values.gpu.count) }}
+{{- $_ := set $extra .Values.gpu.resourceName 1 }}
 {{- else if eq .Values.gpu.mode "mig" }}
-{{- $_ := set $extra (printf "nvidia.com/mig-%s" .Values.gpu.mig.profile) (int64 .Values.gpu.count) }}
+{{- $_ := set $extra (printf "nvidia.com/mig-%s" .Values.gpu.mig.profile) 1 }}
 {{- end }}
 {{- $limits := merge (dict) $extra (.Values.resources.limits | default dict) }}
 {{- with .Values.resources.requests }}
@@ -332,7 +335,7 @@ httpGet:
 {{- define "edge-node.container" -}}
 {{- $scheme := include "edge-node.scheme" . }}
 name: edge
-image: {{ include "edge-node.image" . }}
+image: {{ include "edge-node.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args: [serve]
 env:
@@ -356,7 +359,7 @@ livenessProbe:
   periodSeconds: {{ int64 .Values.probes.liveness.periodSeconds }}
   timeoutSeconds: {{ int64 .Values.probes.liveness.timeoutSeconds }}
   failureThreshold: {{ int64 .Values.probes.liveness.failureThreshold }}
-# A forward pass succeeded lately. Overload does not make it fail: it is answered with 429.
+# A forward pass succeeded lately, or the fleet answers in the meantime. Overload does not make it fail: it is answered with 429.
 readinessProbe:
   {{- include "edge-node.probe" (dict "path" "/health/ready" "scheme" $scheme) | nindent 2 }}
   periodSeconds: {{ int64 .Values.probes.readiness.periodSeconds }}
@@ -383,23 +386,23 @@ volumeMounts:
 {{- end -}}
 
 {{- define "edge-node.podSpec" -}}
-serviceAccountName: {{ include "edge-node.serviceAccount" . }}
+serviceAccountName: {{ include "edge-node.serviceAccount" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- if and (ne .Values.gpu.mode "none") .Values.gpu.runtimeClassName }}
-runtimeClassName: {{ .Values.gpu.runtimeClassName }}
+runtimeClassName: {{ .Values.gpu.runtimeClassName | quote }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
-# preStop, then draining, then ten seconds in which the engines end.
-terminationGracePeriodSeconds: {{ add (int64 .Values.drain.preStopSeconds) (int64 .Values.drain.gracefulSeconds) 10 }}
+# preStop, then draining, then ten seconds in which the engines end, and what a slow disk needs for what they keep.
+terminationGracePeriodSeconds: {{ add (int64 .Values.drain.preStopSeconds) (int64 .Values.drain.gracefulSeconds) 10 (div (int64 (dig "cache" "kept_mib" 0 .Values.config)) 9) }}
 securityContext:
   runAsNonRoot: true
   runAsUser: {{ int64 .Values.securityContext.runAsUser }}
@@ -426,7 +429,7 @@ containers:
 {{- if eq .Values.gpu.mode "dra" }}
 resourceClaims:
   - name: gpu
-    resourceClaimTemplateName: {{ include "edge-node.fullname" . }}
+    resourceClaimTemplateName: {{ include "edge-node.fullname" . | quote }}
 {{- end }}
 volumes:
   {{- include "edge-node.volumes" . | nindent 2 }}
