@@ -1,4 +1,7 @@
-"""A page that is one file: HTML that holds its script and its style, and needs nothing from elsewhere."""
+"""A page that is one file: HTML that holds its script and its style, and needs nothing from elsewhere.
+
+What pages have in common of their style is written once, in look.css, and put into each of them here.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from functools import lru_cache
 from importlib.resources import files
 
 from starlette.responses import Response
+
+_LOOK_HERE = b"/* look.css */\n"
+"""Stands in a page where the style that all pages have in common is put in."""
 
 
 def page_response(package: str, name: str) -> Response:
@@ -26,6 +32,8 @@ def page_response(package: str, name: str) -> Response:
 @lru_cache
 def _page(package: str, name: str) -> tuple[bytes, str]:
     page = files(package).joinpath(name).read_bytes()
+    assert page.count(_LOOK_HERE) == 1
+    page = page.replace(_LOOK_HERE, files("edge.api").joinpath("look.css").read_bytes())
     rules = {
         "default-src": "'none'",
         "script-src": _sum_of(page, "script"),

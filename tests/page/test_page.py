@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
+import re
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from bench.est_server import EstServer
 from edge.api.auth import KeyStore
+from edge.api.onefile import page_response
 from edge.identity.enroll import Wish, enroll
 from edge.identity.keeper import Keeper
 from edge.identity.store import Store
@@ -180,3 +185,15 @@ def test_the_page_holds_nothing_but_itself(serve: Serve) -> None:
     assert "default-src 'none'" in policy and "unsafe" not in policy
     assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "") and "https://" not in answer.text
     assert len(answer.content) < 24_000
+
+
+@pytest.mark.parametrize(("package", "name"), [("edge.api", "status.html"), ("edge.control", "page.html")])
+def test_what_pages_have_in_common_is_written_once_and_put_into_each(package: str, name: str) -> None:
+    common = files("edge.api").joinpath("look.css").read_text()
+    answer = page_response(package, name)
+    style = re.findall("<style>(.*?)</style>", bytes(answer.body).decode(), re.DOTALL)
+    assert len(style) == 1 and style[0].lstrip().startswith(common)
+    allowed = base64.b64encode(hashlib.sha256(style[0].encode()).digest()).decode()
+    assert f"style-src 'sha256-{allowed}'" in answer.headers["content-security-policy"]
+    own = {line for line in style[0].replace(common, "", 1).splitlines() if len(line) > 2}
+    assert not own & set(common.splitlines())
