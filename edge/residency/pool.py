@@ -92,13 +92,17 @@ class Pool:
             async with asyncio.timeout(patience_s):
                 return await future
         except TimeoutError:
+            if (
+                lease := _arrived(future)
+            ) is not None:  # at the same moment; a lease that nobody has would never be given back
+                return lease
             wanted.keep = True  # who comes back later finds it loaded, however busy the others are
             raise ModelLoading(
                 f"the model {name!r} was not loaded within {patience_s:g} s (admission.load_wait_s); try again later"
             ) from None
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                future.result().release()
+            if (lease := _arrived(future)) is not None:
+                lease.release()
             raise
         finally:
             if future in wanted.waiters:
@@ -345,3 +349,9 @@ class Pool:
 
 def _is_replaced(model: Model, instance: Instance) -> bool:
     return model.wanted is not None and model.wanted.replaces is instance
+
+
+def _arrived(future: asyncio.Future[Lease]) -> Lease | None:
+    if not future.done() or future.cancelled() or future.exception() is not None:
+        return None
+    return future.result()

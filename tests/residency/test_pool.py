@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -163,6 +164,31 @@ def test_in_a_storm_nobody_is_cut_off_nobody_starves_and_the_room_is_kept(seed: 
     assert storm.over == []
     assert all(storm.met[name] for name in SIZES)
     assert all(engine.stopped for engine in storm.engines)
+
+
+class Late(Counting):
+    """The loop stands still as it gets ready, so that somebody's patience ends in the same turn."""
+
+    async def wait_ready(self) -> ModelFacts:
+        asyncio.get_running_loop().call_later(0.02, time.sleep, 0.1)
+        await asyncio.sleep(0.02)
+        return facts()
+
+
+def test_a_model_that_comes_as_patience_ends_is_not_held_for_ever() -> None:
+    async def main() -> None:
+        pool = Pool(
+            SPECS, FakePlanner(sizes=SIZES), lambda fitted, restarts: Late(path=fitted.load.path),
+            PoolLimits(ROOM, max_waiting=2, backoff_max_s=0.02),
+        )  # fmt: skip
+        await pool.start()
+        await pool.wait_main()
+        (await pool.acquire("a", 0.08)).release()  # it came in time: that counts
+        serving = pool.roster["a"].serving
+        assert serving is not None and not serving.busy
+        await pool.stop()
+
+    asyncio.run(main())
 
 
 def test_the_line_for_one_model_is_bounded() -> None:
