@@ -30,7 +30,7 @@ class Outline:
     span_ns: int
     size_bytes: int
     kept: bool = False
-    """It was sent in this session and may have arrived: it stays as it is."""
+    """It was sent and may have arrived: others are merged before it."""
 
 
 def groups_at(level_ns: int, outlines: Sequence[Outline], free_bytes: int) -> list[list[Outline]]:
@@ -75,7 +75,7 @@ def to_drop(outlines: Sequence[Outline], free_bytes: int) -> list[Outline]:
     for kind in ("metrics", "event"):
         found, freed_bytes = [], 0
         for outline in outlines:
-            if outline.kind == kind and not outline.kept:
+            if outline.kind == kind:
                 found.append(outline)
                 freed_bytes += outline.size_bytes
                 if freed_bytes >= free_bytes:

@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 FILE, LOCK = "outbox.db", "outbox.lock"
 _NOWHERE = 1 << 22
 """The boot's number while there is no file to take one from: after all that a file may hold."""
-_SLICE_RECORDS = 100
+_SLICE_RECORDS, _SLICES = 100, 32
+"""What is written at once: so many records, and no more than that part of the bound, or it would not be kept."""
 _RETRY_S, _TIDY_S, _AGE_S = 10.0, 5.0, 600.0
 _TIDY_KEYS = 500
 _DAMAGE_S = 60.0
@@ -92,7 +93,7 @@ class Outbox:
         self._done: set[int] = set()
         """Ids acknowledged one by one whose rows are still there."""
         self._kept: set[int] = set()
-        """Ids sent and not acknowledged: they may have arrived, so they are not merged any more."""
+        """Ids that a session has in its hands now. Others are merged first; a merged record is sent again."""
         self._untidy = False
         self._tidied_s = self._aged_s = self._retry_s = 0.0
         self._damaged_s = -_DAMAGE_S
@@ -254,15 +255,17 @@ class Outbox:
             return
         try:
             while True:
-                some = list(self._held.values())[:_SLICE_RECORDS]
+                self._tidy(self._file)
+                some, size_bytes = self._slice()
+                self._room.make(self._file, size_bytes)
+                some = [record for record in some if record.seq in self._held]  # the rest went in with a gap
                 with self._file.transaction(durable=durable and bool(some)):
                     self._file.put(self._boot, some)
-                    self._delete_settled(self._file)
                     last = some[-1].seq if len(some) < len(self._held) else self._last_seq
                     self._file.put_boot(Boot(self._boot, self.boot_id, last, closed=False))
                 for record in some:
                     del self._held[record.seq]
-                self._room.make(self._file)  # in between too: after a long time in memory it may be much
+                self._room.make(self._file)
                 if not self._held:
                     break
         except sqlite3.Error as error:
@@ -273,12 +276,26 @@ class Outbox:
         self._tidied_s = time.monotonic()
         self._alarms.clear("outbox_disk")
 
-    def _delete_settled(self, file: OutboxFile) -> None:
-        """In a transaction. What was acknowledged is not shown any more anyhow."""
-        for boot_id, seq in self._settled.items():
-            if boot_id in self._numbers:
-                file.remove_through(self._numbers[boot_id], seq)
-        file.remove(self._done)
+    def _slice(self) -> tuple[list[Record], int]:
+        """What of the records in memory is written next, the oldest first, and its size."""
+        found: list[Record] = []
+        size_bytes = 0
+        for record in self._held.values():
+            found.append(record)
+            size_bytes += record.size_bytes
+            if len(found) >= _SLICE_RECORDS or size_bytes >= self._limits.cap_bytes // _SLICES:
+                break
+        return found, size_bytes
+
+    def _tidy(self, file: OutboxFile) -> None:
+        """Delete what was acknowledged, before anything is merged or dropped to make room. It is not shown any more anyhow."""
+        if not self._untidy:
+            return
+        with file.transaction():
+            for boot_id, seq in self._settled.items():
+                if boot_id in self._numbers:
+                    file.remove_through(self._numbers[boot_id], seq)
+            file.remove(self._done)
         self._done.clear()
         self._untidy = False
 
@@ -333,7 +350,7 @@ class Outbox:
     def _put_held(self, file: OutboxFile) -> None:
         """In the transaction that deletes what a gap speaks of. Only if it is little, so that it is all: what is on disk is a
         beginning of the sequence."""
-        if len(self._held) <= _SLICE_RECORDS:
+        if len(self._slice()[0]) == len(self._held):
             file.put(self._boot, self._held.values())
             file.put_boot(Boot(self._boot, self.boot_id, self._last_seq, closed=False))
             self._held.clear()
@@ -343,6 +360,7 @@ class Outbox:
         if not now.synced or file is None:
             return
         try:
+            self._tidy(file)
             self._room.drop_before(file, now.wall_ns - int(self._limits.age_s * _NS))
         except sqlite3.Error as error:
             self._trouble(error)
@@ -379,11 +397,19 @@ class Outbox:
     # --- records out --------------------------------------------------------------------------------------------------
 
     def take(self, row_id: int, limit: int) -> list[tuple[int, Record]]:
-        """As `after`, for sending: from here on they stay as they are."""
+        """As `after`, for sending: others give way before them, until they are acknowledged or let go."""
         with self._lock:
             found = self.after(row_id, limit)
             self._kept.update(i for i, _ in found)
             return found
+
+    def let_go(self, row_id: int | None = None) -> None:
+        """The session does not wait for that record any more; None: for none."""
+        with self._lock:
+            if row_id is None:
+                self._kept.clear()
+            else:
+                self._kept.discard(row_id)
 
     def after(self, row_id: int, limit: int) -> list[tuple[int, Record]]:
         """The next records that are not acknowledged, in the order in which they are told: (id, record)."""
@@ -438,22 +464,36 @@ class Outbox:
                 self._untidy = True
             return True
 
-    def delivered(self, row_id: int) -> None:
-        """The broker has that record, and that is all that is asked for (`mqtt.ack` puback)."""
+    def delivered(self, row_id: int, record: Record) -> bool:
+        """The broker has that record, and that is all that is asked for (`mqtt.ack` puback). False: it became part of another one
+        meanwhile, which is kept until it is delivered itself."""
         with self._lock:
             self._kept.discard(row_id)
-            if row_id >> SHIFT == self._boot and self._held.pop(row_id & ((1 << SHIFT) - 1), None) is not None:
+            seq = row_id & ((1 << SHIFT) - 1)
+            held = self._held.get(seq) if row_id >> SHIFT == self._boot else None
+            try:
+                covers = held.covers if held is not None else self._file and self._file.covers(row_id)
+            except sqlite3.Error as error:
+                self._trouble(error)
+                return False
+            if covers != record.covers:
+                self.generation += 1
+                return False
+            if held is not None:
+                del self._held[seq]
                 self._held_since_s = self._held_since_s if self._held else None
-                return
-            self._done.add(row_id)
-            self._untidy = True
+            else:
+                self._done.add(row_id)
+                self._untidy = True
+            return True
 
     def discard(self, row_id: int, record: Record, reason: str) -> None:
         """A record that can never be sent goes, as a gap."""
         with self._lock:
+            if not self.delivered(row_id, record):
+                return
             lost = record.covers | Ranges([(record.seq, record.seq)])
             self._room.dropped["metrics" if record.kind == "metrics" else "event"] += 1
-            self.delivered(row_id)
             self._gap(record.boot_id, lost, reason)
             self._write(durable=True)
 

@@ -150,6 +150,11 @@ class OutboxFile:
         rows = (self._db.execute(query, (i,)).fetchone() for i in ids)
         return [record_of(row) for row in rows if row is not None]
 
+    def covers(self, row_id: int) -> Ranges | None:
+        """Which others the record of that id stands for; None if there is none of that id."""
+        row = self._db.execute("SELECT covers FROM records WHERE id = ?", (row_id,)).fetchone()
+        return None if row is None else Ranges.parse(row[0])
+
     def older_than(self, wall_ns: int, limit: int) -> list[Outline]:
         """Records of a synced clock from before `wall_ns`, gaps left out."""
         query = (

@@ -163,7 +163,7 @@ class SinkFile:
             (*fields, message.topic, message.payload),
         )
         settled = self._of(key)
-        if done.rowcount == 0:
+        if done.rowcount == 0 and not self._replace(record, message):
             self.counts = replace(self.counts, repeated=self.counts.repeated + 1)
             self._widen(key, settled, Ranges([(1, record.floor - 1)]))
             return settled.through
@@ -178,6 +178,20 @@ class SinkFile:
             self._put_gap(record.node, record.gap)
         self._widen(key, settled, record.covers | Ranges([(record.seq, record.seq), (1, record.floor - 1)]))
         return settled.through
+
+    def _replace(self, record: Received, message: Message) -> bool:
+        """A merged record has the number of its last part. Where that part, or a merged one of fewer parts, is here, the one that
+        stands for more takes its place; whether it does."""
+        where = (record.node, record.boot_id, record.seq)
+        query = "SELECT covers FROM records WHERE node = ? AND boot_id = ? AND seq = ?"
+        here = Ranges.parse(self._db.execute(query, where).fetchone()[0])
+        if len(here | record.covers) == len(here):
+            return False
+        self._db.execute(
+            "UPDATE records SET time_ns = ?, covers = ?, payload = ? WHERE node = ? AND boot_id = ? AND seq = ?",
+            (record.time_ns, str(record.covers), message.payload, *where),
+        )
+        return True
 
     def _put_gap(self, node: str, gap: tuple[str, Ranges, bool, str]) -> None:
         boot_id, lost, open_ended, reason = gap

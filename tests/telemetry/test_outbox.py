@@ -15,7 +15,7 @@ import pytest
 from edge.errors import ConfigurationError
 from edge.telemetry.outbox import FILE
 from edge.telemetry.ranges import Ranges
-from edge.telemetry.records import Record
+from edge.telemetry.records import Record, Sample
 from tests.telemetry.conftest import HandClock, NodeSide, small_sample
 
 _S = 1_000_000_000
@@ -131,6 +131,93 @@ def test_what_is_dropped_at_last_is_named_in_gaps_and_events_go_last(tmp_path: P
     assert len(there) + len(lost) == len(there | lost)
     assert node.outbox.stats().dropped == {"metrics": 50, "event": len(lost) - 50}
     assert sum(path.stat().st_size for path in (tmp_path / "o").iterdir()) <= 4 << 20
+    node.stop()
+
+
+def sample_of_many() -> Sample:
+    """Of some 10 KB, as a node with models on it takes."""
+    sample = small_sample()
+    for number in range(100):
+        labels = (("model", f"m{number}"),)
+        sample.counters["edge_count", labels] = sample_value = float(number)
+        sample.gauges["edge_gauge", labels] = [sample_value] * 3
+    return sample
+
+
+@pytest.mark.parametrize("by_the_broker", [False, True])
+def test_what_was_sent_and_never_acknowledged_gives_way_too_and_no_event_goes(
+    tmp_path: Path, by_the_broker: bool
+) -> None:
+    """A broker that takes everything, and no sink; or one that refuses up/metrics."""
+    clock = HandClock()
+    node = NodeSide(tmp_path / "o", clock, cap_bytes=4 << 20)
+    at, events = 0, 0
+    for number in range(1, 1201):
+        clock.pass_s(15)
+        node.outbox.append_metrics(sample_of_many(), 15 * _S)
+        if number % 20 == 0:
+            node.outbox.append_event("upstream_open", {"number": number})
+            events += 1
+        for at, record in node.outbox.take(at, 100):
+            if by_the_broker and record.kind == "event":
+                assert node.outbox.delivered(at, record)
+                events -= 1
+    node.outbox.spill()
+    stats = node.outbox.stats()
+    assert "outbox_disk" not in node.codes() and stats.on_disk and stats.in_memory == 0
+    assert stats.dropped == {"metrics": 0, "event": 0} and stats.records.get("event", 0) == events
+    assert stats.merged > 500
+    assert sum(path.stat().st_size for path in (tmp_path / "o").iterdir()) <= 4 << 20
+    node.stop()
+
+
+def test_what_a_session_waits_for_is_merged_after_the_rest(tmp_path: Path) -> None:
+    clock = HandClock()
+    node = NodeSide(tmp_path / "o", clock, cap_bytes=4 << 20)
+    for _ in range(100):
+        clock.pass_s(15)
+        node.outbox.append_metrics(sample_of_many(), 15 * _S)
+    sent = [record.seq for _, record in node.outbox.take(0, 20)]
+    while not node.outbox.stats().merged:
+        clock.pass_s(15)
+        node.outbox.append_metrics(sample_of_many(), 15 * _S)
+        node.outbox.spill()
+    assert [r.seq for r in records(node) if not r.covers][: len(sent)] == sent
+    node.stop()
+
+
+def test_a_late_word_of_the_broker_for_a_part_does_not_delete_the_whole(tmp_path: Path) -> None:
+    clock = HandClock()
+    node = NodeSide(tmp_path / "o", clock, cap_bytes=4 << 20)
+    sent: dict[int, Record] = {}
+    for _ in range(400):
+        clock.pass_s(15)
+        record = node.outbox.append_metrics(sample_of_many(), 15 * _S)
+        sent[node.outbox.newest] = record
+    node.outbox.spill()
+    merged = [(i, r) for i, r in node.outbox.after(0, 1000) if r.covers]
+    assert merged
+    generation = node.outbox.generation
+    for row_id, _ in merged:
+        assert not node.outbox.delivered(row_id, sent[row_id])
+    node.outbox.spill()
+    assert [item for item in node.outbox.after(0, 1000) if item[1].covers] == merged
+    assert node.outbox.generation > generation  # the session passed it already, and has to come back
+    row_id, whole = merged[0]
+    assert node.outbox.delivered(row_id, whole)
+    assert row_id not in dict(node.outbox.after(0, 1000))
+    node.stop()
+
+
+def test_what_waits_in_memory_for_long_comes_to_a_small_file(tmp_path: Path) -> None:
+    clock = HandClock()
+    node = NodeSide(tmp_path / "o", clock, cap_bytes=4 << 20)
+    for _ in range(1000):
+        clock.pass_s(3600)
+        node.outbox.append_metrics(sample_of_many(), 15 * _S)
+    node.outbox.spill()
+    stats = node.outbox.stats()
+    assert stats.on_disk and stats.in_memory == 0 and "outbox_disk" not in node.codes()
     node.stop()
 
 

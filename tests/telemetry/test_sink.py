@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,43 @@ def test_a_merged_record_replaces_its_parts_whichever_came_first(file: SinkFile,
     assert file.store([sent(merge(parts))]) == [(PREFIX, "b1", 2)]
     file.store([sent(parts[1]), sent(event(3))])
     assert rows(tmp_path, "SELECT seq, superseded FROM records ORDER BY seq") == [(1, 1), (2, 1), (3, 0), (4, 0)]
+
+
+def counted(tmp_path: Path, boot_id: str = "b1") -> int:
+    """How many observations the sink's histograms hold of one boot."""
+    found = 0
+    for (data,) in rows(
+        tmp_path, f"SELECT payload FROM records WHERE boot_id = '{boot_id}' AND kind = 'metrics' AND NOT superseded"
+    ):
+        for metric in orjson.loads(data)["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]:
+            for point in metric.get("exponentialHistogram", {}).get("dataPoints", ()):
+                found += int(point["count"])
+    return found
+
+
+def test_whatever_order_parts_and_what_they_became_come_in_each_interval_counts_once(
+    file: SinkFile, tmp_path: Path
+) -> None:
+    """Acknowledgements were lost, so that parts come, and records that they were merged into, step by step."""
+    for chance in range(200):
+        choice = random.Random(chance)
+        parts = [replace(metrics(seq), boot_id=f"b{chance}") for seq in range(1, 5)]
+        pairs = [merge(parts[:2]), merge(parts[2:])]
+        told = [*parts, *pairs, merge(pairs)]
+        # The last is sent until it is acknowledged; of the others any may be lost, or come twice.
+        coming = [r for r in told[:-1] for _ in range(choice.choice((0, 1, 2)))] + [told[-1]]
+        choice.shuffle(coming)
+        assert file.store([sent(record) for record in coming]) == [(PREFIX, f"b{chance}", 4)]
+        assert counted(tmp_path, f"b{chance}") == 4, [(r.seq, str(r.covers)) for r in coming]
+
+
+def test_a_merged_record_takes_the_place_of_its_last_part(file: SinkFile, tmp_path: Path) -> None:
+    parts = [metrics(1), metrics(2)]
+    assert file.store([sent(parts[1])]) == []  # the first was lost, and is only in the merged one now
+    assert file.store([sent(merge(parts))]) == [(PREFIX, "b1", 2)]
+    file.store([sent(parts[1])])
+    assert rows(tmp_path, "SELECT seq, covers, superseded FROM records") == [(2, "1", 0)]
+    assert counted(tmp_path) == 2
 
 
 def test_gaps_are_kept_and_let_the_rest_be_acknowledged(file: SinkFile, tmp_path: Path) -> None:
