@@ -14,6 +14,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ class Outbox:
         self._tidied_s = self._aged_s = self._retry_s = 0.0
         self._damaged_s = -_DAMAGE_S
         self._offsets_ns: dict[str, int] = {}
-        self._room = Room(limits.cap_bytes, alarms, lambda row_id: row_id in self._kept, self._gap, self._put_held)
+        self._room = Room(limits.cap_bytes, alarms, lambda row_id: row_id in self._kept, self._gap, self._dropping)
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -347,12 +348,24 @@ class Outbox:
 
     # --- bounds -------------------------------------------------------------------------------------------------------
 
-    def _put_held(self, file: OutboxFile) -> None:
-        """In the transaction that deletes what a gap speaks of. Only if it is little, so that it is all: what is on disk is a
-        beginning of the sequence."""
-        if len(self._slice()[0]) == len(self._held):
-            file.put(self._boot, self._held.values())
-            file.put_boot(Boot(self._boot, self.boot_id, self._last_seq, closed=False))
+    @contextlib.contextmanager
+    def _dropping(self, file: OutboxFile) -> Iterator[None]:
+        """The transaction in which records go, and the gaps that speak of them come: both, or neither. Gaps go in only with all
+        that is in memory, if it is little: what is on disk is a beginning of the sequence."""
+        last_seq, put = self._last_seq, False
+        try:
+            with file.transaction(durable=True):
+                yield
+                put = len(self._slice()[0]) == len(self._held)
+                if put:
+                    file.put(self._boot, self._held.values())
+                    file.put_boot(Boot(self._boot, self.boot_id, self._last_seq, closed=False))
+        except BaseException:
+            for seq in range(last_seq + 1, self._last_seq + 1):
+                del self._held[seq]
+            self._last_seq = last_seq  # or their numbers would be awaited for ever
+            raise
+        if put:
             self._held.clear()
 
     def _drop_old(self) -> None:

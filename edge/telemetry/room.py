@@ -4,6 +4,7 @@ fails."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from edge.telemetry.alarms import Alarms
@@ -27,12 +28,11 @@ class Room:
         alarms: Alarms,
         kept: Callable[[int], bool],
         gap: Callable[[str, Ranges, str], None],
-        put_gaps: Callable[[OutboxFile], None],
+        dropping: Callable[[OutboxFile], AbstractContextManager[None]],
     ) -> None:
-        """`kept`: whether others are merged before the record of that id. `gap` makes a gap of (boot, lost, reason); `put_gaps`
-        writes it, inside
-        a transaction."""
-        self._cap_bytes, self._alarms, self._kept, self._gap, self._put_gaps = cap_bytes, alarms, kept, gap, put_gaps
+        """`kept`: whether others are merged before the record of that id. `gap` makes a gap of (boot, lost, reason);
+        `dropping` is the transaction in which records go and gaps come."""
+        self._cap_bytes, self._alarms, self._kept, self._gap, self._dropping = cap_bytes, alarms, kept, gap, dropping
         self.dropped: dict[str, int] = {"metrics": 0, "event": 0}
         self.merged = 0
 
@@ -83,19 +83,15 @@ class Room:
         by_boot: dict[str, list[Record]] = {}
         for record in file.fetch(ids):
             by_boot.setdefault(record.boot_id, []).append(record)
-        for boot_id, records in by_boot.items():
-            self._gap(boot_id, self._lost(records), reason)
-        with file.transaction(durable=True):
+        with self._dropping(file):
             file.remove(ids)
-            self._put_gaps(file)
+            for boot_id, records in by_boot.items():
+                self._gap(boot_id, _numbers(records), reason)
+        self._count(record for records in by_boot.values() for record in records)
 
-    def _lost(self, records: Iterable[Record]) -> Ranges:
-        found = Ranges()
-        for record in records:
-            found = found | record.covers
-            found.add(record.seq)
+    def _count(self, gone: Iterable[Record]) -> None:
+        for record in gone:
             self.dropped[record.kind] += 1
-        return found
 
     def drop_before(self, file: OutboxFile, wall_ns: int) -> None:
         """Drop what is older than that time. Raises sqlite3.Error."""
@@ -116,5 +112,16 @@ class Room:
                     self.merged += len(group) - 1
                 return left
         if gone := to_drop(outlines, _SLICE_BYTES):
-            self._gap(boot_id, self._lost([left.pop(o.seq) for o in gone]), "memory")
+            records = [left.pop(o.seq) for o in gone]
+            self._gap(boot_id, _numbers(records), "memory")
+            self._count(records)
         return left
+
+
+def _numbers(records: Iterable[Record]) -> Ranges:
+    """All that they stand for."""
+    found = Ranges()
+    for record in records:
+        found = found | record.covers
+        found.add(record.seq)
+    return found
