@@ -84,6 +84,8 @@ class Outbox:
         self._boot = _NOWHERE
         self._numbers: dict[str, int] = {}
         """Boot ids of the file, and this one, with their numbers."""
+        self._last_seqs: dict[str, int] = {}
+        """Of earlier boots: the last number that is known of each."""
         self._last_seq = 0
         self._held: dict[int, Record] = {}
         """Records of this boot that are not on disk, by seq."""
@@ -182,6 +184,7 @@ class Outbox:
             file.forget_boots(self._boot)
             self._numbers = {boot.boot_id: boot.number for boot in file.boots()}
             for boot in file.boots():
+                self._last_seqs[boot.boot_id] = boot.last_seq
                 self._floors[boot.boot_id] = file.floor(boot.number) or boot.last_seq + 1
             self._offsets_ns = {k: int(v) for k, v in file.meta("offset:").items()}
         self.generation += 1
@@ -462,9 +465,12 @@ class Outbox:
     def acknowledged(self, boot_id: str, seq: int) -> bool:
         """A sink has all of that boot up to `seq`. False if that cannot be: no such boot, or numbers that were not given yet."""
         with self._lock:
-            known = boot_id == self.boot_id or boot_id in self._numbers
-            if not known or (boot_id == self.boot_id and seq > self._last_seq):
+            own = boot_id == self.boot_id
+            last_seq = self._last_seq if own else self._last_seqs.get(boot_id, 0)
+            if not 0 < seq < 1 << SHIFT or not (own or boot_id in self._numbers) or (own and seq > last_seq):
                 return False
+            # A boot that crashed may have sent more than came to the disk, and a sink may say so. It means no other boot's.
+            seq = min(seq, last_seq)
             if seq > self._settled.get(boot_id, 0):
                 self._settled[boot_id] = seq
                 if boot_id == self.boot_id:

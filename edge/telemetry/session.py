@@ -307,7 +307,9 @@ class Session:
     def _acknowledged(self, data: bytes) -> None:
         try:
             document = orjson.loads(data)
-            boot_id, seq = str(document["boot_id"]), int(document["seq"])
+            boot_id, seq = document["boot_id"], document["seq"]
+            if type(boot_id) is not str or type(seq) is not int:
+                raise TypeError
         except (ValueError, KeyError, TypeError):
             log.warning("an acknowledgement makes no sense", extra={"event": "uplink_nonsense", "size": len(data)})
             return

@@ -82,6 +82,23 @@ def test_acknowledged_metrics_never_touch_the_disk(node: NodeSide) -> None:
     assert not node.outbox.acknowledged("of nobody", 1)
 
 
+def test_an_acknowledgement_of_an_earlier_boot_reaches_no_further_than_that_boot(tmp_path: Path) -> None:
+    node = NodeSide(tmp_path / "o", HandClock())
+    earlier = [node.outbox.append_event("start", {}) for _ in range(3)]
+    node.stop()
+    node = NodeSide(tmp_path / "o", HandClock())
+    own = node.outbox.append_event("start", {})
+    for nonsense in (0, -1, 1 << 40, 1 << 41, 1 << 80):
+        assert not node.outbox.acknowledged(earlier[0].boot_id, nonsense)
+        node.outbox.append_event("still_there", {})
+        node.outbox.spill()
+    assert [r.seq for r in records(node) if r.boot_id != own.boot_id] == [1, 2, 3]
+    assert node.outbox.acknowledged(earlier[0].boot_id, 9)  # it crashed, perhaps, and what it sent last was not on disk
+    node.outbox.spill()
+    assert [(r.boot_id, r.seq) for r in records(node)] == [(own.boot_id, seq) for seq in range(1, 7)]
+    node.stop()
+
+
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     node = NodeSide(tmp_path / "o", HandClock())
     with pytest.raises(ConfigurationError, match="in use"):
