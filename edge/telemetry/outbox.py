@@ -110,21 +110,34 @@ class Outbox:
         records stay in memory."""
         with self._lock:
             try:
-                self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._lock_file = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._take_directory()
             except OSError as error:
                 self._trouble(error)
-            if self._lock_file is not None:
-                try:
-                    fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    os.close(self._lock_file)
-                    self._lock_file = None
-                    raise ConfigurationError(
-                        f"the outbox in {self._directory} is in use: a node runs on this EDGE_HOME and sends by itself; stop "
-                        "it first, or give this one another EDGE_HOME"
-                    ) from None
             self._reopen()
+
+    def _take_directory(self) -> None:
+        """Make it and lock it. Raises ConfigurationError if another process has it, and OSError."""
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._let_directory_go()
+        self._lock_file = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._let_directory_go()
+            raise ConfigurationError(
+                f"the outbox in {self._directory} is in use: a node runs on this EDGE_HOME and sends by itself; stop "
+                "it first, or give this one another EDGE_HOME"
+            ) from None
+        except OSError as error:  # file systems without locks
+            log.warning(
+                "the outbox cannot be locked; see that only one node uses this EDGE_HOME",
+                extra={"event": "outbox_unlocked", "reason": str(error), "directory": str(self._directory)},
+            )
+
+    def _let_directory_go(self) -> None:
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
 
     def close(self) -> None:
         """Put what is in memory on disk, note that nothing is missing, and let the directory go."""
@@ -136,9 +149,7 @@ class Outbox:
                     self._file.put_boot(Boot(self._boot, self.boot_id, self._last_seq, closed=not self._held))
                 self._file.close()
                 self._file = None
-            if self._lock_file is not None:
-                os.close(self._lock_file)
-                self._lock_file = None
+            self._let_directory_go()
 
     def _reopen(self) -> None:
         """Open the file, or set it aside and make a new one. On failure records stay in memory until the next try."""
@@ -233,6 +244,8 @@ class Outbox:
         with self._lock:
             now_s = time.monotonic()
             self._learn_time()
+            if self._file is not None and not self._file.in_place:
+                self._put_in_place(self._file)
             if not self._writable:
                 self._write(durable=True)
                 return
@@ -330,6 +343,33 @@ class Outbox:
             f"free space on the disk of {self._directory}, or see why it cannot be written; it is tried again by itself",
         )
         self._bound_memory()
+
+    def _put_in_place(self, file: OutboxFile) -> None:
+        """Somebody removed the open file, or put another one over it. What it holds can still be read, until it is closed."""
+        path, copy = self._directory / FILE, self._directory / f"{FILE}.copy"
+        log.error("the outbox was removed while the node runs", extra={"event": "outbox_removed", "file": str(path)})
+        saved = True
+        try:
+            self._take_directory()
+            file.copy_to(copy)
+        except (sqlite3.Error, OSError, ConfigurationError) as error:
+            saved = False
+            log.error("what the outbox held is lost", extra={"event": "outbox_removed", "reason": str(error)})
+        try:
+            set_aside(path)  # before closing, which deletes the log of whatever is there by then
+            file.close()
+            self._file = None
+            if saved:
+                os.replace(copy, path)
+        except OSError as error:
+            self._trouble(error)
+            return
+        self._reopen()
+        self._alarms.set(
+            "outbox_corrupt",
+            f"the outbox file was removed or replaced while the node ran; {'its records were saved' if saved else 'it is lost'}",
+            f"delete nothing in {self._directory} while the node runs; the alarm ends with the next start",
+        )
 
     def _learn_time(self) -> None:
         """Once the clock is set: how this start of the machine's monotonic clock lies to it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 
 from edge.errors import ConfigurationError
 from edge.telemetry.outbox import FILE
+from edge.telemetry.outboxfile import OutboxFile
 from edge.telemetry.ranges import Ranges
 from edge.telemetry.records import Record, Sample
 from tests.telemetry.conftest import HandClock, NodeSide, small_sample
@@ -104,6 +107,69 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="in use"):
         NodeSide(tmp_path / "o", HandClock())
     node.stop()
+
+
+@pytest.mark.parametrize("how", ["file", "directory", "replaced"])
+def test_an_outbox_that_is_removed_while_it_is_open_comes_back_with_all_it_held(tmp_path: Path, how: str) -> None:
+    node = NodeSide(tmp_path / "o", HandClock())
+    boot_id = node.outbox.append_event("start", {}).boot_id
+    node.outbox.remember_command("c1", 2e9, "done", 1e9)
+    if how == "directory":
+        shutil.rmtree(tmp_path / "o")
+    elif how == "file":
+        (tmp_path / "o" / FILE).unlink()
+    else:
+        (tmp_path / "other").write_text("something else")
+        os.replace(tmp_path / "other", tmp_path / "o" / FILE)
+    node.outbox.append_metrics(small_sample(), 15)
+    node.outbox.tick()
+    assert node.codes() == {"outbox_corrupt"}
+    node.outbox.append_event("engine_ready", {})
+    assert node.outbox.stats().on_disk and node.outbox.command("c1") == (True, "done")
+    with pytest.raises(ConfigurationError, match="in use"):
+        NodeSide(tmp_path / "o", HandClock())
+    node.stop()
+    again = NodeSide(tmp_path / "o", HandClock())
+    assert [(r.boot_id, r.seq) for r in records(again)] == [(boot_id, 1), (boot_id, 2), (boot_id, 3)]
+    assert {p.name for p in (tmp_path / "o").iterdir() if ".damaged" not in p.name} <= {
+        FILE, f"{FILE}-wal", f"{FILE}-shm", "outbox.lock",
+    }  # fmt: skip
+    again.stop()
+
+
+def test_a_file_system_without_locks_is_no_second_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    node = NodeSide(tmp_path / "o", HandClock())
+    node.outbox.append_event("start", {})
+    assert node.outbox.stats().on_disk and not node.codes()
+    assert "No locks available" in [getattr(r, "reason", "") for r in caplog.records][0]
+    node.stop()
+
+
+def test_a_clock_that_jumps_ahead_and_back_makes_no_command_forgotten(node: NodeSide) -> None:
+    node.outbox.remember_command("c1", 1_000_003_000, "done", 1_000_000_000)
+    node.outbox.remember_command("c2", 2_000_000_000, "done", 1_999_990_000)
+    assert node.outbox.command("c1") == (True, "done")
+
+
+def test_commands_are_forgotten_long_after_they_expired_and_are_never_too_many(tmp_path: Path) -> None:
+    file = OutboxFile(tmp_path / "f", 4 << 20)
+    with file.transaction():
+        for number in range(1000):
+            file.put_command(f"old{number}", 1000.0, "done", 0.0)
+        file.put_command("new", 48 * 3600 + 1000.0, "done", 1001.0)
+        assert file.command("old0") == (True, "done")  # they expired, but not long ago
+        file.put_command("new", 48 * 3600 + 1000.0, "done", 48 * 3600 + 1001.0)
+        assert file.command("old0") == (False, None) and file.command("old999") == (True, "done")
+        for number in range(6000):
+            file.put_command(f"c{number}", 1e12, "done", 48 * 3600 + 1001.0)
+        assert file.command("c0") == (False, None) and file.command("c1500") == (True, "done")
+    file.close()
 
 
 def test_when_full_metrics_lose_resolution_and_no_event_goes(tmp_path: Path) -> None:
