@@ -241,8 +241,8 @@ class OutboxFile:
         return (False, None) if row is None else (True, row[0])
 
     def put_command(self, command_id: str, expires_s: float, answer: str | None, now_s: float) -> None:
-        """Remember it for long after it has expired, and the last ones whatever the clock says: it may jump ahead and back. Inside
-        a transaction."""
+        """Remember it for long after it has expired, and the last ones whatever the clock says: it may jump ahead and back.
+        Inside a transaction."""
         self._db.execute("INSERT OR REPLACE INTO commands VALUES (?, ?, ?)", (command_id, expires_s, answer))
         newest = "SELECT rowid FROM commands ORDER BY rowid DESC LIMIT 1 OFFSET ?"
         self._db.execute(

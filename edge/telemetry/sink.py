@@ -19,7 +19,7 @@ from pathlib import Path
 import orjson
 
 from edge.errors import ConfigurationError
-from edge.telemetry.mqtt import BrokerAddress, Connection, ConnectionFailed, Handlers, Message
+from edge.telemetry.mqtt import FAILURE, BrokerAddress, Connection, ConnectionFailed, Handlers, Message
 from edge.telemetry.pacing import Backoff
 from edge.telemetry.ranges import Ranges
 from edge.telemetry.records import LONGEST_TEXT, Received, read_payload
@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS settled (node TEXT NOT NULL, boot_id TEXT NOT NULL, r
 CREATE TABLE IF NOT EXISTS retained (topic TEXT PRIMARY KEY, received REAL NOT NULL, payload BLOB NOT NULL);
 """
 _BATCH, _WAIT_S = 200, 0.005
+_IN_FLIGHT = 100
+_MOST_NAMED = 10_000
 _SESSION_S = 24 * 3600
 _BACKOFF_S = 30.0
 _BOOTS_IN_MEMORY = 10_000
@@ -223,14 +225,19 @@ class Sink:
         self._filter = f"{prefix}up/#"
         self._file = file
         self._arrived: list[Message] = []
+        self._acks: dict[tuple[str, str], int] = {}
+        """To be sent: by topic prefix and boot the newest, which says all that earlier ones did."""
+        self._in_flight: dict[int, str] = {}
+        """Topics of acknowledgements that the broker has not acknowledged, by packet number."""
+        self._refused_topics: set[str] = set()
         self.connected = threading.Event()
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`; reconnects by itself. Raises sqlite3.Error if the database fails: what was not stored comes again."""
         backoff, said = Backoff(_BACKOFF_S), ""
         while not stop.is_set():
-            self._arrived = []
-            handlers = Handlers(self._arrived.append, refused_subscription=self._refused, by_hand=True)
+            self._arrived, self._acks, self._in_flight = [], {}, {}
+            handlers = Handlers(self._arrived.append, self._published, self._refused, by_hand=True)
             connection = Connection(self._address, handlers)
             try:
                 connection.open()
@@ -257,8 +264,28 @@ class Sink:
     def _refused(self, topic: str, code: int) -> None:
         log.error("the broker refuses the subscription", extra={"event": "sink_refused", "topic": topic, "code": code})
 
+    def _published(self, number: int, code: int) -> None:
+        topic = self._in_flight.pop(number, "")
+        if code >= FAILURE and topic not in self._refused_topics:
+            if len(self._refused_topics) < _MOST_NAMED:
+                self._refused_topics.add(topic)
+            log.error(
+                "the broker refuses an acknowledgement; let the sink write there, or nodes keep all they have",
+                extra={"event": "sink_refused", "topic": topic, "code": code},
+            )
+
+    def _acknowledge(self, connection: Connection) -> None:
+        """Send what may be sent now: a broker ends the session of who has more on its way than it said (Receive Maximum)."""
+        limit = min(_IN_FLIGHT, connection.in_flight_limit)
+        while self._acks and len(self._in_flight) < limit:
+            (prefix, boot_id), seq = next(iter(self._acks.items()))
+            del self._acks[prefix, boot_id]
+            topic = f"{prefix}down/ack"
+            self._in_flight[connection.publish(topic, orjson.dumps({"boot_id": boot_id, "seq": seq}))] = topic
+
     def _turn(self, connection: Connection) -> None:
         connection.turn(1.0)
+        self._acknowledge(connection)
         before = 0
         while before < len(self._arrived) < _BATCH:  # more may be on its way, and one commit is as good for many
             before = len(self._arrived)
@@ -270,4 +297,5 @@ class Sink:
         for message in batch:
             connection.ack(message)
         for prefix, boot_id, seq in acks:
-            connection.publish(f"{prefix}down/ack", orjson.dumps({"boot_id": boot_id, "seq": seq}))
+            self._acks[prefix, boot_id] = seq
+        self._acknowledge(connection)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import socket
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +16,13 @@ import pytest
 
 from edge.errors import ConfigurationError
 from edge.telemetry.merging import merge
-from edge.telemetry.mqtt import Message
+from edge.telemetry.mqtt import BrokerAddress, Message
 from edge.telemetry.ranges import Ranges
 from edge.telemetry.records import Envelope, Record, event_body, gap_body, payload
-from edge.telemetry.sink import SinkFile
+from edge.telemetry.sink import Sink, SinkFile
 from edge.telemetry.stamp import Stamp
 from tests.telemetry.conftest import PREFIX, small_sample
+from tests.waiting import until
 
 _S = 1_000_000_000
 
@@ -178,3 +181,73 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("not a database" * 100)
     with pytest.raises(ConfigurationError, match="cannot be used"):
         SinkFile(tmp_path / "x")
+
+
+class StrictBroker:
+    """Speaks MQTT 5 with one client, as far as a sink needs it: takes at most 10 messages at once, hands it 60 nodes' events, and
+    acknowledges each of the sink's only when the next batch is due."""
+
+    LIMIT, NODES = 10, 60
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.most, self.topics = 0, set[str]()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        near, _ = self._listener.accept()
+        waiting: list[bytes] = []
+        near.settimeout(0.2)
+        while True:
+            try:
+                head = near.recv(1, socket.MSG_PEEK)
+            except TimeoutError:
+                for number in waiting:  # nothing more comes of its own accord
+                    near.sendall(b"\x40\x02" + number)
+                waiting = []
+                continue
+            except OSError:
+                return
+            if not head:
+                return
+            near.settimeout(None)
+            kind, length, shift = near.recv(1)[0] >> 4, 0, 0
+            while True:
+                byte = near.recv(1)[0]
+                length |= (byte & 0x7F) << shift
+                shift += 7
+                if not byte & 0x80:
+                    break
+            body = near.recv(length, socket.MSG_WAITALL) if length else b""
+            near.settimeout(0.2)
+            if kind == 1:
+                near.sendall(b"\x20\x06\x00\x00\x03\x21" + self.LIMIT.to_bytes(2, "big"))
+            elif kind == 8:
+                near.sendall(b"\x90\x04" + body[:2] + b"\x00\x01")
+                for number in range(1, self.NODES + 1):
+                    near.sendall(self._event(number))
+            elif kind == 3:
+                size = int.from_bytes(body[:2], "big")
+                self.topics.add(body[2 : 2 + size].decode())
+                waiting.append(body[2 + size : 4 + size])
+                self.most = max(self.most, len(waiting))
+
+    def _event(self, number: int) -> bytes:
+        topic = f"edge/v1/default/n{number}/up/events".encode()
+        data = sent(event(1), node=f"n{number}").payload
+        body = len(topic).to_bytes(2, "big") + topic + number.to_bytes(2, "big") + b"\0" + data
+        return b"\x32" + bytes([len(body) & 0x7F | 0x80, len(body) >> 7]) + body
+
+
+def test_a_broker_that_takes_few_messages_at_once_gets_few_and_in_the_end_all(file: SinkFile) -> None:
+    broker, stop = StrictBroker(), threading.Event()
+    sink = Sink(BrokerAddress(f"mqtt://127.0.0.1:{broker.port}", "s"), "edge/v1/+/+/", file)
+    thread = threading.Thread(target=sink.run, args=(stop,))
+    thread.start()
+    try:
+        until(lambda: len(broker.topics) == broker.NODES)
+    finally:
+        stop.set()
+        thread.join()
+    assert broker.most == broker.LIMIT
