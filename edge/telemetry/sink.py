@@ -13,6 +13,7 @@ import random
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,10 +37,15 @@ CREATE INDEX IF NOT EXISTS merged_by_boot ON merged (node, boot_id);
 CREATE TABLE IF NOT EXISTS gaps (
   node TEXT NOT NULL, boot_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER, reason TEXT NOT NULL, received REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS settled (node TEXT NOT NULL, boot_id TEXT NOT NULL, ranges TEXT NOT NULL, UNIQUE (node, boot_id));
+CREATE TABLE IF NOT EXISTS forgotten (
+  node TEXT NOT NULL, boot_id TEXT NOT NULL, ranges TEXT NOT NULL, at REAL NOT NULL, UNIQUE (node, boot_id));
 CREATE TABLE IF NOT EXISTS retained (topic TEXT PRIMARY KEY, received REAL NOT NULL, payload BLOB NOT NULL);
 """
 _BATCH, _WAIT_S = 200, 0.005
 _IN_FLIGHT = 100
+_LOCKED_S = 10.0
+_FORGET_EVERY_S, _FORGET_MOST = 60.0, 1000
+_LATE_S = 365 * 86_400.0
 _MOST_NAMED = 10_000
 _SESSION_S = 24 * 3600
 _BACKOFF_S = 30.0
@@ -91,8 +97,7 @@ class SinkFile:
 
     def _store(self, batch: list[Message]) -> list[tuple[str, str, int]]:
         acks: dict[tuple[str, str], int] = {}
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             for message in batch:
                 prefix, _, rest = message.topic.rpartition("up/")
                 if rest in ("state", "info"):
@@ -102,25 +107,63 @@ class SinkFile:
                     acks[prefix, record.boot_id] = self._put(record, message)
                     if record.gap is not None:  # what it stands for may be all that was awaited of that boot
                         acks[prefix, record.gap[0]] = self._of((record.node, record.gap[0])).through
-            self._db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            self._settled.clear()  # read again from what was committed
-            raise
         if len(self._settled) > _BOOTS_IN_MEMORY:
             self._settled.clear()
         return [(prefix, boot_id, through) for (prefix, boot_id), through in acks.items() if through]
 
     def forget(self, before_s: float, most: int) -> int:
         """Drop records and gaps that came before a time (Unix seconds), the oldest first, at most so many; returns how many
-        records. What is settled stays settled: acknowledgements go on as they were. Raises sqlite3.Error."""
-        oldest = "SELECT rowid, received FROM records ORDER BY rowid LIMIT ?"  # in the order in which they came
-        gone = self._db.execute(
-            f"DELETE FROM records WHERE rowid IN (SELECT rowid FROM ({oldest}) WHERE received < ?)", (most, before_s)
-        ).rowcount
-        self._db.execute("DELETE FROM gaps WHERE received < ?", (before_s,))
-        return gone
+        records. Their numbers are remembered, so that one that comes once more is not new, and what is settled stays settled:
+        until nothing of that boot has been here for a year. Raises sqlite3.Error."""
+        oldest = (
+            "SELECT rowid, node, boot_id, seq, covers, received FROM records ORDER BY rowid LIMIT ?"  # as they came
+        )
+        with self._transaction():
+            found = self._db.execute(f"SELECT * FROM ({oldest}) WHERE received < ?", (most, before_s)).fetchall()
+            self._db.executemany("DELETE FROM records WHERE rowid = ?", ((row[0],) for row in found))
+            by_boot: dict[tuple[str, str], Ranges] = {}
+            for _, node, boot_id, seq, covers, _ in found:
+                gone = by_boot.setdefault((node, boot_id), Ranges())
+                gone.add(seq)
+                for first, last in Ranges.parse(covers):
+                    gone.add(first, last)
+            for key, gone in by_boot.items():
+                self._db.execute(
+                    "INSERT OR REPLACE INTO forgotten VALUES (?, ?, ?, ?)",
+                    (*key, str(gone | self._forgotten(key)), time.time()),
+                )
+                within = "DELETE FROM merged WHERE node = ? AND boot_id = ? AND first >= ? AND last <= ?"
+                self._db.executemany(within, ((*key, first, last) for first, last in gone))
+            self._db.execute("DELETE FROM gaps WHERE received < ?", (before_s,))
+            self._forget_boots(before_s - _LATE_S)
+        return len(found)
+
+    def _forget_boots(self, before_s: float) -> None:
+        """Each payload says below which number nothing is to come, so a boot that does come back is taken up from there."""
+        query = (
+            "SELECT node, boot_id FROM forgotten AS f WHERE at < ? AND NOT EXISTS "
+            "(SELECT 1 FROM records AS r WHERE r.node = f.node AND r.boot_id = f.boot_id) LIMIT 100"
+        )
+        for key in self._db.execute(query, (before_s,)).fetchall():
+            for table in ("forgotten", "merged", "settled"):
+                self._db.execute(f"DELETE FROM {table} WHERE node = ? AND boot_id = ?", key)
+            self._settled.pop(key, None)
+
+    def _forgotten(self, key: tuple[str, str]) -> Ranges:
+        row = self._db.execute("SELECT ranges FROM forgotten WHERE node = ? AND boot_id = ?", key).fetchone()
+        return Ranges.parse(row[0]) if row else Ranges()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            self._settled.clear()  # read again from what was committed
+            raise
 
     def _read(self, prefix: str, message: Message) -> Received | None:
         try:
@@ -146,6 +189,9 @@ class SinkFile:
     def _put(self, record: Received, message: Message) -> int:
         """Returns up to where all of its boot is settled."""
         key = (record.node, record.boot_id)
+        if record.seq in self._of(key) and self._was_forgotten(key, record):
+            self.counts = replace(self.counts, repeated=self.counts.repeated + 1)
+            return self._of(key).through
         superseded = self._db.execute(
             "SELECT 1 FROM merged WHERE node = ? AND boot_id = ? AND ? BETWEEN first AND last LIMIT 1",
             (*key, record.seq),
@@ -180,6 +226,11 @@ class SinkFile:
             self._put_gap(record.node, record.gap)
         self._widen(key, settled, record.covers | Ranges([(record.seq, record.seq), (1, record.floor - 1)]))
         return settled.through
+
+    def _was_forgotten(self, key: tuple[str, str], record: Received) -> bool:
+        """Whether all that it stands for was here, and is gone since."""
+        gone = self._forgotten(key)
+        return bool(gone) and len(gone | record.covers | Ranges([(record.seq, record.seq)])) == len(gone)
 
     def _replace(self, record: Received, message: Message) -> bool:
         """A merged record has the number of its last part. Where that part, or a merged one of fewer parts, is here, the one that
@@ -219,8 +270,10 @@ class SinkFile:
 class Sink:
     """Subscribes, stores, acknowledges, until told to stop."""
 
-    def __init__(self, address: BrokerAddress, prefix: str, file: SinkFile) -> None:
-        """`prefix` is a topic filter that ends in a slash, such as `edge/v1/+/+/`."""
+    def __init__(self, address: BrokerAddress, prefix: str, file: SinkFile, keep_s: float = 0.0) -> None:
+        """`prefix` is a topic filter that ends in a slash, such as `edge/v1/+/+/`; `keep_s`: how long records stay, 0: for
+        ever, or until somebody else drops them."""
+        self._keep_s, self._forget_at_s = keep_s, 0.0
         self._address = replace(address, session_expiry_s=_SESSION_S)
         self._filter = f"{prefix}up/#"
         self._file = file
@@ -247,7 +300,8 @@ class Sink:
                 said = ""
                 log.info("sink connected", extra={"event": "sink_connected", "broker": self._address.url})
                 while not stop.is_set():
-                    self._turn(connection)
+                    self._turn(connection, stop)
+                    self._forget()
                 connection.close()
             except ConnectionFailed as failure:
                 connection.abandon()
@@ -283,7 +337,40 @@ class Sink:
             topic = f"{prefix}down/ack"
             self._in_flight[connection.publish(topic, orjson.dumps({"boot_id": boot_id, "seq": seq}))] = topic
 
-    def _turn(self, connection: Connection) -> None:
+    def _forget(self) -> None:
+        if not self._keep_s or time.monotonic() < self._forget_at_s:
+            return
+        try:
+            gone = self._file.forget(time.time() - self._keep_s, _FORGET_MOST)
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error):
+                raise
+            gone = 0
+        self._forget_at_s = time.monotonic() + (0.0 if gone == _FORGET_MOST else _FORGET_EVERY_S)
+
+    def _store(self, batch: list[Message], connection: Connection, stop: threading.Event) -> list[tuple[str, str, int]]:
+        """As the file does. While another process has it locked: try again, and stay connected meanwhile."""
+        backoff, said = Backoff(_LOCKED_S), False
+        while not stop.is_set():
+            try:
+                acks = self._file.store(batch)
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error):
+                    raise
+                if not said:
+                    log.warning("another process has the sink's database", extra={"event": "sink_locked"})
+                said = True
+                until_s = time.monotonic() + backoff.next_s(random.random())
+                while (left_s := until_s - time.monotonic()) > 0 and not stop.is_set():
+                    connection.turn(left_s)
+                continue
+            if said:
+                log.info("the sink's database is free again", extra={"event": "sink_unlocked"})
+            return acks
+        batch.clear()  # not stored, so not acknowledged either: it comes again
+        return []
+
+    def _turn(self, connection: Connection, stop: threading.Event) -> None:
         connection.turn(1.0)
         self._acknowledge(connection)
         before = 0
@@ -293,9 +380,14 @@ class Sink:
         if not self._arrived:
             return
         batch, self._arrived[:] = list(self._arrived), []
-        acks = self._file.store(batch)
+        acks = self._store(batch, connection, stop)
         for message in batch:
             connection.ack(message)
         for prefix, boot_id, seq in acks:
             self._acks[prefix, boot_id] = seq
         self._acknowledge(connection)
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    """Whether another process is at it."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

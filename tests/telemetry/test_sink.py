@@ -6,6 +6,7 @@ import random
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +176,29 @@ def test_another_level_of_the_topic_is_no_nodes_name(tmp_path: Path) -> None:
 def test_state_is_kept_as_it_was_said_last(file: SinkFile, tmp_path: Path) -> None:
     file.store([Message(PREFIX + "up/state", b"1", 0), Message(PREFIX + "up/state", b"2", 0)])
     assert rows(tmp_path, "SELECT topic, payload FROM retained") == [(PREFIX + "up/state", b"2")]
+
+
+def test_what_was_dropped_by_age_is_not_new_when_it_comes_once_more(file: SinkFile, tmp_path: Path) -> None:
+    parts = [metrics(seq) for seq in range(1, 5)]
+    whole = merge(parts[:2])
+    file.store([sent(parts[0]), sent(whole), sent(parts[2])])
+    assert file.forget(time.time() + 60, 1000) == 3
+    assert rows(tmp_path, "SELECT * FROM merged") == []
+    assert file.store([sent(r) for r in (*parts[:3], whole)]) == [(PREFIX, "b1", 3)]
+    assert rows(tmp_path, "SELECT * FROM records") == []
+    assert file.store([sent(merge(parts[2:]))]) == [(PREFIX, "b1", 4)]  # a part of it was not here yet
+    assert counted(tmp_path) == 2
+
+
+def test_of_a_boot_that_is_long_over_nothing_is_left(file: SinkFile, tmp_path: Path) -> None:
+    file.store([sent(merge([metrics(1), metrics(2)]))])
+    file.forget(time.time() + 60, 1000)
+    file.forget(time.time() + 60, 1000)
+    assert rows(tmp_path, "SELECT ranges FROM settled") == [("1-2",)]
+    file.forget(time.time() + 366 * 86_400, 1000)
+    for table in ("records", "merged", "settled", "forgotten", "gaps"):
+        assert rows(tmp_path, f"SELECT * FROM {table}") == []
+    assert file.store([sent(metrics(3), floor=3)]) == [(PREFIX, "b1", 3)]
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:

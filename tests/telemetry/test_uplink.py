@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sqlite3
 import threading
 import time
 from dataclasses import replace
@@ -298,6 +299,24 @@ def test_two_nodes_of_one_name_are_told_so(tmp_path: Path, broker: Broker) -> No
     until(lambda: any("node_name_taken" in side.codes() for side in sides))
     for side in sides:
         side.stop()
+
+
+def test_a_sink_whose_database_is_locked_waits_and_goes_on(
+    node: NodeSide, broker: Broker, sink: SinkSide, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.connect(broker.address("n1"))
+    sink.sink._file._db.execute("PRAGMA busy_timeout = 10")
+    other = sqlite3.connect(sink.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    node.outbox.append_event("start", {})
+    told = lambda name: [r for r in caplog.records if getattr(r, "event", "") == name]  # noqa: E731
+    with caplog.at_level("INFO"):
+        until(lambda: told("sink_locked"))
+        other.execute("ROLLBACK")
+        other.close()
+        until(lambda: node.outbox.pending() == 0)
+    assert sink.rows() == [(1,)] and sink.sink.connected.is_set()
+    assert len(told("sink_locked")) == len(told("sink_unlocked")) == 1
 
 
 def test_a_killed_broker_costs_nothing(node: NodeSide, broker: Broker, sink: SinkSide) -> None:
