@@ -24,7 +24,7 @@ from edge.telemetry.alarms import Alarms
 from edge.telemetry.clock import Clock, new_boot_id
 from edge.telemetry.otherversions import Waiting, bring_back, put_aside, remember_commands, waiting
 from edge.telemetry.outboxfile import SHIFT, Boot, NewerOutbox, OutboxFile
-from edge.telemetry.ranges import Ranges
+from edge.telemetry.ranges import MOST_SPANS, Ranges
 from edge.telemetry.records import Kind, Record, Sample, event_body, gap_body
 from edge.telemetry.repair import Saved, is_damage, put_back, salvage, set_aside
 from edge.telemetry.room import Room
@@ -232,8 +232,8 @@ class Outbox:
         return record
 
     def _gap(self, boot_id: str, lost: Ranges, reason: str, *, open_ended: bool = False) -> None:
-        body = gap_body(boot_id, lost, reason, open_ended=open_ended)
-        self._hold("gap", body, 0, self._clock.now())
+        for part in lost.split(MOST_SPANS):
+            self._hold("gap", gap_body(boot_id, part, reason, open_ended=open_ended), 0, self._clock.now())
         fields = {"event": "telemetry_gap", "of": boot_id, "lost": str(lost)[:200], "reason": reason}
         log.warning("telemetry has a gap", extra=fields)
 

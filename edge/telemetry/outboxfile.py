@@ -152,10 +152,12 @@ class OutboxFile:
         """The oldest records of those kinds whose intervals are shorter than `below_ns`."""
         marks = ",".join("?" * len(kinds))
         which = f"kind IN ({marks}) AND span_ns < ?"
-        query = f"SELECT id, kind, mono_ns, span_ns, size FROM records WHERE {which} ORDER BY id LIMIT ?"
+        pieces = "CASE covers WHEN '' THEN 0 ELSE 1 + length(covers) - length(replace(covers, ',', '')) END"
+        query = f"SELECT id, kind, mono_ns, span_ns, size, {pieces} FROM records WHERE {which} ORDER BY id LIMIT ?"
         rows = self._db.execute(query, (*kinds, below_ns, limit))
         return [
-            Outline(i >> SHIFT, i & ((1 << SHIFT) - 1), kind, mono, span, size) for i, kind, mono, span, size in rows
+            Outline(i >> SHIFT, i & ((1 << SHIFT) - 1), kind, mono, span, size, count)
+            for i, kind, mono, span, size, count in rows
         ]
 
     def fetch(self, ids: Iterable[int]) -> list[Record]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import orjson
 
 from edge.telemetry.histogram import Histogram
-from edge.telemetry.ranges import Ranges
+from edge.telemetry.ranges import MOST_SPANS, Ranges
 from edge.telemetry.stamp import Stamp
 
 Kind = Literal["metrics", "event", "gap"]
@@ -23,6 +23,8 @@ _DELTA, _CUMULATIVE = 1, 2
 _SCOPE = {"name": "edge.telemetry"}
 _ROW_BYTES = 120
 LONGEST_TEXT = 400
+LARGEST_BYTES = 8 << 20
+"""Of a payload that is read."""
 _LONGEST_NAME = 200
 _WHOLE_BITS = 63
 """What SQLite holds."""
@@ -222,6 +224,8 @@ class Received:
 
 def read_payload(data: bytes) -> Received:
     """Raises ValueError if that is no payload of ours, whatever else it is: it comes from outside."""
+    if len(data) > LARGEST_BYTES:
+        raise ValueError(f"it has more than {LARGEST_BYTES} bytes")
     try:
         document = orjson.loads(data)
         return _read_metrics(document) if "resourceMetrics" in document else _read_event(document)
@@ -247,6 +251,8 @@ def _name(value: Any) -> str:
 
 
 def _ranges(text: Any) -> Ranges:
+    if text.count(",") >= MOST_SPANS:
+        raise ValueError(f"it names more than {MOST_SPANS} ranges")
     found = Ranges.parse(text)
     for first, last in found:
         _whole(first)

@@ -103,7 +103,10 @@ class Room:
         if sum(r.size_bytes for r in held.values()) <= _MEMORY_BYTES:
             return held
         left = dict(held)
-        outlines = [Outline(boot, r.seq, r.kind, r.stamp.mono_ns, r.span_ns, r.size_bytes) for r in held.values()]
+        outlines = [
+            Outline(boot, r.seq, r.kind, r.stamp.mono_ns, r.span_ns, r.size_bytes, r.covers.spans)
+            for r in held.values()
+        ]
         for level_ns in LEVELS_NS:
             if groups := self._groups(level_ns, outlines, _SLICE_BYTES):
                 for group in groups:

@@ -22,8 +22,8 @@ import orjson
 from edge.errors import ConfigurationError
 from edge.telemetry.mqtt import FAILURE, BrokerAddress, Connection, ConnectionFailed, Handlers, Message
 from edge.telemetry.pacing import Backoff
-from edge.telemetry.ranges import Ranges
-from edge.telemetry.records import LONGEST_TEXT, Received, read_payload
+from edge.telemetry.ranges import MOST_SPANS, Ranges
+from edge.telemetry.records import LARGEST_BYTES, LONGEST_TEXT, Received, read_payload
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ CREATE TABLE IF NOT EXISTS retained (topic TEXT PRIMARY KEY, received REAL NOT N
 _BATCH, _WAIT_S = 200, 0.005
 _IN_FLIGHT = 100
 _LOCKED_S = 10.0
+_MOST_PIECES = 4 * MOST_SPANS
+"""Of a boot: a node has far fewer records on their way at once."""
 _FORGET_EVERY_S, _FORGET_MOST = 60.0, 1000
 _LATE_S = 365 * 86_400.0
 _MOST_NAMED = 10_000
@@ -76,6 +78,10 @@ class SinkFile:
         except sqlite3.Error as error:
             raise ConfigurationError(f"{path} cannot be used as the sink's database: {error}") from None
         self._settled: dict[tuple[str, str], Ranges] = {}
+        self._widened: set[tuple[str, str]] = set()
+        """Boots of the transaction that runs whose ranges have to be written."""
+        self._named: set[str] = set()
+        """Topic prefixes of nodes whose nonsense was logged: each once."""
         self.counts = SinkCounts()
 
     def close(self) -> None:
@@ -100,13 +106,15 @@ class SinkFile:
         with self._transaction():
             for message in batch:
                 prefix, _, rest = message.topic.rpartition("up/")
-                if rest in ("state", "info"):
+                if rest in ("state", "info") and len(message.payload) <= LARGEST_BYTES:
                     row = (message.topic, time.time(), message.payload)
                     self._db.execute("INSERT OR REPLACE INTO retained VALUES (?, ?, ?)", row)
                 elif rest in ("metrics", "events") and (record := self._read(prefix, message)) is not None:
                     acks[prefix, record.boot_id] = self._put(record, message)
                     if record.gap is not None:  # what it stands for may be all that was awaited of that boot
                         acks[prefix, record.gap[0]] = self._of((record.node, record.gap[0])).through
+            rows = [(*key, str(self._settled[key])) for key in self._widened]
+            self._db.executemany("INSERT OR REPLACE INTO settled VALUES (?, ?, ?)", rows)
         if len(self._settled) > _BOOTS_IN_MEMORY:
             self._settled.clear()
         return [(prefix, boot_id, through) for (prefix, boot_id), through in acks.items() if through]
@@ -164,12 +172,17 @@ class SinkFile:
                 self._db.execute("ROLLBACK")
             self._settled.clear()  # read again from what was committed
             raise
+        finally:
+            self._widened.clear()
 
     def _read(self, prefix: str, message: Message) -> Received | None:
         try:
             record = read_payload(message.payload)
             if not self._names(prefix.split("/"), record.node):
                 raise ValueError("it names another node than its topic")
+            told = [(record.boot_id, record.covers)] + ([record.gap[:2]] if record.gap is not None else [])
+            if any(self._of((record.node, boot_id)).spans + more.spans > _MOST_PIECES for boot_id, more in told):
+                raise ValueError(f"what is here of that boot is in more than {_MOST_PIECES} pieces")
         except ValueError as error:
             self._nonsense(message, str(error))
             return None
@@ -183,7 +196,11 @@ class SinkFile:
 
     def _nonsense(self, message: Message, reason: str) -> None:
         self.counts = replace(self.counts, nonsense=self.counts.nonsense + 1)
-        reason = reason[:LONGEST_TEXT]
+        reason, prefix = reason[:LONGEST_TEXT], message.topic.rpartition("up/")[0]
+        if prefix in self._named:
+            return
+        if len(self._named) < _MOST_NAMED:
+            self._named.add(prefix)
         log.warning("nonsense", extra={"event": "sink_nonsense", "topic": message.topic, "reason": reason})
 
     def _put(self, record: Received, message: Message) -> int:
@@ -264,7 +281,7 @@ class SinkFile:
     def _widen(self, key: tuple[str, str], settled: Ranges, by: Ranges) -> None:
         for first, last in by:
             settled.add(first, last)
-        self._db.execute("INSERT OR REPLACE INTO settled VALUES (?, ?, ?)", (*key, str(settled)))
+        self._widened.add(key)
 
 
 class Sink:

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from edge.errors import ConfigurationError
+from edge.telemetry.merging import Outline, groups_at
 from edge.telemetry.outbox import FILE
 from edge.telemetry.outboxfile import OutboxFile
-from edge.telemetry.ranges import Ranges
+from edge.telemetry.ranges import MOST_SPANS, Ranges
 from edge.telemetry.records import Record, Sample
 from tests.telemetry.conftest import HandClock, NodeSide, small_sample
 
@@ -225,6 +226,13 @@ def sample_of_many() -> Sample:
         sample.counters["edge_count", labels] = sample_value = float(number)
         sample.gauges["edge_gauge", labels] = [sample_value] * 3
     return sample
+
+
+def test_no_merged_record_stands_for_more_ranges_than_a_sink_takes() -> None:
+    outlines = [Outline(1, seq, "metrics", seq * _S, _S, 100, spans=1000) for seq in range(1, 21)]
+    groups = groups_at(86_400 * _S, outlines, 1 << 30)
+    assert sum(len(group) for group in groups) == 20
+    assert max(sum(o.spans + 1 for o in group) for group in groups) <= MOST_SPANS
 
 
 @pytest.mark.parametrize("by_the_broker", [False, True])

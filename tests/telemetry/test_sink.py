@@ -18,8 +18,8 @@ import pytest
 from edge.errors import ConfigurationError
 from edge.telemetry.merging import merge
 from edge.telemetry.mqtt import BrokerAddress, Message
-from edge.telemetry.ranges import Ranges
-from edge.telemetry.records import Envelope, Record, event_body, gap_body, payload
+from edge.telemetry.ranges import MOST_SPANS, Ranges
+from edge.telemetry.records import LARGEST_BYTES, Envelope, Record, event_body, gap_body, payload
 from edge.telemetry.sink import Sink, SinkFile
 from edge.telemetry.stamp import Stamp
 from tests.telemetry.conftest import PREFIX, small_sample
@@ -176,6 +176,23 @@ def test_another_level_of_the_topic_is_no_nodes_name(tmp_path: Path) -> None:
 def test_state_is_kept_as_it_was_said_last(file: SinkFile, tmp_path: Path) -> None:
     file.store([Message(PREFIX + "up/state", b"1", 0), Message(PREFIX + "up/state", b"2", 0)])
     assert rows(tmp_path, "SELECT topic, payload FROM retained") == [(PREFIX + "up/state", b"2")]
+
+
+def test_a_node_that_names_endless_ranges_is_told_of_once_and_costs_the_others_nothing(
+    file: SinkFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sparse = [replace(event(400_001), covers=Ranges((n, n) for n in range(2, 2 * MOST_SPANS + 4, 2)))]
+    for seq in range(10**5, 10**6, 10**5):
+        sparse.append(replace(event(seq), covers=Ranges((n, n) for n in range(seq - 8000, seq, 2))))
+    huge = Message(PREFIX + "up/events", b" " * (LARGEST_BYTES + 1), 0)
+    file.store([huge, *(sent(record) for record in sparse)])
+    file.store([huge, sent(event(1), node="n1")])
+    assert (
+        file.counts.nonsense == 3 + 5
+    )  # what was too large, one of too many ranges, and those that made too many of all
+    assert len([r for r in caplog.records if getattr(r, "event", "") == "sink_nonsense"]) == 1
+    ((settled,),) = rows(tmp_path, "SELECT ranges FROM settled")
+    assert settled.count(",") <= 4 * MOST_SPANS
 
 
 def test_what_was_dropped_by_age_is_not_new_when_it_comes_once_more(file: SinkFile, tmp_path: Path) -> None:
