@@ -296,9 +296,20 @@ def test_two_nodes_of_one_name_are_told_so(tmp_path: Path, broker: Broker) -> No
     sides = [NodeSide(tmp_path / name, HandClock()) for name in ("a", "b")]
     for side in sides:
         side.connect(broker.address("n1"))
-    until(lambda: any("node_name_taken" in side.codes() for side in sides))
+    # mosquitto 2.0.11 ends the older session without a word; a broker that keeps to MQTT 5 says why.
+    until(lambda: any(side.codes() & {"node_name_taken", "uplink_unstable"} for side in sides))
     for side in sides:
         side.stop()
+
+
+def test_a_link_that_drops_each_session_does_not_accuse_another_node(node: NodeSide, broker: Broker) -> None:
+    relay = Relay(broker.port)
+    uplink = node.connect(broker.address("n1", port=relay.port))
+    for _ in range(4):
+        until(lambda: uplink.connected)
+        relay.reset()
+        until(lambda: not uplink.connected)
+    assert node.codes() == {"uplink_unstable"}
 
 
 def test_a_sink_whose_database_is_locked_waits_and_goes_on(
