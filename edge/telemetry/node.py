@@ -65,7 +65,7 @@ def place_of(mqtt: Mqtt, home: Path) -> Place:
 
     address = BrokerAddress(
         url=mqtt.url,
-        client_id=f"edge-{mqtt.group}-{node}",
+        client_id=f"edge/{mqtt.group}/{node}",  # a name has no slash, so no two nodes have one id
         username=mqtt.username or (node if mqtt.password_file is not None else ""),
         password_file=file(mqtt.password_file),
         ca_file=file(mqtt.ca_file),

@@ -119,7 +119,7 @@ class Uplink:
             self._alarms.set(
                 "uplink_unstable",
                 f"{self._short_sessions} sessions in a row ended soon after they began: {failure.reason}",
-                "see the link; if it is good, see the broker's log: it may be that another client connects as this node (mqtt.node)",
+                "see the link; if it is good, see the broker's log: another client may connect as this node (mqtt.node)",
             )
         elif now_s - down_since_s >= self._config.down_alarm_s:
             self._alarms.set(

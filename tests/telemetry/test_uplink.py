@@ -330,6 +330,13 @@ def test_a_sink_whose_database_is_locked_waits_and_goes_on(
     assert len(told("sink_locked")) == len(told("sink_unlocked")) == 1
 
 
+def test_a_client_id_with_slashes_is_one_that_the_broker_takes(node: NodeSide, broker: Broker, sink: SinkSide) -> None:
+    node.outbox.append_event("start", {})
+    node.connect(broker.address("n1", client_id="edge/plant-7/1"))
+    until(lambda: node.outbox.pending() == 0)
+    assert sink.rows() == [(1,)]
+
+
 def test_a_killed_broker_costs_nothing(node: NodeSide, broker: Broker, sink: SinkSide) -> None:
     node.connect(broker.address("n1"))
     for round_ in range(3):
