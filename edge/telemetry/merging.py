@@ -107,7 +107,7 @@ def _merge_samples(samples: Iterable[Sample]) -> Sample:
     found: Sample | None = None
     for sample in samples:
         if found is None:
-            found = Sample(sample.began_ns, {}, {}, {})
+            found = Sample(sample.began_ns, {}, {}, {}, sample.began_mono_ns)
         found.counters.update(sample.counters)
         for key, (value, least, greatest) in sample.gauges.items():
             _, low, high = found.gauges.get(key, (value, least, greatest))

@@ -25,10 +25,10 @@ from edge.telemetry.clock import Clock, new_boot_id
 from edge.telemetry.otherversions import Waiting, bring_back, put_aside, remember_commands, waiting
 from edge.telemetry.outboxfile import SHIFT, Boot, NewerOutbox, OutboxFile
 from edge.telemetry.ranges import MOST_SPANS, Ranges
-from edge.telemetry.records import Kind, Record, Sample, event_body, gap_body
+from edge.telemetry.records import Kind, Record, Sample, event_body, gap_body, set_right
 from edge.telemetry.repair import Saved, is_damage, put_back, salvage, set_aside
 from edge.telemetry.room import Room
-from edge.telemetry.stamp import Stamp, retimed
+from edge.telemetry.stamp import Stamp
 
 log = logging.getLogger(__name__)
 
@@ -486,7 +486,7 @@ class Outbox:
                     break
                 if self._boot << SHIFT | seq > row_id:
                     found.append((self._boot << SHIFT | seq, record))
-            return [(i, replace(r, stamp=retimed(r.stamp, self._offsets_ns))) for i, r in found[:limit]]
+            return [(i, set_right(r, self._offsets_ns)) for i, r in found[:limit]]
 
     def _is_settled(self, row_id: int, record: Record) -> bool:
         return record.seq <= self._settled.get(record.boot_id, 0) or row_id in self._done

@@ -10,16 +10,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edge.errors import ConfigurationError
-from edge.telemetry.merging import Outline, groups_at
+from edge.telemetry.merging import Outline, groups_at, merge
 from edge.telemetry.outbox import FILE
 from edge.telemetry.outboxfile import OutboxFile
 from edge.telemetry.ranges import MOST_SPANS, Ranges
-from edge.telemetry.records import Record, Sample
+from edge.telemetry.records import Envelope, Record, Sample, payload
 from tests.telemetry.conftest import HandClock, NodeSide, small_sample
 
 _S = 1_000_000_000
@@ -391,6 +392,38 @@ def test_times_of_an_unset_clock_are_set_right_once_it_is_known(tmp_path: Path) 
     again = NodeSide(tmp_path / "o", clock)
     assert records(again)[0].stamp.wall_ns == 1_800_000_000 * _S
     again.stop()
+
+
+@pytest.mark.parametrize("wrong_s", [30.0, 2_090_000_000.0])
+def test_counters_began_when_they_did_also_if_the_clock_was_wrong_then(tmp_path: Path, wrong_s: float) -> None:
+    clock = HandClock(wall_s=wrong_s, mono_s=20.0, synced=False)
+    node = NodeSide(tmp_path / "o", clock)
+    began = clock.now()
+
+    def measure() -> None:
+        clock.pass_s(15)
+        sample = replace(small_sample(), began_ns=began.wall_ns, began_mono_ns=began.mono_ns)
+        node.outbox.append_metrics(sample, 15 * _S)
+
+    measure()
+    clock.wall_s, clock.synced = 1_800_000_100.0, True
+    node.outbox.tick()
+    measure()
+    measure()
+    before = 1_800_000_100 * _S - 15 * _S
+    points = [_counter(record) for record in records(node)]
+    assert points == [(before, before + 15 * _S * n) for n in (1, 2, 3)]
+    (merged,) = [merge(records(node))]
+    assert _counter(merged) == points[-1]
+    node.stop()
+
+
+def _counter(record: Record) -> tuple[int, int]:
+    """(start, end) of the counter that `small_sample` has."""
+    document = json.loads(payload(record, Envelope("n1", 1, False)))
+    found = document["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]
+    point = next(metric["sum"]["dataPoints"][0] for metric in found if "sum" in metric)
+    return int(point["startTimeUnixNano"]), int(point["timeUnixNano"])
 
 
 def damage(path: Path, at: int, length: int = 4096) -> None:
