@@ -1,8 +1,8 @@
 """What nodes tell arrives, whatever is killed, cut off, refused, full or damaged.
 
-`python -m bench.prove_telemetry kills fullkills blackhole deadsink refused serving histograms --out FILE`. The broker is a real mosquitto
-with TLS, client certificates and an access list; the sink is `edge fleet sink`. Each part prints its figures and whether what is
-promised held; the exit status is 1 if something did not. `serving` needs root, for a file system of its own.
+`python -m bench.prove_telemetry kills fullkills blackhole deadsink refused serving histograms --out FILE`. The broker is a real
+mosquitto with TLS, client certificates and an access list; the sink is `edge fleet sink`. Each part prints its figures and
+whether what is promised held; the exit status is 1 if something did not. `serving` needs root, for a file system of its own.
 """
 
 from __future__ import annotations
@@ -221,7 +221,9 @@ def fullkills(a: argparse.Namespace, held: Held) -> dict[str, Any]:
 def _intervals(sink: SinkProcess) -> int:
     """How many intervals the sink's metrics stand for."""
     found: dict[str, Ranges] = {}
-    query = "SELECT boot_id, seq, seq FROM records WHERE kind = 'metrics' UNION ALL SELECT boot_id, first, last FROM merged"
+    query = (
+        "SELECT boot_id, seq, seq FROM records WHERE kind = 'metrics' UNION ALL SELECT boot_id, first, last FROM merged"
+    )
     for boot, first, last in sink.rows(query):
         found.setdefault(boot, Ranges()).add(first, last)
     return sum(len(ranges) for ranges in found.values())
@@ -542,9 +544,7 @@ def main() -> int:
     given.add_argument("--kills", type=int, default=20, help="of the node, and of the broker")
     given.add_argument("--outbox-mib", type=int, default=4, help="the outbox's cap in `blackhole` and `deadsink`")
     given.add_argument("--dead-days", type=int, default=4, help="how long `deadsink` has no sink")
-    given.add_argument(
-        "--recovery-s", type=float, default=300.0, help="longest time that the backlog is given"
-    )
+    given.add_argument("--recovery-s", type=float, default=300.0, help="longest time that the backlog is given")
     given.add_argument("--threads", type=int, default=1)
     given.add_argument("--seed", type=int, default=4)
     a = given.parse_args()

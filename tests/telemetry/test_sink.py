@@ -20,7 +20,8 @@ from edge.telemetry.merging import merge
 from edge.telemetry.mqtt import BrokerAddress, Message
 from edge.telemetry.ranges import MOST_SPANS, Ranges
 from edge.telemetry.records import LARGEST_BYTES, Envelope, Record, event_body, gap_body, payload
-from edge.telemetry.sink import Sink, SinkFile
+from edge.telemetry.sink import Sink
+from edge.telemetry.sinkfile import SinkFile
 from edge.telemetry.stamp import Stamp
 from tests.telemetry.conftest import PREFIX, small_sample
 from tests.waiting import until
@@ -244,8 +245,8 @@ class StrictBroker:
             try:
                 head = near.recv(1, socket.MSG_PEEK)
             except TimeoutError:
-                for number in waiting:  # nothing more comes of its own accord
-                    near.sendall(b"\x40\x02" + number)
+                for packet in waiting:  # nothing more comes of its own accord
+                    near.sendall(b"\x40\x02" + packet)
                 waiting = []
                 continue
             except OSError:

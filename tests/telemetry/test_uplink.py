@@ -320,7 +320,10 @@ def test_a_sink_whose_database_is_locked_waits_and_goes_on(
     other = sqlite3.connect(sink.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     node.outbox.append_event("start", {})
-    told = lambda name: [r for r in caplog.records if getattr(r, "event", "") == name]  # noqa: E731
+
+    def told(name: str) -> list[Any]:
+        return [r for r in caplog.records if getattr(r, "event", "") == name]
+
     with caplog.at_level("INFO"):
         until(lambda: told("sink_locked"))
         other.execute("ROLLBACK")

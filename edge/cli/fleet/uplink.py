@@ -84,7 +84,8 @@ class _Broker:
 def sink(db: Path, prefix: str, client_id: str, keep_days: float, **broker: Any) -> None:
     """Keep what nodes tell in a SQLite file, and acknowledge it. May be killed at any time: nothing is acknowledged before it is
     safe."""
-    from edge.telemetry.sink import Sink, SinkFile
+    from edge.telemetry.sink import Sink
+    from edge.telemetry.sinkfile import SinkFile
 
     if not prefix.endswith("/"):
         raise click.UsageError("--prefix must end with a slash")
