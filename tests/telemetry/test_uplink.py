@@ -333,6 +333,24 @@ def test_a_sink_whose_database_is_locked_waits_and_goes_on(
     assert len(told("sink_locked")) == len(told("sink_unlocked")) == 1
 
 
+def test_acknowledgements_that_make_no_sense_delete_nothing_and_end_no_session(
+    node: NodeSide, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    boot = node.outbox.append_event("start", {}).boot_id
+    uplink = node.connect(broker.address("n1"))
+    until(lambda: uplink.connected)
+    fleet = Connection(broker.address("fleet", client_id="liar"), Handlers())
+    fleet.open()
+    numbers = ("true", '"1"', "1.0", "1e400", str(1 << 80), "null")
+    told = [f'{{"boot_id": "{boot}", "seq": {number}}}' for number in numbers]
+    for text in (*told, '{"boot_id": 5, "seq": 1}', "[]"):
+        fleet.publish(f"{PREFIX}down/ack", text.encode())
+        fleet.turn(0.1)
+    until(lambda: sum(getattr(r, "event", "") == "uplink_nonsense" for r in caplog.records) == len(told) + 2)
+    assert node.outbox.pending() == 1 and uplink.connected
+    fleet.close()
+
+
 def test_a_client_id_with_slashes_is_one_that_the_broker_takes(node: NodeSide, broker: Broker, sink: SinkSide) -> None:
     node.outbox.append_event("start", {})
     node.connect(broker.address("n1", client_id="edge/plant-7/1"))
