@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from urllib.parse import urlsplit
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
@@ -362,13 +363,22 @@ class Otlp(Section):
         return self
 
 
+_NO_LETTERS = frozenset({"Cc", "Cs", "Cn"})
+"""Unicode's control characters, surrogates and non-characters: MQTT 5, 1.5.4, lets a broker refuse them."""
+
+
 class Mqtt(Section):
     """What the node tells the fleet over MQTT, and the commands that it takes. Off while `url` is empty. See
     docs/telemetry.md."""
 
     url: str = Field("", description="The broker: mqtt://host[:port], or mqtts:// for TLS. Empty: nothing is sent.")
-    group: str = Field("default", description="The group that this node belongs to; part of every topic.")
-    node: str = Field("", description="The node's name in topics, one for each node; empty: the machine's host name.")
+    group: Annotated[str, MaxLen(200)] = Field(
+        "default", description="The group that this node belongs to; part of every topic. At most 200 letters."
+    )
+    node: Annotated[str, MaxLen(200)] = Field(
+        "",
+        description="The node's name in topics, one for each node; empty: the machine's host name. At most 200 letters.",
+    )
     prefix: Annotated[str, MinLen(1)] = Field(
         "edge/v1/{group}/{node}/", description="What every topic begins with; {group} and {node} are filled in."
     )
@@ -418,6 +428,10 @@ class Mqtt(Section):
         for name in ("group", "node"):
             if set(getattr(self, name)) & set("/+#{}\0"):
                 raise ValueError(f"mqtt.{name} must have none of / + # {{ }} in it: it is one level of a topic")
+            if any(unicodedata.category(letter) in _NO_LETTERS for letter in getattr(self, name)):
+                raise ValueError(
+                    f"mqtt.{name} must have no control characters in it: brokers end the session over them"
+                )
         if not self.group:
             raise ValueError("mqtt.group must not be empty")
         rest = self.prefix.replace("{group}", "g").replace("{node}", "n")

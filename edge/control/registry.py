@@ -21,7 +21,7 @@ from edge.control.figures import Window, read_counts
 from edge.control.files import PRIVATE
 from edge.errors import ConfigurationError, EdgeError
 from edge.telemetry.mqtt import Message
-from edge.telemetry.sink import SinkFile
+from edge.telemetry.sinkfile import SinkFile
 
 log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ Code = Literal[
     "uplink_down",
     "uplink_refused",
     "uplink_tls",
+    "uplink_unstable",
 ]
 
 

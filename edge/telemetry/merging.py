@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from edge.telemetry.histogram import Histogram
-from edge.telemetry.ranges import Ranges
+from edge.telemetry.ranges import MOST_SPANS, Ranges
 from edge.telemetry.records import Kind, Record, Sample
 
 _S = 1_000_000_000
@@ -29,8 +29,10 @@ class Outline:
     mono_ns: int
     span_ns: int
     size_bytes: int
+    spans: int = 0
+    """Of how many pieces the numbers are that were merged into it."""
     kept: bool = False
-    """It was sent in this session and may have arrived: it stays as it is."""
+    """It was sent and may have arrived: others are merged before it."""
 
 
 def groups_at(level_ns: int, outlines: Sequence[Outline], free_bytes: int) -> list[list[Outline]]:
@@ -43,13 +45,14 @@ def groups_at(level_ns: int, outlines: Sequence[Outline], free_bytes: int) -> li
     """
     groups: list[list[Outline]] = []
     group: list[Outline] = []
-    freed_bytes = 0
+    freed_bytes = spans = 0
     for outline in outlines:
         if outline.kind != "metrics" or outline.kept or outline.span_ns >= level_ns:
             continue
-        if group and _window(group[0], level_ns) != _window(outline, level_ns):
+        spans += outline.spans + 1
+        if group and (_window(group[0], level_ns) != _window(outline, level_ns) or spans > MOST_SPANS):
             freed_bytes += _close(group, groups)
-            group = []
+            group, spans = [], outline.spans + 1
             if freed_bytes >= free_bytes:
                 return groups
         group.append(outline)
@@ -75,7 +78,7 @@ def to_drop(outlines: Sequence[Outline], free_bytes: int) -> list[Outline]:
     for kind in ("metrics", "event"):
         found, freed_bytes = [], 0
         for outline in outlines:
-            if outline.kind == kind and not outline.kept:
+            if outline.kind == kind:
                 found.append(outline)
                 freed_bytes += outline.size_bytes
                 if freed_bytes >= free_bytes:
@@ -104,7 +107,7 @@ def _merge_samples(samples: Iterable[Sample]) -> Sample:
     found: Sample | None = None
     for sample in samples:
         if found is None:
-            found = Sample(sample.began_ns, {}, {}, {})
+            found = Sample(sample.began_ns, {}, {}, {}, sample.began_mono_ns)
         found.counters.update(sample.counters)
         for key, (value, least, greatest) in sample.gauges.items():
             _, low, high = found.gauges.get(key, (value, least, greatest))

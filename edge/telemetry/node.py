@@ -70,7 +70,7 @@ def place_of(mqtt: Mqtt, home: Path) -> Place:
 
     address = BrokerAddress(
         url=mqtt.url,
-        client_id=f"edge-{mqtt.group}-{node}",
+        client_id=f"edge/{mqtt.group}/{node}",  # a name has no slash, so no two nodes have one id
         username=mqtt.username or (node if mqtt.password_file is not None else ""),
         password_file=file(mqtt.password_file),
         ca_file=file(mqtt.ca_file),
@@ -150,7 +150,8 @@ class Telemetry:
         self._keys = [] if mqtt.command_keys_file is None else read_public_keys(home / mqtt.command_keys_file)
         self._outbox = Outbox(self._place.directory, self._place.limits, self._clock, self.alarms)
         self.presence = NodePresence(self._place.config.node, self._outbox.boot_id)
-        self.began_ns = time.time_ns()
+        began = self._clock.now()
+        self.began_ns, self._began_mono_ns = began.wall_ns, began.mono_ns
         self._queue: queue.Queue[_Event | _Measured | None] = queue.Queue(_MOST_QUEUED)
         self._overflowed = 0
         self._uplink: Uplink | None = None
@@ -208,6 +209,7 @@ class Telemetry:
         """The metrics of the interval that ends now."""
         now, last = self._clock.now(), self._last_stamp
         self._last_stamp = now
+        sample = replace(sample, began_mono_ns=self._began_mono_ns)
         self._put(_Measured(sample, max(1, now.mono_ns - last.mono_ns), now))
 
     def _put(self, item: _Event | _Measured) -> None:

@@ -14,6 +14,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,19 @@ from edge.telemetry.alarms import Alarms
 from edge.telemetry.clock import Clock, new_boot_id
 from edge.telemetry.otherversions import Waiting, bring_back, put_aside, remember_commands, waiting
 from edge.telemetry.outboxfile import SHIFT, Boot, NewerOutbox, OutboxFile
-from edge.telemetry.ranges import Ranges
-from edge.telemetry.records import Kind, Record, Sample, event_body, gap_body
+from edge.telemetry.ranges import MOST_SPANS, Ranges
+from edge.telemetry.records import Kind, Record, Sample, event_body, gap_body, set_right
 from edge.telemetry.repair import Saved, is_damage, put_back, salvage, set_aside
 from edge.telemetry.room import Room
-from edge.telemetry.stamp import Stamp, retimed
+from edge.telemetry.stamp import Stamp
 
 log = logging.getLogger(__name__)
 
 FILE, LOCK = "outbox.db", "outbox.lock"
 _NOWHERE = 1 << 22
 """The boot's number while there is no file to take one from: after all that a file may hold."""
-_SLICE_RECORDS = 100
+_SLICE_RECORDS, _SLICES = 100, 32
+"""What is written at once: so many records, and no more than that part of the bound, or it would not be kept."""
 _RETRY_S, _TIDY_S, _AGE_S = 10.0, 5.0, 600.0
 _TIDY_KEYS = 500
 _DAMAGE_S = 60.0
@@ -82,6 +84,8 @@ class Outbox:
         self._boot = _NOWHERE
         self._numbers: dict[str, int] = {}
         """Boot ids of the file, and this one, with their numbers."""
+        self._last_seqs: dict[str, int] = {}
+        """Of earlier boots: the last number that is known of each."""
         self._last_seq = 0
         self._held: dict[int, Record] = {}
         """Records of this boot that are not on disk, by seq."""
@@ -92,12 +96,12 @@ class Outbox:
         self._done: set[int] = set()
         """Ids acknowledged one by one whose rows are still there."""
         self._kept: set[int] = set()
-        """Ids sent and not acknowledged: they may have arrived, so they are not merged any more."""
+        """Ids that a session has in its hands now. Others are merged first; a merged record is sent again."""
         self._untidy = False
         self._tidied_s = self._aged_s = self._retry_s = 0.0
         self._damaged_s = -_DAMAGE_S
         self._offsets_ns: dict[str, int] = {}
-        self._room = Room(limits.cap_bytes, alarms, lambda row_id: row_id in self._kept, self._gap, self._put_held)
+        self._room = Room(limits.cap_bytes, alarms, lambda row_id: row_id in self._kept, self._gap, self._dropping)
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -106,21 +110,34 @@ class Outbox:
         records stay in memory."""
         with self._lock:
             try:
-                self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._lock_file = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._take_directory()
             except OSError as error:
                 self._trouble(error)
-            if self._lock_file is not None:
-                try:
-                    fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    os.close(self._lock_file)
-                    self._lock_file = None
-                    raise ConfigurationError(
-                        f"the outbox in {self._directory} is in use: a node runs on this EDGE_HOME and sends by itself; stop "
-                        "it first, or give this one another EDGE_HOME"
-                    ) from None
             self._reopen()
+
+    def _take_directory(self) -> None:
+        """Make it and lock it. Raises ConfigurationError if another process has it, and OSError."""
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._let_directory_go()
+        self._lock_file = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._let_directory_go()
+            raise ConfigurationError(
+                f"the outbox in {self._directory} is in use: a node runs on this EDGE_HOME and sends by itself; stop "
+                "it first, or give this one another EDGE_HOME"
+            ) from None
+        except OSError as error:  # file systems without locks
+            log.warning(
+                "the outbox cannot be locked; see that only one node uses this EDGE_HOME",
+                extra={"event": "outbox_unlocked", "reason": str(error), "directory": str(self._directory)},
+            )
+
+    def _let_directory_go(self) -> None:
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
 
     def close(self) -> None:
         """Put what is in memory on disk, note that nothing is missing, and let the directory go."""
@@ -132,9 +149,7 @@ class Outbox:
                     self._file.put_boot(Boot(self._boot, self.boot_id, self._last_seq, closed=not self._held))
                 self._file.close()
                 self._file = None
-            if self._lock_file is not None:
-                os.close(self._lock_file)
-                self._lock_file = None
+            self._let_directory_go()
 
     def _reopen(self) -> None:
         """Open the file, or set it aside and make a new one. On failure records stay in memory until the next try."""
@@ -180,6 +195,7 @@ class Outbox:
             file.forget_boots(self._boot)
             self._numbers = {boot.boot_id: boot.number for boot in file.boots()}
             for boot in file.boots():
+                self._last_seqs[boot.boot_id] = boot.last_seq
                 self._floors[boot.boot_id] = file.floor(boot.number) or boot.last_seq + 1
             self._offsets_ns = {k: int(v) for k, v in file.meta("offset:").items()}
         self.generation += 1
@@ -216,8 +232,8 @@ class Outbox:
         return record
 
     def _gap(self, boot_id: str, lost: Ranges, reason: str, *, open_ended: bool = False) -> None:
-        body = gap_body(boot_id, lost, reason, open_ended=open_ended)
-        self._hold("gap", body, 0, self._clock.now())
+        for part in lost.split(MOST_SPANS):
+            self._hold("gap", gap_body(boot_id, part, reason, open_ended=open_ended), 0, self._clock.now())
         fields = {"event": "telemetry_gap", "of": boot_id, "lost": str(lost)[:200], "reason": reason}
         log.warning("telemetry has a gap", extra=fields)
 
@@ -228,6 +244,8 @@ class Outbox:
         with self._lock:
             now_s = time.monotonic()
             self._learn_time()
+            if self._file is not None and not self._file.in_place:
+                self._put_in_place(self._file)
             if not self._writable:
                 self._write(durable=True)
                 return
@@ -254,15 +272,17 @@ class Outbox:
             return
         try:
             while True:
-                some = list(self._held.values())[:_SLICE_RECORDS]
+                self._tidy(self._file)
+                some, size_bytes = self._slice()
+                self._room.make(self._file, size_bytes)
+                some = [record for record in some if record.seq in self._held]  # the rest went in with a gap
                 with self._file.transaction(durable=durable and bool(some)):
                     self._file.put(self._boot, some)
-                    self._delete_settled(self._file)
                     last = some[-1].seq if len(some) < len(self._held) else self._last_seq
                     self._file.put_boot(Boot(self._boot, self.boot_id, last, closed=False))
                 for record in some:
                     del self._held[record.seq]
-                self._room.make(self._file)  # in between too: after a long time in memory it may be much
+                self._room.make(self._file)
                 if not self._held:
                     break
         except sqlite3.Error as error:
@@ -273,12 +293,26 @@ class Outbox:
         self._tidied_s = time.monotonic()
         self._alarms.clear("outbox_disk")
 
-    def _delete_settled(self, file: OutboxFile) -> None:
-        """In a transaction. What was acknowledged is not shown any more anyhow."""
-        for boot_id, seq in self._settled.items():
-            if boot_id in self._numbers:
-                file.remove_through(self._numbers[boot_id], seq)
-        file.remove(self._done)
+    def _slice(self) -> tuple[list[Record], int]:
+        """What of the records in memory is written next, the oldest first, and its size."""
+        found: list[Record] = []
+        size_bytes = 0
+        for record in self._held.values():
+            found.append(record)
+            size_bytes += record.size_bytes
+            if len(found) >= _SLICE_RECORDS or size_bytes >= self._limits.cap_bytes // _SLICES:
+                break
+        return found, size_bytes
+
+    def _tidy(self, file: OutboxFile) -> None:
+        """Delete what was acknowledged, before anything is merged or dropped to make room. It is not shown any more anyhow."""
+        if not self._untidy:
+            return
+        with file.transaction():
+            for boot_id, seq in self._settled.items():
+                if boot_id in self._numbers:
+                    file.remove_through(self._numbers[boot_id], seq)
+            file.remove(self._done)
         self._done.clear()
         self._untidy = False
 
@@ -310,6 +344,33 @@ class Outbox:
         )
         self._bound_memory()
 
+    def _put_in_place(self, file: OutboxFile) -> None:
+        """Somebody removed the open file, or put another one over it. What it holds can still be read, until it is closed."""
+        path, copy = self._directory / FILE, self._directory / f"{FILE}.copy"
+        log.error("the outbox was removed while the node runs", extra={"event": "outbox_removed", "file": str(path)})
+        saved = True
+        try:
+            self._take_directory()
+            file.copy_to(copy)
+        except (sqlite3.Error, OSError, ConfigurationError) as error:
+            saved = False
+            log.error("what the outbox held is lost", extra={"event": "outbox_removed", "reason": str(error)})
+        try:
+            set_aside(path)  # before closing, which deletes the log of whatever is there by then
+            file.close()
+            self._file = None
+            if saved:
+                os.replace(copy, path)
+        except OSError as error:
+            self._trouble(error)
+            return
+        self._reopen()
+        self._alarms.set(
+            "outbox_corrupt",
+            f"the outbox file was removed or replaced while the node ran; {'its records were saved' if saved else 'it is lost'}",
+            f"delete nothing in {self._directory} while the node runs; the alarm ends with the next start",
+        )
+
     def _learn_time(self) -> None:
         """Once the clock is set: how this start of the machine's monotonic clock lies to it."""
         now = self._clock.now()
@@ -330,12 +391,24 @@ class Outbox:
 
     # --- bounds -------------------------------------------------------------------------------------------------------
 
-    def _put_held(self, file: OutboxFile) -> None:
-        """In the transaction that deletes what a gap speaks of. Only if it is little, so that it is all: what is on disk is a
-        beginning of the sequence."""
-        if len(self._held) <= _SLICE_RECORDS:
-            file.put(self._boot, self._held.values())
-            file.put_boot(Boot(self._boot, self.boot_id, self._last_seq, closed=False))
+    @contextlib.contextmanager
+    def _dropping(self, file: OutboxFile) -> Iterator[None]:
+        """The transaction in which records go, and the gaps that speak of them come: both, or neither. Gaps go in only with all
+        that is in memory, if it is little: what is on disk is a beginning of the sequence."""
+        last_seq, put = self._last_seq, False
+        try:
+            with file.transaction(durable=True):
+                yield
+                put = len(self._slice()[0]) == len(self._held)
+                if put:
+                    file.put(self._boot, self._held.values())
+                    file.put_boot(Boot(self._boot, self.boot_id, self._last_seq, closed=False))
+        except BaseException:
+            for seq in range(last_seq + 1, self._last_seq + 1):
+                del self._held[seq]
+            self._last_seq = last_seq  # or their numbers would be awaited for ever
+            raise
+        if put:
             self._held.clear()
 
     def _drop_old(self) -> None:
@@ -343,6 +416,7 @@ class Outbox:
         if not now.synced or file is None:
             return
         try:
+            self._tidy(file)
             self._room.drop_before(file, now.wall_ns - int(self._limits.age_s * _NS))
         except sqlite3.Error as error:
             self._trouble(error)
@@ -379,11 +453,19 @@ class Outbox:
     # --- records out --------------------------------------------------------------------------------------------------
 
     def take(self, row_id: int, limit: int) -> list[tuple[int, Record]]:
-        """As `after`, for sending: from here on they stay as they are."""
+        """As `after`, for sending: others give way before them, until they are acknowledged or let go."""
         with self._lock:
             found = self.after(row_id, limit)
             self._kept.update(i for i, _ in found)
             return found
+
+    def let_go(self, row_id: int | None = None) -> None:
+        """The session does not wait for that record any more; None: for none."""
+        with self._lock:
+            if row_id is None:
+                self._kept.clear()
+            else:
+                self._kept.discard(row_id)
 
     def after(self, row_id: int, limit: int) -> list[tuple[int, Record]]:
         """The next records that are not acknowledged, in the order in which they are told: (id, record)."""
@@ -404,7 +486,7 @@ class Outbox:
                     break
                 if self._boot << SHIFT | seq > row_id:
                     found.append((self._boot << SHIFT | seq, record))
-            return [(i, replace(r, stamp=retimed(r.stamp, self._offsets_ns))) for i, r in found[:limit]]
+            return [(i, set_right(r, self._offsets_ns)) for i, r in found[:limit]]
 
     def _is_settled(self, row_id: int, record: Record) -> bool:
         return record.seq <= self._settled.get(record.boot_id, 0) or row_id in self._done
@@ -423,9 +505,12 @@ class Outbox:
     def acknowledged(self, boot_id: str, seq: int) -> bool:
         """A sink has all of that boot up to `seq`. False if that cannot be: no such boot, or numbers that were not given yet."""
         with self._lock:
-            known = boot_id == self.boot_id or boot_id in self._numbers
-            if not known or (boot_id == self.boot_id and seq > self._last_seq):
+            own = boot_id == self.boot_id
+            last_seq = self._last_seq if own else self._last_seqs.get(boot_id, 0)
+            if not 0 < seq < 1 << SHIFT or not (own or boot_id in self._numbers) or (own and seq > last_seq):
                 return False
+            # A boot that crashed may have sent more than came to the disk, and a sink may say so. It means no other boot's.
+            seq = min(seq, last_seq)
             if seq > self._settled.get(boot_id, 0):
                 self._settled[boot_id] = seq
                 if boot_id == self.boot_id:
@@ -438,22 +523,36 @@ class Outbox:
                 self._untidy = True
             return True
 
-    def delivered(self, row_id: int) -> None:
-        """The broker has that record, and that is all that is asked for (`mqtt.ack` puback)."""
+    def delivered(self, row_id: int, record: Record) -> bool:
+        """The broker has that record, and that is all that is asked for (`mqtt.ack` puback). False: it became part of another one
+        meanwhile, which is kept until it is delivered itself."""
         with self._lock:
             self._kept.discard(row_id)
-            if row_id >> SHIFT == self._boot and self._held.pop(row_id & ((1 << SHIFT) - 1), None) is not None:
+            seq = row_id & ((1 << SHIFT) - 1)
+            held = self._held.get(seq) if row_id >> SHIFT == self._boot else None
+            try:
+                covers = held.covers if held is not None else self._file and self._file.covers(row_id)
+            except sqlite3.Error as error:
+                self._trouble(error)
+                return False
+            if covers != record.covers:
+                self.generation += 1
+                return False
+            if held is not None:
+                del self._held[seq]
                 self._held_since_s = self._held_since_s if self._held else None
-                return
-            self._done.add(row_id)
-            self._untidy = True
+            else:
+                self._done.add(row_id)
+                self._untidy = True
+            return True
 
     def discard(self, row_id: int, record: Record, reason: str) -> None:
         """A record that can never be sent goes, as a gap."""
         with self._lock:
+            if not self.delivered(row_id, record):
+                return
             lost = record.covers | Ranges([(record.seq, record.seq)])
             self._room.dropped["metrics" if record.kind == "metrics" else "event"] += 1
-            self.delivered(row_id)
             self._gap(record.boot_id, lost, reason)
             self._write(durable=True)
 

@@ -42,6 +42,8 @@ _FIELDS = COLUMNS.count(",") + 1
 PAGE_BYTES = 4096
 _WAL_PAGES = 64
 _WAIT_S = 5.0
+_REMEMBER_S = 48 * 3600.0
+_COMMANDS_AT_LEAST, _COMMANDS_AT_MOST = 500, 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class OutboxFile:
         """Open or make it. Raises sqlite3.Error, also if a quick check finds damage; NewerOutbox."""
         self.path = path
         self._db = _connect(path)
+        self._identity = _identity(path)
         try:
             self._db.execute(f"PRAGMA max_page_count = {max(64, int(cap_bytes * 0.9) // PAGE_BYTES)}")
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -99,6 +102,17 @@ class OutboxFile:
     def close(self) -> None:
         """Give the file back."""
         self._db.close()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the path still leads to this file: it may be removed, or put over, while it is open."""
+        return _identity(self.path) == self._identity
+
+    def copy_to(self, path: Path) -> None:
+        """All of it as a new file. Works as well when this one was removed. Raises sqlite3.Error, OSError."""
+        path.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as copy:
+            self._db.backup(copy)
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[None]:
@@ -138,10 +152,12 @@ class OutboxFile:
         """The oldest records of those kinds whose intervals are shorter than `below_ns`."""
         marks = ",".join("?" * len(kinds))
         which = f"kind IN ({marks}) AND span_ns < ?"
-        query = f"SELECT id, kind, mono_ns, span_ns, size FROM records WHERE {which} ORDER BY id LIMIT ?"
+        pieces = "CASE covers WHEN '' THEN 0 ELSE 1 + length(covers) - length(replace(covers, ',', '')) END"
+        query = f"SELECT id, kind, mono_ns, span_ns, size, {pieces} FROM records WHERE {which} ORDER BY id LIMIT ?"
         rows = self._db.execute(query, (*kinds, below_ns, limit))
         return [
-            Outline(i >> SHIFT, i & ((1 << SHIFT) - 1), kind, mono, span, size) for i, kind, mono, span, size in rows
+            Outline(i >> SHIFT, i & ((1 << SHIFT) - 1), kind, mono, span, size, count)
+            for i, kind, mono, span, size, count in rows
         ]
 
     def fetch(self, ids: Iterable[int]) -> list[Record]:
@@ -149,6 +165,11 @@ class OutboxFile:
         query = f"SELECT {COLUMNS} FROM records WHERE id = ?"
         rows = (self._db.execute(query, (i,)).fetchone() for i in ids)
         return [record_of(row) for row in rows if row is not None]
+
+    def covers(self, row_id: int) -> Ranges | None:
+        """Which others the record of that id stands for; None if there is none of that id."""
+        row = self._db.execute("SELECT covers FROM records WHERE id = ?", (row_id,)).fetchone()
+        return None if row is None else Ranges.parse(row[0])
 
     def older_than(self, wall_ns: int, limit: int) -> list[Outline]:
         """Records of a synced clock from before `wall_ns`, gaps left out."""
@@ -222,9 +243,15 @@ class OutboxFile:
         return (False, None) if row is None else (True, row[0])
 
     def put_command(self, command_id: str, expires_s: float, answer: str | None, now_s: float) -> None:
-        """Remember it until it has expired. Inside a transaction."""
-        self._db.execute("DELETE FROM commands WHERE expires_s < ?", (now_s,))
+        """Remember it for long after it has expired, and the last ones whatever the clock says: it may jump ahead and back.
+        Inside a transaction."""
         self._db.execute("INSERT OR REPLACE INTO commands VALUES (?, ?, ?)", (command_id, expires_s, answer))
+        newest = "SELECT rowid FROM commands ORDER BY rowid DESC LIMIT 1 OFFSET ?"
+        self._db.execute(
+            f"DELETE FROM commands WHERE expires_s < ? AND rowid <= ({newest})",
+            (now_s - _REMEMBER_S, _COMMANDS_AT_LEAST),
+        )
+        self._db.execute(f"DELETE FROM commands WHERE rowid <= ({newest})", (_COMMANDS_AT_MOST,))
 
     def meta(self, prefix: str) -> dict[str, str]:
         """Values whose keys begin so, by the rest of the key."""
@@ -245,6 +272,14 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * PAGE_BYTES}")
     return db
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _quoted(path: Path) -> str:

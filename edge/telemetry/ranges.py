@@ -5,6 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
+MOST_SPANS = 5000
+"""What a record may carry: a node keeps to it, and a sink takes no more."""
+
 
 class Ranges:
     """A set of whole numbers. `str` gives `3,5-9`; `Ranges.parse` reads that."""
@@ -21,6 +24,8 @@ class Ranges:
     def parse(cls, text: str) -> Ranges:
         """Of what `str` made. Raises ValueError on anything else."""
         found = cls()
+        if not text:
+            return found
         for part in filter(None, text.split(",")):
             first, dash, last = part.partition("-")
             found.add(int(first), int(last) if dash else int(first))
@@ -43,6 +48,16 @@ class Ranges:
 
     def __or__(self, other: Ranges) -> Ranges:
         return Ranges([*self._spans, *other._spans])
+
+    @property
+    def spans(self) -> int:
+        """Of how many pieces it is."""
+        return len(self._spans)
+
+    def split(self, most: int) -> Iterator[Ranges]:
+        """The same in sets of at most so many pieces."""
+        for start in range(0, len(self._spans), most):
+            yield Ranges(self._spans[start : start + most])
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self._spans)

@@ -6,15 +6,15 @@ integers as strings), which any OTLP endpoint takes as it is. Events and gaps ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import orjson
 
 from edge.telemetry.histogram import Histogram
-from edge.telemetry.ranges import Ranges
-from edge.telemetry.stamp import Stamp
+from edge.telemetry.ranges import MOST_SPANS, Ranges
+from edge.telemetry.stamp import Stamp, retimed
 
 Kind = Literal["metrics", "event", "gap"]
 Labels = tuple[tuple[str, str], ...]
@@ -23,7 +23,10 @@ _DELTA, _CUMULATIVE = 1, 2
 _SCOPE = {"name": "edge.telemetry"}
 _ROW_BYTES = 120
 LONGEST_TEXT = 400
+LARGEST_BYTES = 8 << 20
+"""Of a payload that is read."""
 _LONGEST_NAME = 200
+_CLOCK_WRONG_NS = 1_000_000_000
 _WHOLE_BITS = 63
 """What SQLite holds."""
 
@@ -66,11 +69,14 @@ class Sample:
     counters: dict[tuple[str, Labels], float]
     gauges: dict[tuple[str, Labels], list[float]]
     histograms: dict[tuple[str, Labels], Histogram]
+    began_mono_ns: int | None = None
+    """The same moment by the machine's monotonic clock, where it is known: the wall clock may have been wrong by then."""
 
     def packed(self) -> dict[str, Any]:
         """As it is kept."""
         return {
             "t": self.began_ns,
+            **({} if self.began_mono_ns is None else {"m": self.began_mono_ns}),
             "c": [[name, labels, value] for (name, labels), value in self.counters.items()],
             "g": [[name, labels, values] for (name, labels), values in self.gauges.items()],
             "h": [[name, labels, histogram.packed()] for (name, labels), histogram in self.histograms.items()],
@@ -84,11 +90,25 @@ class Sample:
             {_key(name, labels): value for name, labels, value in body["c"]},
             {_key(name, labels): values for name, labels, values in body["g"]},
             {_key(name, labels): Histogram.unpacked(value) for name, labels, value in body["h"]},
+            body.get("m"),
         )
 
 
 def _key(name: str, labels: list[list[str]]) -> tuple[str, Labels]:
     return name, tuple((label[0], label[1]) for label in labels)
+
+
+def set_right(record: Record, offsets_ns: dict[str, int]) -> Record:
+    """Its times by what was learned of the clock since: `offsets_ns` as `retimed` takes it. When its counters began is the same
+    for all records of a boot, so it is moved only where the clock was wrong by then, and then by the same for all."""
+    record = replace(record, stamp=retimed(record.stamp, offsets_ns))
+    mono_ns, offset_ns = record.body.get("m"), offsets_ns.get(record.stamp.kernel_boot)
+    if record.kind != "metrics" or mono_ns is None or offset_ns is None:
+        return record
+    began_ns = mono_ns + offset_ns
+    if abs(began_ns - record.body["t"]) <= _CLOCK_WRONG_NS:
+        return record
+    return replace(record, body={**record.body, "t": began_ns})
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +242,8 @@ class Received:
 
 def read_payload(data: bytes) -> Received:
     """Raises ValueError if that is no payload of ours, whatever else it is: it comes from outside."""
+    if len(data) > LARGEST_BYTES:
+        raise ValueError(f"it has more than {LARGEST_BYTES} bytes")
     try:
         document = orjson.loads(data)
         return _read_metrics(document) if "resourceMetrics" in document else _read_event(document)
@@ -247,6 +269,8 @@ def _name(value: Any) -> str:
 
 
 def _ranges(text: Any) -> Ranges:
+    if text.count(",") >= MOST_SPANS:
+        raise ValueError(f"it names more than {MOST_SPANS} ranges")
     found = Ranges.parse(text)
     for first, last in found:
         _whole(first)

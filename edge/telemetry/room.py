@@ -4,6 +4,7 @@ fails."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from edge.telemetry.alarms import Alarms
@@ -27,18 +28,17 @@ class Room:
         alarms: Alarms,
         kept: Callable[[int], bool],
         gap: Callable[[str, Ranges, str], None],
-        put_gaps: Callable[[OutboxFile], None],
+        dropping: Callable[[OutboxFile], AbstractContextManager[None]],
     ) -> None:
-        """`kept`: whether the record of an id has to stay as it is. `gap` makes a gap of (boot, lost, reason); `put_gaps`
-        writes it, inside
-        a transaction."""
-        self._cap_bytes, self._alarms, self._kept, self._gap, self._put_gaps = cap_bytes, alarms, kept, gap, put_gaps
+        """`kept`: whether others are merged before the record of that id. `gap` makes a gap of (boot, lost, reason);
+        `dropping` is the transaction in which records go and gaps come."""
+        self._cap_bytes, self._alarms, self._kept, self._gap, self._dropping = cap_bytes, alarms, kept, gap, dropping
         self.dropped: dict[str, int] = {"metrics": 0, "event": 0}
         self.merged = 0
 
-    def make(self, file: OutboxFile) -> None:
-        """While the file is too full: merge a slice of metrics, or drop. Raises sqlite3.Error."""
-        used_bytes, roomy_bytes = file.used_bytes, int(_ROOMY * self._cap_bytes)
+    def make(self, file: OutboxFile, coming_bytes: int = 0) -> None:
+        """While the file is too full, or would be with what comes: merge a slice of metrics, or drop. Raises sqlite3.Error."""
+        used_bytes, roomy_bytes = file.used_bytes + coming_bytes, int(_ROOMY * self._cap_bytes)
         if used_bytes > _FULL * self._cap_bytes:
             self._alarms.set(
                 "outbox_full",
@@ -46,29 +46,30 @@ class Room:
                 "see why nothing is acknowledged (other alarms say); raise mqtt.outbox_mib if the link is away for long",
             )
             while used_bytes > roomy_bytes and self._give_way(file, min(used_bytes - roomy_bytes, _SLICE_BYTES)):
-                used_bytes = file.used_bytes
+                used_bytes = file.used_bytes + coming_bytes
         elif used_bytes < _CALM * self._cap_bytes:
             self._alarms.clear("outbox_full")
 
     def _give_way(self, file: OutboxFile, want_bytes: int) -> bool:
         """One slice. False if there was nothing that could give way."""
         for level_ns in LEVELS_NS:
-            outlines = self._marked(file.outlines(("metrics",), _LOOK_AT, level_ns))
-            if groups := groups_at(level_ns, outlines, want_bytes):
+            if groups := self._groups(level_ns, file.outlines(("metrics",), _LOOK_AT, level_ns), want_bytes):
                 self._merge(file, groups)
                 return True
         kinds: tuple[Kind, ...] = ("metrics", "event")
         for kind in kinds:
-            if gone := to_drop(self._marked(file.outlines((kind,), _LOOK_AT)), want_bytes):
+            if gone := to_drop(file.outlines((kind,), _LOOK_AT), want_bytes):
                 self._drop(file, gone, "full")
                 return True
         return False
 
-    def _marked(self, outlines: Iterable[Outline]) -> list[Outline]:
-        return [replace(o, kept=True) if self._kept(o.boot << SHIFT | o.seq) else o for o in outlines]
+    def _groups(self, level_ns: int, outlines: list[Outline], want_bytes: int) -> list[list[Outline]]:
+        """Those that were sent come last. They are not left out: without a sink all were sent."""
+        marked = [replace(o, kept=True) if self._kept(o.boot << SHIFT | o.seq) else o for o in outlines]
+        return groups_at(level_ns, marked, want_bytes) or groups_at(level_ns, outlines, want_bytes)
 
     def _merge(self, file: OutboxFile, groups: list[list[Outline]]) -> None:
-        with file.transaction():
+        with file.transaction(durable=True):  # a sink may get it at once: a power cut must not bring the parts back
             for group in groups:
                 ids = [o.boot << SHIFT | o.seq for o in group]
                 records = file.fetch(ids)
@@ -82,19 +83,15 @@ class Room:
         by_boot: dict[str, list[Record]] = {}
         for record in file.fetch(ids):
             by_boot.setdefault(record.boot_id, []).append(record)
-        for boot_id, records in by_boot.items():
-            self._gap(boot_id, self._lost(records), reason)
-        with file.transaction(durable=True):
+        with self._dropping(file):
             file.remove(ids)
-            self._put_gaps(file)
+            for boot_id, records in by_boot.items():
+                self._gap(boot_id, _numbers(records), reason)
+        self._count(record for records in by_boot.values() for record in records)
 
-    def _lost(self, records: Iterable[Record]) -> Ranges:
-        found = Ranges()
-        for record in records:
-            found = found | record.covers
-            found.add(record.seq)
+    def _count(self, gone: Iterable[Record]) -> None:
+        for record in gone:
             self.dropped[record.kind] += 1
-        return found
 
     def drop_before(self, file: OutboxFile, wall_ns: int) -> None:
         """Drop what is older than that time. Raises sqlite3.Error."""
@@ -106,16 +103,28 @@ class Room:
         if sum(r.size_bytes for r in held.values()) <= _MEMORY_BYTES:
             return held
         left = dict(held)
-        outlines = self._marked(
-            Outline(boot, r.seq, r.kind, r.stamp.mono_ns, r.span_ns, r.size_bytes) for r in held.values()
-        )
+        outlines = [
+            Outline(boot, r.seq, r.kind, r.stamp.mono_ns, r.span_ns, r.size_bytes, r.covers.spans)
+            for r in held.values()
+        ]
         for level_ns in LEVELS_NS:
-            if groups := groups_at(level_ns, outlines, _SLICE_BYTES):
+            if groups := self._groups(level_ns, outlines, _SLICE_BYTES):
                 for group in groups:
                     merged = merge([left.pop(o.seq) for o in group])
                     left[merged.seq] = merged
                     self.merged += len(group) - 1
                 return left
         if gone := to_drop(outlines, _SLICE_BYTES):
-            self._gap(boot_id, self._lost([left.pop(o.seq) for o in gone]), "memory")
+            records = [left.pop(o.seq) for o in gone]
+            self._gap(boot_id, _numbers(records), "memory")
+            self._count(records)
         return left
+
+
+def _numbers(records: Iterable[Record]) -> Ranges:
+    """All that they stand for."""
+    found = Ranges()
+    for record in records:
+        found = found | record.covers
+        found.add(record.seq)
+    return found

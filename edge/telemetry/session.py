@@ -145,6 +145,7 @@ class Session:
 
     def end(self, *, good: bool) -> None:
         """Close: with good-bye and the news that the node is gone, or as it is."""
+        self._outbox.let_go()
         if not good:
             self._connection.abandon()
             return
@@ -172,6 +173,7 @@ class Session:
         self._backlog.clear()
         self._live.clear()
         self._outstanding.clear()
+        self._outbox.let_go()
 
     def _pump(self) -> bool:
         """Send what may be sent now: live data first. Returns whether there is more at once."""
@@ -207,8 +209,9 @@ class Session:
         row_id, record = queue.popleft()
         topic = self._topic(TOPICS[record.kind])
         if self._refused_until_s.get(topic, 0.0) > now_s:
-            return True  # the next sweep comes to it again
-        if self._is_in_flight(row_id):
+            self._outbox.let_go(row_id)  # the next sweep comes to it again
+            return True
+        if self._is_in_flight(row_id, record):
             self._outstanding[row_id] = (record.boot_id, record.seq, now_s)
             return True
         data = payload(record, Envelope(self._config.node, self._outbox.floor(record.boot_id), historical))
@@ -220,8 +223,9 @@ class Session:
         self._publish(topic, data, (row_id, record))
         return True
 
-    def _is_in_flight(self, row_id: int) -> bool:
-        return any(item is not None and item[0] == row_id for item in self._in_flight.values())
+    def _is_in_flight(self, row_id: int, record: Record) -> bool:
+        """As it is now: it may have taken others in since it was sent."""
+        return any(item and item[0] == row_id and item[1].covers == record.covers for item in self._in_flight.values())
 
     def _publish(self, topic: str, data: bytes, item: tuple[int, Record] | None, *, retain: bool = False) -> None:
         if not self._in_flight:
@@ -260,6 +264,7 @@ class Session:
         topic = self._topic(TOPICS[record.kind])
         if code >= FAILURE:
             self._outstanding.pop(row_id, None)
+            self._outbox.let_go(row_id)
             self._refused(topic, code, now_s)
             return
         if not self._refused_until_s and not self._deaf:
@@ -267,7 +272,7 @@ class Session:
         if self._config.ack == "puback":
             _, _, sent_s = self._outstanding.pop(row_id, ("", 0, now_s))
             self._window.acknowledged(sent_s, now_s)
-            self._outbox.delivered(row_id)
+            self._outbox.delivered(row_id, record)
 
     def _refused(self, topic: str, code: int, now_s: float) -> None:
         """The record is kept; the topic is tried again later."""
@@ -302,7 +307,9 @@ class Session:
     def _acknowledged(self, data: bytes) -> None:
         try:
             document = orjson.loads(data)
-            boot_id, seq = str(document["boot_id"]), int(document["seq"])
+            boot_id, seq = document["boot_id"], document["seq"]
+            if type(boot_id) is not str or type(seq) is not int:
+                raise TypeError
         except (ValueError, KeyError, TypeError):
             log.warning("an acknowledgement makes no sense", extra={"event": "uplink_nonsense", "size": len(data)})
             return

@@ -88,6 +88,7 @@ class Uplink:
         self._short_sessions = 0
         self.last_failure = ""
         self._alarms.clear("node_name_taken")
+        self._alarms.clear("uplink_unstable")
 
     def _failed(self, failure: ConnectionFailed, down_since_s: float) -> float:
         """Say it, once for each reason. Returns since when the uplink is down."""
@@ -107,11 +108,18 @@ class Uplink:
                 failure.reason,
                 "see name, password and certificate, and that the access list lets this node write up/state: it is its will",
             )
-        elif self._short_sessions >= (_TAKEN_AGAIN if failure.code == SESSION_TAKEN_OVER else _TOO_MANY_SHORT):
+        elif failure.code == SESSION_TAKEN_OVER and self._short_sessions >= _TAKEN_AGAIN:
+            self._alarms.clear("uplink_unstable")
             self._alarms.set(
                 "node_name_taken",
-                "sessions end as soon as they begin: it seems that another client connects to the broker as this node",
+                "another client connects to the broker as this node, and each ends the other's session",
                 "give each node its own mqtt.node; if they are, see the broker's log",
+            )
+        elif self._short_sessions >= _TOO_MANY_SHORT:
+            self._alarms.set(
+                "uplink_unstable",
+                f"{self._short_sessions} sessions in a row ended soon after they began: {failure.reason}",
+                "see the link; if it is good, see the broker's log: another client may connect as this node (mqtt.node)",
             )
         elif now_s - down_since_s >= self._config.down_alarm_s:
             self._alarms.set(

@@ -16,7 +16,8 @@ from edge.telemetry.node import NodePresence
 from edge.telemetry.outbox import Outbox, OutboxLimits
 from edge.telemetry.records import Sample
 from edge.telemetry.session import Answerer, UplinkConfig
-from edge.telemetry.sink import Sink, SinkFile
+from edge.telemetry.sink import Sink
+from edge.telemetry.sinkfile import SinkFile
 from edge.telemetry.stamp import Stamp
 from edge.telemetry.uplink import Uplink
 from tests.waiting import until

@@ -16,6 +16,8 @@ import orjson
 import pytest
 
 from bench.broker import Broker
+from edge.settings import Mqtt
+from edge.telemetry.node import place_of
 from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.telemetry.conftest import PREFIX, SinkSide
@@ -184,3 +186,19 @@ def test_wrong_settings_are_refused_with_the_cure(run_edge: RunEdge) -> None:
         )
     for name, value in {"NODE": "a/b", "GROUP": "+", "PREFIX": "edge/"}.items():
         assert run_edge("settings", **{f"EDGE_MQTT__{name}": value}).returncode == 78
+
+
+def test_no_two_nodes_have_one_client_id(tmp_path: Path) -> None:
+    ids = {
+        place_of(Mqtt(group=group, node=node), tmp_path).config.address.client_id
+        for group, node in (("plant-7", "1"), ("plant", "7-1"), ("plant-", "7-1"), ("plant", "-7-1"))
+    }
+    assert len(ids) == 4
+
+
+@pytest.mark.parametrize("name", ["n" * 201, "a\nb", "a\x7f", "a\u0085b", "a\ufffe"])
+def test_a_name_that_a_broker_or_a_sink_refuses_is_refused_at_once(name: str) -> None:
+    for field in ("node", "group"):
+        with pytest.raises(ValueError, match=f"{field}"):
+            Mqtt(**{field: name})
+    assert Mqtt(node="n" * 200, group="Werk Süd 7").node

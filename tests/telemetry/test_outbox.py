@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edge.errors import ConfigurationError
+from edge.telemetry.merging import Outline, groups_at, merge
 from edge.telemetry.outbox import FILE
-from edge.telemetry.ranges import Ranges
-from edge.telemetry.records import Record
+from edge.telemetry.outboxfile import OutboxFile
+from edge.telemetry.ranges import MOST_SPANS, Ranges
+from edge.telemetry.records import Envelope, Record, Sample, payload
 from tests.telemetry.conftest import HandClock, NodeSide, small_sample
 
 _S = 1_000_000_000
@@ -82,11 +87,91 @@ def test_acknowledged_metrics_never_touch_the_disk(node: NodeSide) -> None:
     assert not node.outbox.acknowledged("of nobody", 1)
 
 
+def test_an_acknowledgement_of_an_earlier_boot_reaches_no_further_than_that_boot(tmp_path: Path) -> None:
+    node = NodeSide(tmp_path / "o", HandClock())
+    earlier = [node.outbox.append_event("start", {}) for _ in range(3)]
+    node.stop()
+    node = NodeSide(tmp_path / "o", HandClock())
+    own = node.outbox.append_event("start", {})
+    for nonsense in (0, -1, 1 << 40, 1 << 41, 1 << 80):
+        assert not node.outbox.acknowledged(earlier[0].boot_id, nonsense)
+        node.outbox.append_event("still_there", {})
+        node.outbox.spill()
+    assert [r.seq for r in records(node) if r.boot_id != own.boot_id] == [1, 2, 3]
+    assert node.outbox.acknowledged(earlier[0].boot_id, 9)  # it crashed, perhaps, and what it sent last was not on disk
+    node.outbox.spill()
+    assert [(r.boot_id, r.seq) for r in records(node)] == [(own.boot_id, seq) for seq in range(1, 7)]
+    node.stop()
+
+
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     node = NodeSide(tmp_path / "o", HandClock())
     with pytest.raises(ConfigurationError, match="in use"):
         NodeSide(tmp_path / "o", HandClock())
     node.stop()
+
+
+@pytest.mark.parametrize("how", ["file", "directory", "replaced"])
+def test_an_outbox_that_is_removed_while_it_is_open_comes_back_with_all_it_held(tmp_path: Path, how: str) -> None:
+    node = NodeSide(tmp_path / "o", HandClock())
+    boot_id = node.outbox.append_event("start", {}).boot_id
+    node.outbox.remember_command("c1", 2e9, "done", 1e9)
+    if how == "directory":
+        shutil.rmtree(tmp_path / "o")
+    elif how == "file":
+        (tmp_path / "o" / FILE).unlink()
+    else:
+        (tmp_path / "other").write_text("something else")
+        os.replace(tmp_path / "other", tmp_path / "o" / FILE)
+    node.outbox.append_metrics(small_sample(), 15)
+    node.outbox.tick()
+    assert node.codes() == {"outbox_corrupt"}
+    node.outbox.append_event("engine_ready", {})
+    assert node.outbox.stats().on_disk and node.outbox.command("c1") == (True, "done")
+    with pytest.raises(ConfigurationError, match="in use"):
+        NodeSide(tmp_path / "o", HandClock())
+    node.stop()
+    again = NodeSide(tmp_path / "o", HandClock())
+    assert [(r.boot_id, r.seq) for r in records(again)] == [(boot_id, 1), (boot_id, 2), (boot_id, 3)]
+    assert {p.name for p in (tmp_path / "o").iterdir() if ".damaged" not in p.name} <= {
+        FILE, f"{FILE}-wal", f"{FILE}-shm", "outbox.lock",
+    }  # fmt: skip
+    again.stop()
+
+
+def test_a_file_system_without_locks_is_no_second_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    node = NodeSide(tmp_path / "o", HandClock())
+    node.outbox.append_event("start", {})
+    assert node.outbox.stats().on_disk and not node.codes()
+    assert "No locks available" in str([getattr(r, "reason", "") for r in caplog.records])
+    node.stop()
+
+
+def test_a_clock_that_jumps_ahead_and_back_makes_no_command_forgotten(node: NodeSide) -> None:
+    node.outbox.remember_command("c1", 1_000_003_000, "done", 1_000_000_000)
+    node.outbox.remember_command("c2", 2_000_000_000, "done", 1_999_990_000)
+    assert node.outbox.command("c1") == (True, "done")
+
+
+def test_commands_are_forgotten_long_after_they_expired_and_are_never_too_many(tmp_path: Path) -> None:
+    file = OutboxFile(tmp_path / "f", 4 << 20)
+    with file.transaction():
+        for number in range(1000):
+            file.put_command(f"old{number}", 1000.0, "done", 0.0)
+        file.put_command("new", 48 * 3600 + 1000.0, "done", 1001.0)
+        assert file.command("old0") == (True, "done")  # they expired, but not long ago
+        file.put_command("new", 48 * 3600 + 1000.0, "done", 48 * 3600 + 1001.0)
+        assert file.command("old0") == (False, None) and file.command("old999") == (True, "done")
+        for number in range(6000):
+            file.put_command(f"c{number}", 1e12, "done", 48 * 3600 + 1001.0)
+        assert file.command("c0") == (False, None) and file.command("c1500") == (True, "done")
+    file.close()
 
 
 def test_when_full_metrics_lose_resolution_and_no_event_goes(tmp_path: Path) -> None:
@@ -134,6 +219,101 @@ def test_what_is_dropped_at_last_is_named_in_gaps_and_events_go_last(tmp_path: P
     node.stop()
 
 
+def sample_of_many() -> Sample:
+    """Of some 10 KB, as a node with models on it takes."""
+    sample = small_sample()
+    for number in range(100):
+        labels = (("model", f"m{number}"),)
+        sample.counters["edge_count", labels] = sample_value = float(number)
+        sample.gauges["edge_gauge", labels] = [sample_value] * 3
+    return sample
+
+
+def test_no_merged_record_stands_for_more_ranges_than_a_sink_takes() -> None:
+    outlines = [Outline(1, seq, "metrics", seq * _S, _S, 100, spans=1000) for seq in range(1, 21)]
+    groups = groups_at(86_400 * _S, outlines, 1 << 30)
+    assert sum(len(group) for group in groups) == 20
+    assert max(sum(o.spans + 1 for o in group) for group in groups) <= MOST_SPANS
+
+
+@pytest.mark.parametrize("by_the_broker", [False, True])
+def test_what_was_sent_and_never_acknowledged_gives_way_too_and_no_event_goes(
+    tmp_path: Path, by_the_broker: bool
+) -> None:
+    """A broker that takes everything, and no sink; or one that refuses up/metrics."""
+    clock = HandClock()
+    node = NodeSide(tmp_path / "o", clock, cap_bytes=4 << 20)
+    at, events = 0, 0
+    for number in range(1, 1201):
+        clock.pass_s(15)
+        node.outbox.append_metrics(sample_of_many(), 15 * _S)
+        if number % 20 == 0:
+            node.outbox.append_event("upstream_open", {"number": number})
+            events += 1
+        for row_id, record in node.outbox.take(at, 100):
+            at = row_id
+            if by_the_broker and record.kind == "event":
+                assert node.outbox.delivered(at, record)
+                events -= 1
+    node.outbox.spill()
+    stats = node.outbox.stats()
+    assert "outbox_disk" not in node.codes() and stats.on_disk and stats.in_memory == 0
+    assert stats.dropped == {"metrics": 0, "event": 0} and stats.records.get("event", 0) == events
+    assert stats.merged > 500
+    assert sum(path.stat().st_size for path in (tmp_path / "o").iterdir()) <= 4 << 20
+    node.stop()
+
+
+def test_what_a_session_waits_for_is_merged_after_the_rest(tmp_path: Path) -> None:
+    clock = HandClock()
+    node = NodeSide(tmp_path / "o", clock, cap_bytes=4 << 20)
+    for _ in range(100):
+        clock.pass_s(15)
+        node.outbox.append_metrics(sample_of_many(), 15 * _S)
+    sent = [record.seq for _, record in node.outbox.take(0, 20)]
+    while not node.outbox.stats().merged:
+        clock.pass_s(15)
+        node.outbox.append_metrics(sample_of_many(), 15 * _S)
+        node.outbox.spill()
+    assert [r.seq for r in records(node) if not r.covers][: len(sent)] == sent
+    node.stop()
+
+
+def test_a_late_word_of_the_broker_for_a_part_does_not_delete_the_whole(tmp_path: Path) -> None:
+    clock = HandClock()
+    node = NodeSide(tmp_path / "o", clock, cap_bytes=4 << 20)
+    sent: dict[int, Record] = {}
+    for _ in range(400):
+        clock.pass_s(15)
+        record = node.outbox.append_metrics(sample_of_many(), 15 * _S)
+        sent[node.outbox.newest] = record
+    node.outbox.spill()
+    merged = [(i, r) for i, r in node.outbox.after(0, 1000) if r.covers]
+    assert merged
+    generation = node.outbox.generation
+    for row_id, _ in merged:
+        assert not node.outbox.delivered(row_id, sent[row_id])
+    node.outbox.spill()
+    assert [item for item in node.outbox.after(0, 1000) if item[1].covers] == merged
+    assert node.outbox.generation > generation  # the session passed it already, and has to come back
+    row_id, whole = merged[0]
+    assert node.outbox.delivered(row_id, whole)
+    assert row_id not in dict(node.outbox.after(0, 1000))
+    node.stop()
+
+
+def test_what_waits_in_memory_for_long_comes_to_a_small_file(tmp_path: Path) -> None:
+    clock = HandClock()
+    node = NodeSide(tmp_path / "o", clock, cap_bytes=4 << 20)
+    for _ in range(1000):
+        clock.pass_s(3600)
+        node.outbox.append_metrics(sample_of_many(), 15 * _S)
+    node.outbox.spill()
+    stats = node.outbox.stats()
+    assert stats.on_disk and stats.in_memory == 0 and "outbox_disk" not in node.codes()
+    node.stop()
+
+
 def test_what_is_too_old_is_dropped_as_a_gap(tmp_path: Path) -> None:
     clock = HandClock()
     node = NodeSide(tmp_path / "o", clock)
@@ -143,6 +323,55 @@ def test_what_is_too_old_is_dropped_as_a_gap(tmp_path: Path) -> None:
     node.outbox.tick()
     assert gaps(node) == [(node.outbox.boot_id, "1", 1, "age")]
     node.stop()
+
+
+REFUSED_COMMIT = """
+import json, sqlite3, sys
+from pathlib import Path
+import edge.telemetry.outbox as module
+from edge.telemetry.outboxfile import OutboxFile
+from tests.telemetry.conftest import HandClock, NodeSide, small_sample
+module._RETRY_S = 0.0
+
+class Refusing(OutboxFile):
+    refuses = False
+    def put(self, boot, records):
+        super().put(boot, records)
+        if Refusing.refuses:  # found out at COMMIT, as a deferred foreign key is
+            self._db.execute("INSERT INTO parts VALUES (1)")
+
+module.OutboxFile = Refusing
+clock = HandClock()
+node = NodeSide(Path(sys.argv[1]), clock)
+node.outbox.append_event("start", {})
+db = node.outbox._file._db
+db.executescript("PRAGMA foreign_keys = ON; CREATE TABLE wholes (id INTEGER PRIMARY KEY);"
+    "CREATE TABLE parts (id INTEGER REFERENCES wholes DEFERRABLE INITIALLY DEFERRED)")
+clock.pass_s(31 * 86_400)
+for _ in range(3):
+    node.outbox.append_metrics(small_sample(), 15)
+Refusing.refuses = True
+node.outbox.tick()
+during = [sorted(node.codes()), [r.seq for _, r in node.outbox.after(0, 99)], node.outbox.stats().dropped]
+Refusing.refuses = False
+node.outbox._aged_s -= 600
+node.outbox.tick()
+node.outbox.tick()
+after = [sorted(node.codes()), [(r.seq, r.kind) for _, r in node.outbox.after(0, 99)], node.outbox.stats().dropped]
+node.stop()
+print(json.dumps([during, after]))
+"""
+
+
+def test_a_commit_that_fails_while_something_is_dropped_loses_nothing(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", REFUSED_COMMIT, str(tmp_path / "o")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    during, after = json.loads(ended.stdout)
+    assert during == [["outbox_disk"], [1, 2, 3, 4], {"metrics": 0, "event": 0}]
+    assert after == [[], [[2, "metrics"], [3, "metrics"], [4, "metrics"], [5, "gap"]], {"metrics": 0, "event": 1}]
 
 
 def test_times_of_an_unset_clock_are_set_right_once_it_is_known(tmp_path: Path) -> None:
@@ -163,6 +392,38 @@ def test_times_of_an_unset_clock_are_set_right_once_it_is_known(tmp_path: Path) 
     again = NodeSide(tmp_path / "o", clock)
     assert records(again)[0].stamp.wall_ns == 1_800_000_000 * _S
     again.stop()
+
+
+@pytest.mark.parametrize("wrong_s", [30.0, 2_090_000_000.0])
+def test_counters_began_when_they_did_also_if_the_clock_was_wrong_then(tmp_path: Path, wrong_s: float) -> None:
+    clock = HandClock(wall_s=wrong_s, mono_s=20.0, synced=False)
+    node = NodeSide(tmp_path / "o", clock)
+    began = clock.now()
+
+    def measure() -> None:
+        clock.pass_s(15)
+        sample = replace(small_sample(), began_ns=began.wall_ns, began_mono_ns=began.mono_ns)
+        node.outbox.append_metrics(sample, 15 * _S)
+
+    measure()
+    clock.wall_s, clock.synced = 1_800_000_100.0, True
+    node.outbox.tick()
+    measure()
+    measure()
+    before = 1_800_000_100 * _S - 15 * _S
+    points = [_counter(record) for record in records(node)]
+    assert points == [(before, before + 15 * _S * n) for n in (1, 2, 3)]
+    (merged,) = [merge(records(node))]
+    assert _counter(merged) == points[-1]
+    node.stop()
+
+
+def _counter(record: Record) -> tuple[int, int]:
+    """(start, end) of the counter that `small_sample` has."""
+    document = json.loads(payload(record, Envelope("n1", 1, False)))
+    found = document["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]
+    point = next(metric["sum"]["dataPoints"][0] for metric in found if "sum" in metric)
+    return int(point["startTimeUnixNano"]), int(point["timeUnixNano"])
 
 
 def damage(path: Path, at: int, length: int = 4096) -> None:

@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -81,10 +82,12 @@ class _Broker:
 @click.option("--db", type=click.Path(path_type=Path), required=True, metavar="FILE", help="SQLite file; made if there is none.")  # fmt: skip  # noqa: E501
 @click.option("--prefix", default=_PREFIX, show_default=True, help="What the topics of the nodes begin with.")
 @click.option("--client-id", default="edge-sink", show_default=True, help="Name of this sink at the broker; keep it.")
-def sink(db: Path, prefix: str, client_id: str, **broker: Any) -> None:
+@click.option("--keep-days", type=click.FloatRange(min=0), default=0, metavar="DAYS", help="Drop what came longer ago; 0 keeps all [default: 0].")  # fmt: skip  # noqa: E501
+def sink(db: Path, prefix: str, client_id: str, keep_days: float, **broker: Any) -> None:
     """Keep what nodes tell in a SQLite file, and acknowledge it. May be killed at any time: nothing is acknowledged before it is
     safe."""
-    from edge.telemetry.sink import Sink, SinkFile
+    from edge.telemetry.sink import Sink
+    from edge.telemetry.sinkfile import SinkFile
 
     if not prefix.endswith("/"):
         raise click.UsageError("--prefix must end with a slash")
@@ -93,7 +96,12 @@ def sink(db: Path, prefix: str, client_id: str, **broker: Any) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    Sink(_Broker(**broker).address(client_id), prefix, file).run(stop)
+    try:
+        Sink(_Broker(**broker).address(client_id), prefix, file, keep_days * 86_400).run(stop)
+    except sqlite3.Error as error:
+        raise ConfigurationError(
+            f"{db} cannot be written ({error}): free space on its disk, or see why; nothing is acknowledged that is not in it"
+        ) from None
     counts = file.counts
     file.close()
     click.echo(f"stored {counts.stored}, repeated {counts.repeated}, nonsense {counts.nonsense}", err=True)
