@@ -28,12 +28,14 @@ set -- "-DCMAKE_PROJECT_llama_cpp_INCLUDE=$here/../native/portable.cmake" -DLLAV
   sha256sum --check --quiet sources.sha256
 )
 tar -xzf "$wheelhouse"/llama_cpp_python-*.tar.gz --strip-components=1 -C "$work/source"
+# For those who compile against the library; llama.pc names the directory that this was built in, which is another one each time.
+unused="llama_cpp/include;llama_cpp/lib/cmake;llama_cpp/lib/pkgconfig"
 export PATH="$work/tools/bin:$PATH"
 export CMAKE_ARGS="$*"
 export CFLAGS="-ffile-prefix-map=$work=." CXXFLAGS="-ffile-prefix-map=$work=."
 export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-0}" PYTHONHASHSEED=0
 "$work/tools/bin/pip" wheel --verbose --no-index --no-deps --no-build-isolation --no-cache-dir \
-  --config-settings "build-dir=$work/out" --wheel-dir "$destination" "$work/source" >"$work/build.log" 2>&1 || {
+  --config-settings "build-dir=$work/out" --config-settings "wheel.exclude=$unused" --wheel-dir "$destination" "$work/source" >"$work/build.log" 2>&1 || {
   tail -n 60 "$work/build.log" >&2
   exit 1
 }

@@ -27,7 +27,6 @@ if [ -d "$site/nvidia" ]; then
   mkdir -p /opt/edge/lib/nvidia
   find "$site/nvidia" -name 'lib*.so*' -exec ln -s {} /opt/edge/lib/nvidia/ \;
 fi
-rm -rf "$site/llama_cpp/include" "$site/llama_cpp/lib/cmake" "$site/llama_cpp/lib/pkgconfig"
 find "$site" -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
 # By content, not by time: the root is read-only, and the files' times are those of the image.
 /opt/edge/bin/python -m compileall -q -j 1 --invalidation-mode unchecked-hash "$site"
