@@ -361,7 +361,7 @@ class Node:
             await asyncio.sleep(_TICK_S)
         if self._server.busy:
             log.warning("requests given up", extra={"event": "drain_incomplete", "requests": self._server.busy})
-        self._notifier.busy("ending the engines", extend_s=engines_s)  # nobody feeds the watchdog meanwhile
+        self._notifier.busy("ending the engines", extend_s=engines_s)
 
     def _started(self) -> Started:
         engine = self._pool.roster.main_engine

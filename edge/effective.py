@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tomllib
@@ -23,7 +24,10 @@ from edge.settings import (
     Settings,
     declared,
     declared_of_a_model,
+    holds_credentials,
 )
+
+log = logging.getLogger(__name__)
 
 SYSTEM_HOME = Path("/var/lib/edge")
 FILE_VARIABLE = "EDGE_SETTINGS"
@@ -177,6 +181,13 @@ def _from_enrollment(path: Path, given: set[str], known: set[str]) -> dict[str, 
     """What the enrollment says and nobody else does. Settings of a later version are passed over."""
     origin = Origin("enrollment", "enrollment")
     found = {key: (value, origin) for key, value, _ in _from_file(_read(path, required=False), path) if key in known}
+    if holds_credentials(str(found.get("fleet.url", ("", origin))[0])):
+        # Fleets once handed such addresses out. Nobody on site can mend that, and the node must come up to hear of better.
+        log.error(
+            "the enrollment's fleet.url holds a password and is not used: take it out of the fleet's settings",
+            extra={"event": "enrollment_unusable", "reason": "fleet.url holds a user or a password"},
+        )
+        found = {key: value for key, value in found.items() if not key.startswith("fleet.")}
     for section, said, dropped in _TOGETHER:
         if any(f"{section}.{name}" in given for name in said):
             found = {key: value for key, value in found.items() if key not in {f"{section}.{name}" for name in dropped}}

@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 LOCK = "serve.lock"
 _LONGEST_NOTE = 300
+_GOING_S, _LOOK_S = 1.0, 0.05
+"""So long a node that ends is waited for: its process is gone a moment before what it held is free."""
 
 
 class HomeBusy(EdgeError):
@@ -44,26 +47,38 @@ def sole_node(home: Path) -> Iterator[None]:
 def _opened(home: Path) -> int | None:
     try:
         home.mkdir(parents=True, exist_ok=True)
-        return os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)  # who may read it could hold the lock
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # root writes into it: it must not lead elsewhere
+        return os.open(home / LOCK, flags, 0o600)  # who may read it could hold the lock
     except OSError as error:
         _warn(home, error)
         return None
 
 
 def _take(descriptor: int, home: Path) -> None:
+    give_up_s = time.monotonic() + _GOING_S
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise HomeBusy(
-            f"another node runs on {home} already{_holder(descriptor)}; stop it, or give this one a directory of its own: "
-            "edge --home DIRECTORY serve"
-        ) from None
+        while not _locked(descriptor):
+            if time.monotonic() >= give_up_s:
+                raise HomeBusy(
+                    f"another node runs on {home} already{_holder(descriptor)}; stop it, or give this one a directory of its "
+                    "own: edge --home DIRECTORY serve"
+                )
+            time.sleep(_LOOK_S)
     except OSError as error:
         _warn(home, error)
         return
     with contextlib.suppress(OSError):  # a full disk takes nobody the lock
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+
+
+def _locked(descriptor: int) -> bool:
+    """Raises OSError where there are no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _holder(descriptor: int) -> str:

@@ -35,17 +35,18 @@ class _Files:
     key: bytes
     authorities: bytes | None
 
-    @property
-    def ends_s(self) -> float:
-        """Unix time at which the certificate ends. Raises ValueError."""
-        return x509.load_pem_x509_certificates(self.chain)[0].not_valid_after_utc.timestamp()
+    def facts(self) -> tuple[float, str]:
+        """The Unix time at which the certificate ends, and the kind of its key. Raises ValueError."""
+        certificate = x509.load_pem_x509_certificates(self.chain)[0]
+        return certificate.not_valid_after_utc.timestamp(), certificate.public_key_algorithm_oid.dotted_string
 
     def load_into(self, context: ssl.SSLContext) -> None:
         """New handshakes take these from now on. Authorities of clients are only ever added. Raises OSError, ValueError."""
         with _in_memory(self.chain) as chain, _in_memory(self.key) as key:
             context.load_cert_chain(chain, key, password=_no_passphrase)
         if self.authorities is not None:
-            context.load_verify_locations(cadata=self.authorities.decode("ascii"))
+            with _in_memory(self.authorities) as authorities:  # as a file: comments may be in any letters
+                context.load_verify_locations(authorities)
 
 
 class TlsFiles(Collector):
@@ -55,6 +56,7 @@ class TlsFiles(Collector):
         self._context = context
         self._paths = (chain, key) if authorities is None else (chain, key, authorities)
         self._ends_s = 0.0
+        self._kind = ""
         self._served: _Stamp = ()
         """Of what was taken or refused last."""
         self._seen: _Stamp = ()
@@ -85,7 +87,9 @@ class TlsFiles(Collector):
         self._served = seen
         try:
             self._take(await asyncio.to_thread(self._read))
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        except (OSError, ValueError) as error:
+            if not isinstance(error, ssl.SSLError | ValueError):
+                self._served = ()  # they could not be read now: the next look tries again
             self._refuse(error)
             return
         self._refused = False
@@ -94,6 +98,8 @@ class TlsFiles(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """For /metrics."""
+        if not self._ends_s:
+            return
         yield GaugeMetricFamily(
             "edge_tls_certificate_expires_seconds",
             "Until the certificate that clients see ends; below 0: since it did.",
@@ -109,10 +115,14 @@ class TlsFiles(Collector):
 
     def _take(self, files: _Files) -> None:
         """Raises OSError or ValueError, and the context is as it was."""
-        ends_s = files.ends_s
+        ends_s, kind = files.facts()
+        if self._kind and kind != self._kind:  # OpenSSL holds one of each kind, and would go on showing the old one
+            raise ValueError(
+                "the new key is of another kind than the one before (RSA, EC): restart the node to serve it"
+            )
         files.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
         files.load_into(self._context)
-        self._ends_s = ends_s
+        self._ends_s, self._kind = ends_s, kind
 
     def _refuse(self, error: OSError | ValueError) -> None:
         """Say so, once until something good is there again."""

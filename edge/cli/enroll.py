@@ -123,6 +123,7 @@ def _keep_trying(url: str, token_file: Path, name: str, home: Path) -> int:
     """Ends well only. The token is asked for only while there is no identity: it may be gone afterwards."""
     from edge.cli.patience import Obstacle, keep_trying
     from edge.identity.est import origin
+    from edge.identity.identity import IdentityDamaged
     from edge.identity.store import Store
 
     store, told = Store(home), set[str]()
@@ -137,18 +138,20 @@ def _keep_trying(url: str, token_file: Path, name: str, home: Path) -> int:
             click.echo(f"{text} ...", err=True)
 
     def attempt() -> Obstacle | None:
-        if (identity := store.current()) is not None:
-            _tell(identity, already=True)
-            if identity.fleet_url != fleet:
-                click.echo(f"edge: it stays there and does not go to {fleet}: that takes --force and a token", err=True)
-            return None
         try:
+            if (identity := store.current()) is not None:
+                _tell(identity, already=True)
+                if identity.fleet_url != fleet:
+                    click.echo(
+                        f"edge: it stays there and does not go to {fleet}: that takes --force and a token", err=True
+                    )
+                return None
             wish = _wish(_Given(url, _from_file(str(token_file)), name, None), force=False, wait=False)
             enrolled = _ask(wish, store, say_once)
         except click.UsageError as error:
             return Obstacle(error.format_message(), passes=False)
         except EdgeError as error:
-            passes = not isinstance(error, EnrollmentRefused | PinMismatch)
+            passes = not isinstance(error, EnrollmentRefused | PinMismatch | IdentityDamaged)
             return Obstacle(error.message, passes, error.retry_after_s or 0.0)
         _tell_all(enrolled, store)
         return None

@@ -3,8 +3,10 @@ again by the broker's retained messages and the next report."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -65,8 +67,12 @@ class TellingSinkFile(SinkFile):
         except Exception as error:  # what is stored is stored, and would come again for ever
             log.error("what was stored could not be told on", extra={"event": "bug"}, exc_info=error)
         if self._keep_s and time.monotonic() >= self._look_s:
-            gone = self.forget(time.time() - self._keep_s, _FORGET_MOST)
-            self._look_s = time.monotonic() + (0.0 if gone == _FORGET_MOST else _FORGET_EVERY_S)
+            self._look_s = time.monotonic() + _FORGET_EVERY_S
+            with contextlib.suppress(
+                sqlite3.OperationalError
+            ):  # locked: later; what was stored is not to be told again
+                if self.forget(time.time() - self._keep_s, _FORGET_MOST) == _FORGET_MOST:
+                    self._look_s = 0.0
         return acks
 
 

@@ -15,6 +15,9 @@ from edge.onnx.batcher import Batch
 from edge.onnx.tasks import Floats
 from edge.onnx.texts import Encoded
 
+_LIVELY_S, _PATIENCE = 1.0, 3.0
+"""No pass is late before that, nor before so many times as long as it would take beside others."""
+
 
 @dataclass(frozen=True, slots=True)
 class Passed:
@@ -29,6 +32,7 @@ class Passed:
 @dataclass(slots=True)
 class _Flight:
     begun_s: float
+    late_s: float
     own_s: float = 0.0
     shared: bool = False
 
@@ -59,17 +63,16 @@ class Lanes:
         """Texts times length in the passes that run."""
         return sum(batch.rows * batch.length for batch in self._flights)
 
-    @property
-    def oldest_s(self) -> float | None:
-        """When the pass began that has run for longest; None while none runs."""
-        return min((flight.begun_s for flight in self._flights.values()), default=None)
+    def late(self, now_s: float) -> bool:
+        """Whether a pass runs for so much longer than foreseen that it may never end."""
+        return any(now_s > flight.late_s for flight in self._flights.values())
 
-    def start(self, batch: Batch, texts: list[Encoded]) -> None:
-        """One more pass; there must be a lane for it."""
+    def start(self, batch: Batch, texts: list[Encoded], foreseen_s: float) -> None:
+        """One more pass, which would take so long by itself; there must be a lane for it."""
         assert len(self._flights) < self.count
         now_s = time.monotonic()
         self._account(now_s)
-        self._flights[batch] = _Flight(now_s)
+        self._flights[batch] = _Flight(now_s, now_s + max(_LIVELY_S, _PATIENCE * self.count * foreseen_s))
         if len(self._flights) > 1:
             for flight in self._flights.values():
                 flight.shared = True

@@ -35,8 +35,6 @@ from edge.onnx.tasks import Floats, cut
 from edge.onnx.texts import Encoded
 
 _STATS_S = 0.5
-_LIVELY_S = 1.0
-"""Nothing is heard of the loop while a pass lasts longer: whoever watches the process shall see one that does not end."""
 _REMEMBERED = 512
 
 Texts = list[Encoded]
@@ -166,7 +164,7 @@ class Loop:
         """Texts go to a lane; a request without any has the model for itself."""
         if batch.length:
             texts = [self._running[row.request_id].work.texts[row.index] for row in batch.members]
-            self._lanes.start(batch, texts)
+            self._lanes.start(batch, texts, self._batcher.costs.pass_s(batch.rows, batch.length))
             return
         begun_s = time.monotonic()
         request_id = batch.members[0].request_id
@@ -333,8 +331,7 @@ class Loop:
             return
         self._told_s = now_s
         self._account = self._stats(now_s)
-        oldest_s = self._lanes.oldest_s
-        if oldest_s is None or now_s - oldest_s < _LIVELY_S:
+        if not self._lanes.late(now_s):  # else silence: whoever watches the process shall see that a pass does not end
             self._send([self._account])
 
     def _stats(self, now_s: float) -> TensorStats:

@@ -115,13 +115,14 @@ class Uplink:
                 "another client connects to the broker as this node, and each ends the other's session",
                 "give each node its own mqtt.node; if they are, see the broker's log",
             )
-        elif self._short_sessions >= _TOO_MANY_SHORT:
+        elif self._short_sessions >= _TOO_MANY_SHORT and now_s - down_since_s < self._config.down_alarm_s:
             self._alarms.set(
                 "uplink_unstable",
                 f"{self._short_sessions} sessions in a row ended soon after they began: {failure.reason}",
                 "see the link; if it is good, see the broker's log: another client may connect as this node (mqtt.node)",
             )
         elif now_s - down_since_s >= self._config.down_alarm_s:
+            self._alarms.clear("uplink_unstable")
             self._alarms.set(
                 "uplink_down",
                 f"the broker could not be reached for {self._config.down_alarm_s / 60:.0f} minutes: {failure.reason}",

@@ -61,6 +61,21 @@ def test_another_fallback_takes_nothing_from_the_enrollment(home: Path, file: st
     assert not {key for key in told(effective) if key.startswith("fleet.")}
 
 
+def test_a_password_in_the_fleets_address_keeps_no_node_from_starting(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a fleet before this version could write it. A node that ends at its settings hears of no better ones."""
+    tables = settings_of(Bootstrap.model_validate(_WHOLE))
+    tables["fleet"]["url"] = "https://u:secret@gateway.example/v1"
+    path = home / ENROLLED_SETTINGS
+    path.parent.mkdir(parents=True)
+    path.write_bytes(as_toml(tables))
+    effective = load(home, {}, {})
+    assert effective.settings.fleet.url == "" and "mqtt.url" in told(effective)
+    (said,) = caplog.records
+    assert vars(said)["event"] == "enrollment_unusable" and "secret" not in said.getMessage()
+
+
 def test_a_certificate_of_ones_own_takes_its_own_key(home: Path) -> None:
     effective = enrolled(home, _WHOLE, '[mqtt]\ncert_file = "a.pem"\nkey_file = "b.pem"\n')
     assert str(effective.settings.mqtt.cert_file) == "a.pem"

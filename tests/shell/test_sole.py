@@ -73,3 +73,15 @@ def test_where_no_lock_can_be_had_a_warning_says_so(tmp_path: Path, caplog: pyte
         pass
     (warning,) = caplog.records
     assert (vars(warning)["event"], vars(warning)["reason"]) == ("home_unlocked", "Not a directory")
+
+
+def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Root may run a node on a directory of somebody else's."""
+    home, other = tmp_path / "home", tmp_path / "other"
+    home.mkdir()
+    other.write_text("mine")
+    (home / LOCK).symlink_to(other)
+    with sole_node(home):
+        pass
+    assert other.read_text() == "mine"
+    assert [vars(record)["event"] for record in caplog.records] == ["home_unlocked"]

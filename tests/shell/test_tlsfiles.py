@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import resource
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -38,9 +39,9 @@ class Place:
             path.symlink_to(Path("..data") / path.name)
         self.renew()
 
-    def issue(self, days: int = 90) -> trustme.LeafCert:
+    def issue(self, days: int = 90, kind: trustme.KeyType = trustme.KeyType.ECDSA) -> trustme.LeafCert:
         ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-        return self.authority.issue_cert("localhost", not_after=ends)
+        return self.authority.issue_cert("localhost", not_after=ends, key_type=kind)
 
     def renew(self, leaf: trustme.LeafCert | None = None, key: bytes | None = None) -> str:
         """Swap; returns the serial number that clients are to see."""
@@ -144,11 +145,11 @@ def test_it_looks_by_itself(place: Place) -> None:
     with_listener(Server(port=0, tls_cert=place.cert, tls_key=place.key), client, trust_in(place.authority))
 
 
-@pytest.mark.parametrize("fault", ["other key", "no pem", "passphrase", "gone"])
+@pytest.mark.parametrize("fault", ["other key", "no pem", "passphrase", "gone", "other kind"])
 def test_files_that_cannot_be_used_leave_the_one_before_and_are_told_once(
     place: Place, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
-    leaf = place.issue()
+    leaf = place.issue(kind=trustme.KeyType.RSA if fault == "other kind" else trustme.KeyType.ECDSA)
     secret = serialization.load_pem_private_key(leaf.private_key_pem.bytes(), None).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -161,7 +162,7 @@ def test_files_that_cannot_be_used_leave_the_one_before_and_are_told_once(
         if fault == "gone":
             place.key.unlink()
         else:
-            place.renew(leaf, keys[fault])
+            place.renew(leaf, keys.get(fault))
         await looks(files, 4)
         assert await served() == first
         if fault != "gone":
@@ -222,6 +223,41 @@ def test_a_further_authority_of_clients_is_taken_up(place: Place, tmp_path: Path
 
     settings = Server(port=0, tls_cert=place.cert, tls_key=place.key, tls_client_ca=authorities)
     with_listener(settings, client, trusting)
+
+
+def test_names_of_authorities_may_be_in_any_letters(place: Place, tmp_path: Path) -> None:
+    """Bundles have comments; OpenSSL passes over them."""
+    robots = trustme.CA()
+    authorities = tmp_path / "clients.pem"
+    authorities.write_bytes("# Fabrik Süd\n".encode() + robots.cert_pem.bytes())
+    trusting = trust_in(place.authority)
+    robots.issue_cert("robot@example.com").configure_cert(trusting)
+
+    async def client(files: TlsFiles, served: Callable[[], Awaitable[str]]) -> None:
+        assert files.expires_s > 80 * DAY_S
+        renewed = place.renew()
+        await looks(files)
+        assert await served() == renewed
+
+    settings = Server(port=0, tls_cert=place.cert, tls_key=place.key, tls_client_ca=authorities)
+    with_listener(settings, client, trusting)
+
+
+def test_files_that_cannot_be_read_for_a_moment_are_read_later(place: Place) -> None:
+    async def client(files: TlsFiles, served: Callable[[], Awaitable[str]]) -> None:
+        renewed = place.renew()
+        await files.look()
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # none is free: as in overload
+        try:
+            await files.look()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert await served() != renewed
+        await looks(files)
+        assert await served() == renewed
+
+    with_listener(Server(port=0, tls_cert=place.cert, tls_key=place.key), client, trust_in(place.authority))
 
 
 def test_how_long_it_holds_is_measured(place: Place) -> None:
