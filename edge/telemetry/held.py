@@ -28,7 +28,7 @@ class Held:
     def __init__(self, clock: Clock, cap_bytes: int) -> None:
         self.boot_id = new_boot_id()
         self.boot = _NOWHERE
-        """Its number, which whoever opens a file writes here."""
+        """Its number. The outbox writes it when it takes up a file."""
         self.last_seq = 0
         self.since_s: float | None = None
         self._clock, self._slice_bytes = clock, cap_bytes // _SLICES

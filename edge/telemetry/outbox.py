@@ -58,7 +58,7 @@ class OutboxStats:
 
 
 class Outbox:
-    """Owner of EDGE_HOME/outbox. One process at a time has it open; any of its threads may call."""
+    """One process at a time has it open; any of its threads may call. What it is made of is guarded by its lock."""
 
     def __init__(self, directory: Path, limits: OutboxLimits, clock: Clock, alarms: Alarms) -> None:
         self.generation = 0

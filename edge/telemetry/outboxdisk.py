@@ -46,7 +46,7 @@ class OutboxDisk:
         self.file: OutboxFile | None = None
         """The open one; only this class writes it. It can be read while the disk cannot be written."""
         self.aside: Path | None = None
-        """Where the damaged file lies of which nothing was saved yet. Whoever saves it sets None."""
+        """Where the damaged file lies of which nothing was saved yet. The outbox sets None once it is saved."""
 
     @property
     def writable(self) -> bool:
