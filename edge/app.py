@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -22,7 +21,6 @@ from edge.admission.policy import Mode
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
 from edge.directed import Directed
 from edge.effective import Effective, load
-from edge.engine.child import longest_end_s
 from edge.engine.client import EngineClient
 from edge.enrolled import keeper_of, telemetry_of
 from edge.errors import ConfigurationError
@@ -33,7 +31,7 @@ from edge.listener import bind, http_server, is_loopback, raise_file_limit, requ
 from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
 from edge.logs import start_logging
 from edge.machine import resident_bytes
-from edge.messages import ModelFacts, Stats
+from edge.messages import ModelFacts
 from edge.observation import Observation, dcgm_names
 from edge.onnx.client import TensorClient
 from edge.onnx.messages import LoadTensors
@@ -44,16 +42,9 @@ from edge.settings import Settings
 from edge.sole import sole_node
 from edge.systemd import Notifier
 from edge.tlsfiles import TlsFiles
+from edge.watch import Watch
 
 log = logging.getLogger(__name__)
-
-_TICK_S = 0.2
-_WATCH_S = 1.0
-_GRACE_S = 30.0
-"""What the service manager is asked for beyond what a start or an end is known to take."""
-_WEDGED_AFTER = 3.0
-"""The engine's client replaces a silent child after `engine.wedge_timeout_s`. Silence for this many times as long means
-that the client itself has failed, and only the service manager's watchdog is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +127,7 @@ class Node:
         self._home, self._settings, self._model = effective.home, settings, model
         self._further = tuple(settings.models)
         self._listener, self._observer = listener, observer
-        self._notifier = Notifier(os.environ, os.getpid())
+        notifier = Notifier(os.environ, os.getpid())
         self._model_name = settings.model.alias or model.name
         self._keys = KeyStore(effective.keys_file)
         self._keys_required = require_keys(settings, self._keys)
@@ -155,6 +146,7 @@ class Node:
         if self._tls is not None:
             front.metrics.registry.register(self._tls)
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
+        self._watch = Watch(notifier, self._pool, settings, self._stop, self._model_name)
         self.begin_again = False
         """The fleet asked for a start with the settings as they are by then."""
         self._directed = Directed(self._telemetry, front, self._reload) if self._telemetry is not None else None
@@ -235,12 +227,12 @@ class Node:
         serving.add_done_callback(lambda _: self._stop.set())  # it ends by itself only when it fails
         looking = asyncio.create_task(self._tls.keep_looking(), name="tls-files") if self._tls is not None else None
         try:
-            if await self._loaded():
+            if await self._watch.loaded(self._observer.loading):
                 settle_collector()
                 self._observer.ready(self._started())
-                self._notifier.ready(f"serving {self._model_name}")
+                self._watch.ready()
                 others = asyncio.create_task(self._pool.look_at_others(), name="further-models")
-                await self._watch()
+                await self._watch.serving()
                 others.cancel()
             await self._finish_requests()
         finally:
@@ -251,7 +243,7 @@ class Node:
     async def _end(self, serving: asyncio.Task[None]) -> None:
         """Engines may take minutes to save what they keep (`cache.kept_mib`), and whoever stops this process may not wait so
         long: all else ends meanwhile, so that telemetry is told and on disk by then."""
-        alive = asyncio.create_task(self._stay_alive(), name="alive")
+        alive = asyncio.create_task(self._watch.stay_alive(), name="alive")
         engines = asyncio.create_task(self._pool.stop(), name="end-engines")
         try:
             self._server.should_exit = True
@@ -265,12 +257,6 @@ class Node:
         finally:
             await engines
             alive.cancel()
-
-    async def _stay_alive(self) -> None:
-        """While the node ends: that may take longer than the watchdog waits, and is bounded by itself."""
-        while True:
-            self._notifier.alive()
-            await asyncio.sleep(min(self._notifier.watchdog_s or _WATCH_S, _WATCH_S))
 
     def _reload(self) -> None:
         """End in good order, and begin again with the settings as they are then."""
@@ -304,64 +290,18 @@ class Node:
             self._stop_now.set()
             self._server.force_exit = True
 
-    async def _loaded(self) -> bool:
-        """Wait for the main model; False if a signal came first. Raises ModelUnusable, DoesNotFit."""
-        ready = asyncio.create_task(self._pool.wait_main(), name="wait-ready")
-        stopped = asyncio.create_task(self._stop.wait(), name="wait-stop")
-        try:
-            while not ready.done() and not stopped.done():
-                status = self._pool.roster.status(self._pool.roster.main)
-                self._observer.loading(status.reason, status.progress)
-                self._notifier.busy(f"{status.reason} {status.progress:.0%}", extend_s=_GRACE_S)
-                self._notifier.alive()  # a watchdog that was set runs on when a node starts anew
-                await asyncio.wait({ready, stopped}, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
-            if stopped.done():
-                return False
-            await ready
-            return True
-        finally:
-            ready.cancel()
-            stopped.cancel()
-
-    async def _watch(self) -> None:
-        """Until a signal: tell the service manager how the main model's engine is, and that this loop runs."""
-        period_s = min(self._notifier.watchdog_s or _WATCH_S, _WATCH_S)
-        heard, heard_s, told = self._stats(), time.monotonic(), ""
-        while not self._stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), period_s)
-            status, stats, now_s = self._pool.roster.status(self._pool.roster.main), self._stats(), time.monotonic()
-            if stats is not heard or status.phase != "ready":
-                heard, heard_s = stats, now_s
-            if now_s - heard_s < self._settings.engine.wedge_timeout_s * _WEDGED_AFTER:
-                self._notifier.alive()
-            word = f"serving {self._model_name}" if status.phase == "ready" else f"{status.phase}: {status.reason}"
-            if word != told:
-                self._notifier.status(word)
-                told = word
-
-    def _stats(self) -> Stats | None:
-        engine = self._pool.roster.main_engine
-        return engine.stats if engine is not None else None
-
     async def _finish_requests(self) -> None:
         """Take no new work, and let what runs finish, for `server.drain_timeout_s` at most."""
-        drain_s = self._settings.server.drain_timeout_s
-        engines_s = longest_end_s(self._settings.cache.kept_mib << 20) + _GRACE_S
-        if self.begin_again:
-            self._notifier.reloading("draining, to start anew")
-        else:
-            self._notifier.stopping("draining", extend_s=drain_s + engines_s)
+        self._watch.draining(begin_again=self.begin_again)
         self._drain.begin()
         if self._telemetry is not None:
             self._telemetry.presence.change(draining=True)
-        deadline_s = time.monotonic() + drain_s
+        deadline_s = time.monotonic() + self._settings.server.drain_timeout_s
         while self._server.busy and time.monotonic() < deadline_s and not self._stop_now.is_set():
-            self._notifier.alive()
-            await asyncio.sleep(_TICK_S)
+            await self._watch.still_draining()
         if self._server.busy:
             log.warning("requests given up", extra={"event": "drain_incomplete", "requests": self._server.busy})
-        self._notifier.busy("ending the engines", extend_s=engines_s)
+        self._watch.ending()
 
     def _started(self) -> Started:
         engine = self._pool.roster.main_engine

@@ -16,7 +16,8 @@ from edge.errors import ConfigurationError, NodeUnreachable
 from edge.telemetry.alarms import Alarms
 from edge.telemetry.clock import SystemClock
 from edge.telemetry.node import NodePresence, Place, place_of
-from edge.telemetry.outbox import FILE, Outbox
+from edge.telemetry.outbox import Outbox
+from edge.telemetry.outboxdisk import FILE
 from edge.telemetry.outboxfile import OutboxReader
 from edge.telemetry.records import Record
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from edge.errors import EdgeError, InvalidRequest
-from edge.machine import resident_bytes
 from edge.messages import Abort, Failed, FrameTooLarge, Message, Quit
 from edge.onnx.batcher import Batch, Batcher, Costs, Wait, length_bucket
 from edge.onnx.joining import Joiner, may_join
@@ -27,15 +25,12 @@ from edge.onnx.messages import (
     LoadTensors,
     Scored,
     Tensor,
-    TensorStats,
 )
 from edge.onnx.model import Model
 from edge.onnx.pulse import PassStopped, Pulse, faults_named
 from edge.onnx.tasks import Floats, cut
 from edge.onnx.texts import Encoded
-
-_STATS_S = 0.5
-_REMEMBERED = 512
+from edge.onnx.vitals import Vitals
 
 Texts = list[Encoded]
 
@@ -83,10 +78,6 @@ class Loop:
         self._running: dict[int, _Running] = {}
         self._again: deque[Work] = deque()
         """Requests whose pass failed while it held others too, or ran beside another: each is tried once more, by itself."""
-        self._took: deque[float] = deque(maxlen=_REMEMBERED)
-        self._passes = self._rows = 0
-        self._forward_s = time.monotonic()
-        self._told_s = 0.0
         self._over = False
         self._joiner = Joiner(
             self._one_pass,
@@ -95,15 +86,15 @@ class Loop:
             most_rows=load.most_rows,
             slo_s=load.slo_s,
         )
-        self._account = self._stats(self._forward_s)
-        self._pulse = Pulse(load.pass_limit_s, lambda: send([self._account]), model.stop_pass)
+        self._vitals = Vitals(model, self._batcher, self._lanes, load.heartbeat_s, send)
+        self._pulse = Pulse(load.pass_limit_s, self._vitals.say, model.stop_pass)
 
     def run(self) -> None:
         """Until Quit. Raises MemoryError where not even a short text can be read any more."""
         while not self._over:
             now_s = time.monotonic()
-            self._tell(now_s)
-            self._beat(now_s)
+            self._vitals.tell(now_s)
+            self._vitals.beat(now_s)
             step = self._next()
             if isinstance(step, Batch):
                 self._begin(step)
@@ -122,7 +113,7 @@ class Loop:
 
     def _wait(self, step: Wait) -> None:
         now_s = time.monotonic()
-        until_s = self._told_s + _STATS_S
+        until_s = self._vitals.due_s
         if step.until_s is not None:
             until_s = min(until_s, step.until_s)
         try:
@@ -174,7 +165,7 @@ class Loop:
             self._refuse_running(request_id, error)
         except (MemoryError, PassStopped) as error:
             self._refuse_running(request_id, self._excuse(error))
-        self._count(begun_s, time.monotonic())
+        self._vitals.count_pass(begun_s, time.monotonic())
 
     def _computed(self, texts: Texts, rows: int, length: int) -> Floats:
         """In a lane's thread. Raises EdgeError, MemoryError."""
@@ -190,19 +181,14 @@ class Loop:
             if isinstance(passed.values, Exception):
                 raise passed.values
             self._batcher.costs.took(batch.rows, batch.length, own_s)
-            self._rows += len(batch.members)
+            self._vitals.count_rows(len(batch.members))
             for row, vector in zip(batch.members, passed.values, strict=True):
                 self._keep(row.request_id, row.index, vector)
         except EdgeError as error:
             self._fail(asked, error, others=len(asked) > 1)
         except MemoryError as error:
             self._fail(asked, self._excuse(error), others=shared or len(asked) > 1)
-        self._count(passed.begun_s, passed.ended_s)
-
-    def _count(self, begun_s: float, ended_s: float) -> None:
-        self._passes += 1
-        self._forward_s = ended_s
-        self._took.append(ended_s - begun_s)
+        self._vitals.count_pass(passed.begun_s, passed.ended_s)
 
     def _excuse(self, error: Exception) -> EdgeError:
         """What a client is told whose request is too much."""
@@ -299,7 +285,7 @@ class Loop:
             rows: dict[int, Floats] = {}
             for index, text in enumerate(work.texts):
                 rows[index] = self._computed([text], 1, self._length_of(text))[0]
-                self._tell(time.monotonic())
+                self._vitals.tell(time.monotonic())
             with faults_named():
                 whole = self._whole(_Running(work, 0, rows))
         except EdgeError as error:
@@ -314,39 +300,3 @@ class Loop:
 
     def _length_of(self, text: Encoded) -> int:
         return length_bucket(len(text.tokens), self._model.max_tokens)
-
-    # --- signs of life ------------------------------------------------------------------------------------------------
-
-    def _beat(self, now_s: float) -> None:
-        """A short pass when none was for a while: only a real one shows that the model still answers."""
-        idle = not self._lanes.passes and not len(self._batcher)
-        if self._model.reader is None:
-            self._forward_s = now_s
-        elif idle and now_s - self._forward_s >= self._load.heartbeat_s:
-            self._model.beat()
-            self._forward_s = time.monotonic()
-
-    def _tell(self, now_s: float) -> None:
-        if now_s - self._told_s < _STATS_S:
-            return
-        self._told_s = now_s
-        self._account = self._stats(now_s)
-        if not self._lanes.late(now_s):  # else silence: whoever watches the process shall see that a pass does not end
-            self._send([self._account])
-
-    def _stats(self, now_s: float) -> TensorStats:
-        took = sorted(self._took) or [0.0]
-        return TensorStats(
-            waiting=len(self._batcher),
-            passes=self._passes,
-            rows=self._rows,
-            pass_p50_s=_at(took, 0.5),
-            pass_p99_s=_at(took, 0.99),
-            wait_s=self._batcher.wait_s(),
-            forward_age_s=now_s - self._forward_s,
-            resident_bytes=resident_bytes(os.getpid()),
-        )
-
-
-def _at(values: Sequence[float], share: float) -> float:
-    return values[min(len(values) - 1, int(share * len(values)))]

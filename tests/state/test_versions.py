@@ -23,7 +23,7 @@ from edge.registry.partial import STATE_VERSION, Partial, State
 from edge.registry.resolve import Registry
 from edge.registry.store import RECORD_VERSION, Ready, StoredFile
 from edge.telemetry.otherversions import waiting
-from edge.telemetry.outbox import FILE
+from edge.telemetry.outboxdisk import FILE
 from edge.telemetry.outboxfile import FORM
 from edge.versions import Fit, fit, fit_of
 from tests.telemetry.conftest import HandClock, NodeSide, small_sample

@@ -17,7 +17,7 @@ import pytest
 
 from edge.errors import ConfigurationError
 from edge.telemetry.merging import Outline, groups_at, merge
-from edge.telemetry.outbox import FILE
+from edge.telemetry.outboxdisk import FILE
 from edge.telemetry.outboxfile import OutboxFile
 from edge.telemetry.ranges import MOST_SPANS, Ranges
 from edge.telemetry.records import Envelope, Record, Sample, payload
@@ -328,7 +328,7 @@ def test_what_is_too_old_is_dropped_as_a_gap(tmp_path: Path) -> None:
 REFUSED_COMMIT = """
 import json, sqlite3, sys
 from pathlib import Path
-import edge.telemetry.outbox as module
+import edge.telemetry.outboxdisk as module
 from edge.telemetry.outboxfile import OutboxFile
 from tests.telemetry.conftest import HandClock, NodeSide, small_sample
 module._RETRY_S = 0.0
@@ -344,7 +344,7 @@ module.OutboxFile = Refusing
 clock = HandClock()
 node = NodeSide(Path(sys.argv[1]), clock)
 node.outbox.append_event("start", {})
-db = node.outbox._file._db
+db = node.outbox._disk.file._db
 db.executescript("PRAGMA foreign_keys = ON; CREATE TABLE wholes (id INTEGER PRIMARY KEY);"
     "CREATE TABLE parts (id INTEGER REFERENCES wholes DEFERRABLE INITIALLY DEFERRED)")
 clock.pass_s(31 * 86_400)
@@ -494,7 +494,7 @@ def test_damage_while_it_runs_loses_nothing_that_can_be_read(tmp_path: Path) -> 
 FULL_DISK = """
 import json, sys, time
 from pathlib import Path
-import edge.telemetry.outbox as module
+import edge.telemetry.outboxdisk as module
 from tests.telemetry.conftest import HandClock, NodeSide
 module._RETRY_S = 0.1
 directory, filler = Path(sys.argv[1]) / "o", Path(sys.argv[1]) / "filler"
