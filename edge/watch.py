@@ -93,7 +93,7 @@ class Watch:
 
     def ending(self) -> None:
         """No request runs any more, or they are given up."""
-        self._notifier.busy("ending the engines", extend_s=self._engines_s)  # nobody feeds the watchdog meanwhile
+        self._notifier.busy("ending the engines", extend_s=self._engines_s)
 
     async def stay_alive(self) -> None:
         """While the node ends: that may take longer than the watchdog waits, and is bounded by itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -43,6 +44,8 @@ class OutboxDisk:
         self._writable = True
         self._retry_s = 0.0
         self._damaged_s = -_DAMAGE_S
+        self._place_s = 0.0
+        self._said = ""
         self.file: OutboxFile | None = None
         """The open one; only this class writes it. It can be read while the disk cannot be written."""
         self.aside: Path | None = None
@@ -157,19 +160,26 @@ class OutboxDisk:
         self._without()
 
     def put_in_place(self) -> None:
-        """If somebody removed the open file, or put another one over it: what it holds can still be read, until it is closed."""
-        file = self.file
-        if file is None or file.in_place:
+        """If somebody removed the open file, or put another one over it: what it holds can still be read, until it is closed.
+        Nothing is touched where another process has the directory, or while there is no room for a copy."""
+        file, now_s = self.file, time.monotonic()
+        if file is None or now_s < self._place_s or file.in_place:
             return
         path, copy = self._directory / FILE, self._directory / f"{FILE}.copy"
-        log.error("the outbox was removed while the node runs", extra={"event": "outbox_removed", "file": str(path)})
         saved = True
         try:
             self._take_directory()
             file.copy_to(copy)
         except (sqlite3.Error, OSError, ConfigurationError) as error:
+            with contextlib.suppress(OSError):
+                copy.unlink(missing_ok=True)
             saved = False
-            log.error("what the outbox held is lost", extra={"event": "outbox_removed", "reason": str(error)})
+            if not (isinstance(error, sqlite3.Error) and is_damage(error)):
+                self._place_s = now_s + _RETRY_S
+                self._say_removed(
+                    path, f"cannot be put back: {error}", "see who uses this directory, and free space on its disk"
+                )
+                return
         try:
             set_aside(path)  # before closing, which deletes the log of whatever is there by then
             self._close_file()
@@ -179,8 +189,21 @@ class OutboxDisk:
             self.trouble(error)
             return
         self.reopen()
+        self._said = ""
+        self._say_removed(
+            path, "its records were saved" if saved else "it is lost", "delete nothing there while the node runs"
+        )
+
+    def _say_removed(self, path: Path, what: str, cure: str) -> None:
+        """In the log once, however often it is tried."""
+        if what != self._said:
+            log.error(
+                "the outbox was removed while the node runs",
+                extra={"event": "outbox_removed", "file": str(path), "outcome": what},
+            )
+        self._said = what
         self._alarms.set(
             "outbox_corrupt",
-            f"the outbox file was removed or replaced while the node ran; {'its records were saved' if saved else 'it is lost'}",
-            f"delete nothing in {self._directory} while the node runs; the alarm ends with the next start",
+            f"the outbox file was removed or replaced while the node ran; {what}",
+            f"{cure} ({path.parent}); the alarm ends with the next start",
         )

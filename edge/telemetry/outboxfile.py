@@ -106,7 +106,12 @@ class OutboxFile:
     @property
     def in_place(self) -> bool:
         """Whether the path still leads to this file: it may be removed, or put over, while it is open."""
-        return _identity(self.path) == self._identity
+        try:
+            return _identity(self.path) == self._identity
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # a disk that fails says nothing of where the file is
+            return True
 
     def copy_to(self, path: Path) -> None:
         """All of it as a new file. Works as well when this one was removed. Raises sqlite3.Error, OSError."""
@@ -274,11 +279,8 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     return db
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
     return found.st_dev, found.st_ino
 
 

@@ -139,6 +139,41 @@ def test_an_outbox_that_is_removed_while_it_is_open_comes_back_with_all_it_held(
     again.stop()
 
 
+def test_a_directory_that_another_process_has_by_now_is_left_to_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = NodeSide(tmp_path / "o", HandClock())
+    node.outbox.append_event("start", {})
+    shutil.rmtree(tmp_path / "o")
+    other = NodeSide(tmp_path / "o", HandClock())
+    other.outbox.append_event("start", {})
+    before = {path.name for path in (tmp_path / "o").iterdir()}
+    for _ in range(5):
+        node.outbox.append_event("engine_ready", {})
+        node.outbox.tick()
+        other.outbox.tick()
+    assert {path.name for path in (tmp_path / "o").iterdir()} == before and not other.codes()
+    assert node.codes() == {"outbox_corrupt"} and len(records(node)) == 6
+    assert [vars(r)["event"] for r in caplog.records].count("outbox_removed") == 1
+    other.stop()
+    node.stop()
+
+
+def test_what_there_is_no_room_to_copy_stays_where_it_can_be_read(tmp_path: Path) -> None:
+    node = NodeSide(tmp_path / "o", HandClock())
+    node.outbox.append_event("start", {})
+    shutil.rmtree(tmp_path / "o")
+    (tmp_path / "o").write_text("in the way")
+    for _ in range(3):
+        node.outbox.tick()
+    assert node.codes() == {"outbox_corrupt"} and [r.seq for r in records(node)] == [1]
+    (tmp_path / "o").unlink()
+    node.outbox._disk._place_s = 0.0  # ten seconds later
+    node.outbox.tick()
+    assert (tmp_path / "o" / FILE).exists() and [r.seq for r in records(node)] == [1]
+    node.stop()
+
+
 def test_a_file_system_without_locks_is_no_second_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
