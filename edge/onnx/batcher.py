@@ -165,7 +165,7 @@ class Batcher:
     def _room(self, first: Row, passes: int, cells: int) -> Room:
         """The next pass has the machine for itself only if nothing runs and it takes all that waits."""
         alone = Room(1, self._most_cells)
-        if not passes and (self._lanes == 1 or len(self._rows) <= self.most_rows(first.length, alone)):
+        if not passes and len(self._rows) <= self.most_rows(first.length, alone):
             return alone
         return Room(self._lanes, min(self._most_cells - cells, self._most_cells // self._lanes))
 
