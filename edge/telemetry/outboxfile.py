@@ -20,6 +20,7 @@ from edge.telemetry.merging import Outline
 from edge.telemetry.ranges import Ranges
 from edge.telemetry.records import Kind, Record
 from edge.telemetry.stamp import Stamp
+from edge.telemetry.transaction import transaction
 from edge.versions import Fit, fit
 
 SHIFT = 40
@@ -123,14 +124,8 @@ class OutboxFile:
     def transaction(self, *, durable: bool = False) -> Iterator[None]:
         """All or nothing. `durable`: on the disk when this ends, not only in the kernel's hands."""
         self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(self._db):
             yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-            raise
 
     # --- records ------------------------------------------------------------------------------------------------------
 

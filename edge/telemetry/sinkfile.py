@@ -14,6 +14,7 @@ from edge.errors import ConfigurationError
 from edge.telemetry.mqtt import Message
 from edge.telemetry.ranges import MOST_SPANS, Ranges
 from edge.telemetry.records import LARGEST_BYTES, LONGEST_TEXT, Received, read_payload
+from edge.telemetry.transaction import transaction
 
 log = logging.getLogger(__name__)
 
@@ -148,13 +149,10 @@ class SinkFile:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
         try:
-            yield
-            self._db.execute("COMMIT")
+            with transaction(self._db):
+                yield
         except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
             self._settled.clear()  # read again from what was committed
             raise
         finally:
