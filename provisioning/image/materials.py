@@ -18,6 +18,7 @@ from urllib.parse import quote
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+_REPRODUCIBLE_JSON = ("--output-reproducible", "--output-format", "JSON", "--output-file", "-")
 _VERSION_OF = {"libllama.so": ("llama.cpp", "llama_version"), "libggml-base.so": ("ggml", "ggml_version")}
 """Libraries that say themselves of which project and version they are."""
 
@@ -44,10 +45,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def of_environment(python: str) -> dict[str, Any]:
-    """The bill of what is installed there, without time and serial number."""
+    """The bill of what is installed there, without time and serial number. Not validated: `main` does that with the whole."""
     tool = Path(sys.executable).with_name("cyclonedx-py")
     done = subprocess.run(
-        [tool, "environment", "--output-reproducible", "--output-format", "JSON", "--output-file", "-", python],
+        [tool, "environment", "--no-validate", *_REPRODUCIBLE_JSON, python],
         check=True,
         capture_output=True,
         text=True,
