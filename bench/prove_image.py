@@ -4,9 +4,10 @@ A base image is put together from Debian's packages, and what is Python's comes 
 has no network at all. It is built twice and has one digest. Then it runs under podman: read-only, as 65532, without capabilities,
 within a memory limit; answers; drains on SIGTERM without cutting a stream; says what it is made of; takes weights from an image
 of their own; and picks its code by the processor, shown on emulated ones. With --jetson the other Dockerfile is built for arm64
-under emulation, on a base without CUDA and with a compiler that is not emulated; its wheelhouse is fetched before, with
-`make wheelhouse ARGS="--variant jetson --machine aarch64"`. Needs mmdebstrap buildah podman runc catatonit zstd qemu-user-static;
-for --jetson binfmt-support and arch-test too. Exit status 1 if a thing did not hold.
+under emulation, on a base without CUDA and with a compiler that is not emulated, and what it gives answers there.
+
+Needs mmdebstrap buildah podman runc catatonit zstd qemu-user-static; for --jetson binfmt-support and arch-test too. Exit status 1
+if a thing did not hold.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ARM_BASE, ARM_BUILD_BASE = "localhost/edge-arm64-base:trixie", "localhost/edge-a
 _RUNS_ON = ("python3", "libstdc++6", "ca-certificates")
 _BUILDS_WITH = ("python3", "python3-venv", "build-essential", "ca-certificates")
 _CROSS_COMPILER = "g++-14-aarch64-linux-gnu"
-_MEMORY_MIB = 512
+_MEMORY_MIB, _EMULATED_MEMORY_MIB = 512, 1024
 _STREAMS, _TOKENS = 6, 600
 _GRACE_S = 45.0
 _NO_CAPABILITIES = "0000000000000000"
@@ -106,11 +107,7 @@ def prove_build(proof: Proof, tools: Tools, mirror: str, *, twice: bool) -> None
     """Raises ToolFailed: without an image there is nothing to look at."""
     debian(tools, BASE, _RUNS_ON, "amd64", "trixie", mirror)
     debian(tools, BUILD_BASE, _BUILDS_WITH, "amd64", "trixie", mirror)
-    python = tools.run(
-        "podman", "run", "--rm", BASE, "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"
-    )
-    if not (ROOT / "dist" / "wheelhouse" / "run" / "requirements.txt").exists():
-        tools.run(sys.executable, "provisioning/wheelhouse.py", "--python", python, timeout_s=1800)
+    wheelhouse(tools, BASE, "x86_64")
     began_s = time.monotonic()
     build(tools, "cpu", IMAGE, "--build-arg", f"BASE_IMAGE={BASE}", "--build-arg", f"BUILD_IMAGE={BUILD_BASE}")
     proof.note(True, "it builds without a network", f"{time.monotonic() - began_s:.0f} s")
@@ -135,7 +132,7 @@ def prove_jetson(proof: Proof, tools: Tools, mirror: str) -> None:
     """All stages but CUDA's code, which needs NVIDIA's compiler."""
     debian(tools, ARM_BASE, ("python3-venv", *_RUNS_ON), "arm64", "trixie", mirror)
     arm_build_base(tools, mirror)
-    require_wheels("aarch64")
+    wheelhouse(tools, ARM_BASE, "aarch64", "--variant", "jetson")
     began_s = time.monotonic()
     bases = [f"BASE_IMAGE={ARM_BASE}", f"BUILD_IMAGE={ARM_BUILD_BASE}", "PYTHON_PACKAGE=python3", "GGML_CUDA=OFF"]
     build(tools, "jetson", JETSON, *(part for argument in bases for part in ("--build-arg", argument)))
@@ -144,6 +141,9 @@ def prove_jetson(proof: Proof, tools: Tools, mirror: str) -> None:
     )
     system = tools.run("podman", "run", "--rm", *CONFINED, "--entrypoint", "python", JETSON, "-c", _SEES)
     proof.note("DOTPROD = 1" in system and "FP16_VA = 1" in system, "its code is for the boards' processors", system)
+    with node(tools, JETSON, "edge-proof-jetson", f"--memory={_EMULATED_MEMORY_MIB}m", ready_s=900) as container:
+        prove_answers(proof, container, "edge-builtin", "it answers a chat, emulated")
+        prove_materials(proof, container)
 
 
 def arm_build_base(tools: Tools, mirror: str) -> None:
@@ -177,12 +177,16 @@ def arm_build_base(tools: Tools, mirror: str) -> None:
             tools.run("buildah", "rm", container)
 
 
-def require_wheels(machine: str) -> None:
-    """Raises ToolFailed if the wheelhouse was fetched for another machine."""
-    run = ROOT / "dist" / "wheelhouse" / "run"
-    if not any(run.glob(f"*_{machine}.whl")):
-        wanted = f'make wheelhouse ARGS="--variant jetson --machine {machine}"'
-        raise ToolFailed(f"{run} has no wheels for {machine}: {wanted}, then try again")
+def wheelhouse(tools: Tools, base: str, machine: str, *options: str) -> None:
+    """What the image is built from, fetched unless it lies here. Raises ToolFailed if what lies here is for another machine."""
+    place = ROOT / "dist" / "wheelhouse"
+    if not place.exists():
+        asked = ("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
+        python = tools.run("podman", "run", "--rm", base, *asked)
+        fetch = ("provisioning/wheelhouse.py", "--python", python, "--machine", machine, *options)
+        tools.run(sys.executable, *fetch, timeout_s=1800)
+    elif not any((place / "run").glob(f"*_{machine}.whl")):
+        raise ToolFailed(f"{place} has no wheels for {machine}: remove it, and the right ones are fetched")
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
