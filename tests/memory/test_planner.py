@@ -153,7 +153,9 @@ def test_a_model_whose_cells_must_stay_f16_gives_way_in_all_else(room: int) -> N
 
 
 def test_a_refusal_names_the_setting_that_stands_in_the_way() -> None:
-    with pytest.raises(DoesNotFit, match=r"with kv_type \w+ and \d+ layers on a card would fit: leave engine.gpu_layers to"):
+    with pytest.raises(
+        DoesNotFit, match=r"with kv_type \w+ and \d+ layers on a card would fit: leave engine.gpu_layers to"
+    ):
         plan(SHAPE, card(500), Wishes(gpu_layers=25), sizes)
 
 
