@@ -30,7 +30,7 @@ from edge.registry.source import (
 )
 from edge.registry.store import Leftover, StoredFile
 
-State = Literal["here", "partial", "incomplete", "not here"]
+State = Literal["here", "partial", "incomplete", "unreadable", "not here"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,7 @@ class Inventory:
         source = str(shown_url(manifest.source)) if isinstance(manifest.where, Web) else manifest.source
         beside = self._registry.beside(manifest, where)
         if beside is not None:
-            size = beside.stat().st_size
-            return Row(manifest.name, manifest, own, "here", size, size, source)
+            return self._row_beside(manifest, beside, own, source)
         record = self._store.record(manifest.name)
         if record is not None:
             lost = sum(stored.size_bytes for stored in self._store.missing(record))
@@ -104,6 +103,13 @@ class Inventory:
             have, of = partial[manifest.name]
             return Row(manifest.name, manifest, own, "partial", have, max(of, manifest.total_bytes() or 0), source)
         return Row(manifest.name, manifest, own, "not here", 0, manifest.total_bytes(), source)
+
+    def _row_beside(self, manifest: Manifest, path: Path, own: Literal["own", "kept", "shipped"], source: str) -> Row:
+        try:
+            size = path.stat().st_size
+        except OSError:  # of another user's directory, or gone since
+            return Row(manifest.name, manifest, own, "unreadable", 0, manifest.total_bytes(), source)
+        return Row(manifest.name, manifest, own, "here", size, size, source)
 
     def pull(
         self,

@@ -81,8 +81,11 @@ def parse_source(text: str) -> Source:
             raise ValueError(f"{text!r} is no file of the hub: write hf:OWNER/REPO:FILE_OR_QUANT")
         return Hub(found["repo"], found["revision"] or "main", found["wanted"] or "")
     if text.startswith(("https://", "http://")):
-        parts = urlsplit(text)
-        if not parts.hostname or not file_name(Web(text)):
+        try:
+            host = urlsplit(text).hostname
+        except ValueError as error:
+            raise ValueError(f"the address cannot be read ({error}): {_FORMS}") from None
+        if not host or not file_name(Web(text)):
             raise ValueError(f"{shown_url(text)!r} names no file")
         return Web(text)
     raise ValueError(f"{text!r} is no source: {_FORMS}")

@@ -75,6 +75,25 @@ def test_an_unknown_name_lists_the_known_ones(registry: Registry) -> None:
         registry.resolve("tinny")
 
 
+@pytest.mark.parametrize(
+    ("wish", "complaint"),
+    [
+        ("hf:bad", "write hf:OWNER/REPO"),
+        ("file:model.gguf", "needs a whole path"),
+        ("https://[/model.gguf", "the address cannot be read .* a source is"),
+    ],
+)
+def test_what_is_no_source_is_refused_with_words(registry: Registry, wish: str, complaint: str) -> None:
+    for ask in (registry.find, registry.elsewhere):
+        with pytest.raises(ModelUnusable, match=complaint):
+            ask(wish)
+
+
+def test_a_name_that_can_be_no_files_is_unknown(registry: Registry) -> None:
+    with pytest.raises(ModelUnusable, match="unknown model"):
+        registry.resolve("a" * 300)
+
+
 def test_a_known_model_without_its_file_says_where_to_put_it(registry: Registry, models: Path) -> None:
     (models / "tiny.gguf").unlink()
     with pytest.raises(ModelUnusable, match="its file is not here"):

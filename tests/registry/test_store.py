@@ -64,6 +64,15 @@ def test_the_first_serve_does_not_read_a_fetched_file_again(node: Node, file: Pa
     assert read == []
 
 
+def test_a_linked_file_that_nobody_can_look_at_is_said_to_be_unreadable(node: Node, file: Path) -> None:
+    add(node, file, "mine", link=True)
+    file.unlink()
+    file.symlink_to(file)
+    assert node.state("mine") == "unreadable"
+    with pytest.raises(ModelUnusable, match=f"cannot read {file}: Too many levels"):
+        Registry.at(node.home).resolve("mine")
+
+
 def test_a_file_that_is_no_model_is_not_added(node: Node, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_text("hello")
     with pytest.raises(ModelUnusable, match="is not a GGUF file"):
