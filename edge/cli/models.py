@@ -49,11 +49,21 @@ def _sum_option(context: click.Context, option: click.Parameter, value: str | No
     return found
 
 
+def _licence_option(context: click.Context, option: click.Parameter, value: str) -> str:
+    if not value.strip():
+        raise click.BadParameter("is empty; leave it out where the licence is not known", context, option)
+    return value
+
+
 name_option = click.option(
     "--name", metavar="NAME", callback=_name_option, help="Name to know it by [default: made from the file's]."
 )
 licence_option = click.option(
-    "--licence", metavar="SPDX", default="NOASSERTION", help="SPDX identifier of its licence, for the manifest."
+    "--licence",
+    metavar="SPDX",
+    default="NOASSERTION",
+    callback=_licence_option,
+    help="SPDX identifier of its licence, for the manifest.",
 )
 
 
@@ -149,8 +159,11 @@ def verify(names: tuple[str, ...]) -> int:
 @click.argument("name")
 def remove(name: str) -> None:
     """Take the files of model NAME away, and its manifest if `edge models` wrote it."""
-    freed = _inventory().remove(name)
-    click.echo(f"removed {name}, {quantities.size(freed)} freed" if freed else f"nothing of {name} takes space here")
+    removed = _inventory().remove(name)
+    if removed.freed_bytes or removed.manifest:
+        click.echo(f"removed {name}, {quantities.size(removed.freed_bytes)} freed")
+    else:
+        click.echo(f"nothing of {name} takes space here")
 
 
 @command.command()

@@ -24,9 +24,11 @@ from edge.registry.source import (
     Source,
     Web,
     file_name,
+    local_source,
     parse_source,
     shown_url,
     without_credentials,
+    writable,
 )
 from edge.registry.store import Leftover, StoredFile
 
@@ -57,6 +59,14 @@ class Check:
     path: Path
     verdict: Literal["good", "damaged", "missing", "unstated"]
     aside: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What went with a model. `manifest`: one that `edge models` had written."""
+
+    freed_bytes: int
+    manifest: bool
 
 
 class Inventory:
@@ -133,7 +143,8 @@ class Inventory:
         except ValueError as error:
             names = ", ".join(sorted(known))
             raise ModelUnusable(f"{wish!r} is no known model and no source ({error}); known are {names}") from None
-        return self._pull_source(source, without_credentials(wish), observer, name, sha256, licence, patience)
+        text = writable(without_credentials(wish))
+        return self._pull_source(source, text, observer, name, sha256, licence, patience)
 
     def _pull_known(self, manifest: Manifest, where: Path, observer: Observer, patience: Patience | None) -> Pulled:
         name = manifest.name
@@ -185,24 +196,22 @@ class Inventory:
     def add(self, path: Path, observer: Observer, *, name: str | None, link: bool, licence: str) -> Pulled | Manifest:
         """Make a file of this machine a known model. With `link` the file stays where it is. Raises EdgeError."""
         path = path.expanduser().absolute()
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise ModelUnusable(f"{path} is no regular file; copy what it gives into a file first")
-        header = read_header(path)
+        header, text = read_header(path), local_source(path)
         name = name or name_from_file(path.name)
         self._store.prepare()
         if not link:
             source = LocalFile(path)
-            return self._pull_source(source, f"file:{path}", observer, name, None, licence, None)
+            return self._pull_source(source, text, observer, name, None, licence, None)
         with self._store.name_lock(name):
             known = self._registry.manifests().get(name)
             if known is not None:
-                self._require_same(known[0], f"file:{path}")
+                self._require_same(known[0], text)
             observer.begins(path.name, 0, header.file_bytes)
             try:
                 sha256 = sha256_of(path, observer.has)
             except OSError as error:
                 raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
-            manifest = described(name, f"file:{path}", str(path), licence)(sha256, header)
+            manifest = described(name, text, str(path), licence)(sha256, header)
             manifest = manifest.model_copy(update={"file": str(path)})
             self._write_own(manifest, f"edge models add --link {path}")
             self._registry.checksums.remember(path, sha256)
@@ -259,8 +268,8 @@ class Inventory:
         except OSError:
             return ""
 
-    def remove(self, name: str) -> int:
-        """Take a model away: its files, and the manifest if `edge models` wrote it. Returns bytes freed. Raises EdgeError."""
+    def remove(self, name: str) -> Removed:
+        """Take a model away: its files, and the manifest if `edge models` wrote it. Raises EdgeError."""
         known = self._registry.manifests()
         if name not in known and name not in dict(self._store.unfinished()):
             raise ModelUnusable(f"unknown model {name!r}: known are {', '.join(sorted(known))}")
@@ -270,12 +279,13 @@ class Inventory:
         with self._store.name_lock(name):
             freed = self._store.remove(name)
             where = known[name][1] if name in known else None
-            if where is not None and where.parent == self._own and _written_by_us(where):
+            ours = where is not None and where.parent == self._own and _written_by_us(where)
+            if where is not None and ours:
                 try:
                     where.unlink()
                 except OSError as error:
                     raise storage_error(error, where.parent) from None
-        return freed
+        return Removed(freed, ours)
 
     def prune(self, *, every_partial: bool, dry_run: bool) -> list[Leftover]:
         """Remove what no model needs; with `dry_run` only say what that would be. Raises EdgeError."""

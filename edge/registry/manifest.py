@@ -271,7 +271,7 @@ def manifest_text(manifest: Manifest, command: str) -> str:
     parts = fields.pop("files", [])
     tables = {name: fields.pop(name, None) for name in ("encoder", "detector")}
     lines = [
-        f"{WRITTEN_MARK}: {command}. Edit what you know better; `edge models remove {manifest.name}` takes it away."
+        f"{WRITTEN_MARK}: {_line(command)}. Edit what you know better; `edge models remove {manifest.name}` takes it away."
     ]
     lines += [f"{key} = {_toml(value)}" for key, value in fields.items()]
     for name, table in tables.items():
@@ -280,6 +280,11 @@ def manifest_text(manifest: Manifest, command: str) -> str:
     for part in parts:
         lines += ["", "[[files]]", *(f"{key} = {_toml(value)}" for key, value in part.items())]
     return "\n".join(lines) + "\n"
+
+
+def _line(text: str) -> str:
+    """As a comment may hold it: a path may have line ends."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _toml(value: object) -> str:

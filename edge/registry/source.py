@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from edge.errors import ModelUnusable
+
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<wanted>\S+))?")
 _FORMS = "a source is file:/PATH, https://..., http://..., or hf:OWNER/REPO:FILE_OR_QUANT"
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
@@ -89,6 +91,20 @@ def parse_source(text: str) -> Source:
             raise ValueError(f"{shown_url(text)!r} names no file")
         return Web(text)
     raise ValueError(f"{text!r} is no source: {_FORMS}")
+
+
+def local_source(path: Path) -> str:
+    """A whole path as a source, which `parse_source` reads as the same. Raises ModelUnusable."""
+    return writable(f"file:{path}".replace("%", "%25"))
+
+
+def writable(text: str) -> str:
+    """The same, if it can be written down. Raises ModelUnusable for names of files that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ModelUnusable(f"{text!r} is no UTF-8, so it cannot be written down: rename the file") from None
+    return text
 
 
 def is_source(text: str) -> bool:

@@ -137,6 +137,13 @@ def test_a_stick_needs_no_network(run_edge: RunEdge, node: Node, tmp_path: Path,
     assert run_edge("models", "verify", "some-model").returncode == 0
 
 
+def test_a_linked_model_that_is_removed_is_said_to_be(run_edge: RunEdge, tmp_path: Path, model_bytes: bytes) -> None:
+    (tmp_path / "m.gguf").write_bytes(model_bytes)
+    assert run_edge("models", "add", "--link", str(tmp_path / "m.gguf")).returncode == 0
+    assert run_edge("models", "remove", "m").stdout == "removed m, 0 bytes freed\n"
+    assert run_edge("models", "remove", "m").returncode == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
@@ -146,6 +153,7 @@ def test_a_stick_needs_no_network(run_edge: RunEdge, node: Node, tmp_path: Path,
         (["pull", "x", "--name", "Not A Name"], 2, "up to 63 of a-z"),
         (["pull", "x", "--sha256", "12"], 2, "64 hexadecimal digits"),
         (["add", "/nowhere.gguf"], 1, "there is no file /nowhere.gguf"),
+        (["add", "/nowhere.gguf", "--licence", " "], 2, "leave it out where the licence is not known"),
         (["remove", "edge-builtin"], 1, "is part of the installation and stays"),
         (["verify", "nothing"], 1, "unknown model 'nothing'"),
     ],

@@ -12,8 +12,10 @@ from bench.file_server import Cut, FileServer, Served, Status
 from edge.errors import DownloadFailed, ModelUnusable, StoreBusy
 from edge.registry.durable import locked
 from edge.registry.fetch import Patience
+from edge.registry.inventory import Removed
 from edge.registry.manifest import Manifest, read_manifest
 from edge.registry.resolve import Registry
+from edge.registry.source import LocalFile
 from tests.registry.conftest import Node, gguf_bytes, sha
 
 SHORT = Patience(tries=2, pause_s=0.001)
@@ -73,6 +75,25 @@ def test_a_linked_file_that_nobody_can_look_at_is_said_to_be_unreadable(node: No
         Registry.at(node.home).resolve("mine")
 
 
+@pytest.mark.parametrize("name", ["a\nb.gguf", "a%20b.gguf", "\x1b[2Jc.gguf"])
+@pytest.mark.parametrize("link", [True, False])
+def test_any_name_of_a_file_may_be_added(node: Node, file: Path, name: str, link: bool) -> None:
+    """The manifest that is written for it is read by every command from then on."""
+    odd = file.rename(file.with_name(name))
+    add(node, odd, "mine", link=link)
+    assert node.state("mine") == "here"
+    assert Registry.at(node.home).manifests()["mine"][0].where == LocalFile(odd)
+
+
+def test_a_name_that_is_no_text_is_refused_with_words(node: Node, file: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(file.parent) + b"/a\xff.gguf"))
+    file.rename(odd)
+    with pytest.raises(ModelUnusable, match="is no UTF-8, .* rename the file"):
+        add(node, odd)
+    with pytest.raises(ModelUnusable, match="is no UTF-8, .* rename the file"):
+        node.pull(f"file:{odd}")
+
+
 def test_a_file_that_is_no_model_is_not_added(node: Node, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_text("hello")
     with pytest.raises(ModelUnusable, match="is not a GGUF file"):
@@ -94,9 +115,9 @@ def test_two_models_share_one_file_until_both_are_removed(node: Node, file: Path
     add(node, file, "one")
     add(node, file, "two")
     assert node.blobs() == [sha(model_bytes)]
-    assert node.inventory.remove("one") == 0
+    assert node.inventory.remove("one") == Removed(0, manifest=True)
     assert node.blobs() == [sha(model_bytes)]
-    assert node.inventory.remove("two") == len(model_bytes)
+    assert node.inventory.remove("two") == Removed(len(model_bytes), manifest=True)
     assert node.blobs() == []
     assert not list((node.home / "models").glob("*.toml"))
 
@@ -298,7 +319,7 @@ def test_remove_takes_an_unfinished_download(node: Node, server: FileServer, ser
         node.pull(f"{server.url}/m.gguf", SHORT)
     [row] = [row for row in node.inventory.rows() if row.manifest is None]
     assert (row.name, row.have_bytes, row.source) == ("m", 1_000_000, f"{server.url}/m.gguf")
-    assert node.inventory.remove("m") > 0
+    assert node.inventory.remove("m").freed_bytes > 0
     assert not list((node.store / "partial").iterdir())
 
 
