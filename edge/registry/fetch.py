@@ -163,6 +163,7 @@ class Fetch:
                 "fetch the file by other means and use `edge models add`"
             )
         self._observer.notes(f"{why}: {self._located.file} begins anew")
+        self._size, self._sha256 = self._located.size_bytes, self._located.sha256  # what was learnt was of another file
         growing.begin_anew(self._state(None))
         self._observer.begins(self._located.file, 0, self._size)
 
@@ -187,8 +188,8 @@ class Fetch:
             if validator is not None:
                 headers["if-range"] = validator
         with ask(self._web, "GET", self._located, headers) as answer:
-            self._sha256 = self._sha256 or answer.sha256
             self._begin(growing, answer)
+            self._sha256 = self._sha256 or answer.sha256
             if answer.status == 416:  # nothing is missing
                 return
             room = None if self._size is None else self._size - growing.have
@@ -229,6 +230,8 @@ class Fetch:
         span = answer.span
         if span is None or span.first != growing.have:
             raise _Wrong("the server sends another part than was asked for")
+        if answer.contradicts(growing.state.validator):  # it knows ranges, and no conditions for them
+            raise _Wrong("the server has another file now")
         self._learn_size(span.size_bytes)
 
     def _learn_size(self, size: int | None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from bench.file_server import Cut, Damage, FileServer, Served, Status
+from bench.file_server import Asked, Cut, Damage, FileServer, Served, Status
 from edge.errors import DownloadFailed
 from edge.registry import web
 from edge.registry.fetch import Fetch, Patience
@@ -78,6 +78,41 @@ def test_a_changed_file_begins_anew(
     node.pull("m")
     assert node.blobs() == [sha(other_bytes)]
     assert any("another file now" in note for note in node.watcher.notes_said)
+
+
+def test_a_file_that_changes_midway_begins_anew_whatever_was_learnt_of_it(
+    node: Node, server: FileServer, served: Served, other_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within one command. The address allows GET alone, so size and sum come with the first answer, and with the second others."""
+    whole, longer = server.answer, other_bytes + bytes(64)
+    served.stated = {"x-checksum-sha256": sha(served.data)}
+
+    def answer(asked: Asked) -> Served | Status:
+        if len(server.gets("/m.gguf")) > 1:
+            served.data, served.etag, served.stated = longer, '"2"', {"x-checksum-sha256": sha(longer)}
+        return Status(403) if asked.method == "HEAD" else whole(asked)
+
+    monkeypatch.setattr(server, "answer", answer)
+    server.faults.append(Cut(1_000_000))
+    node.know("m", f"{server.url}/m.gguf")
+    node.pull("m")
+    assert node.blobs() == [sha(longer)]
+
+
+@pytest.mark.parametrize("mark", ['"2"', None])
+def test_a_server_that_heeds_no_conditions_gets_no_two_files_joined(
+    node: Node, server: FileServer, served: Served, other_bytes: bytes, mark: str | None
+) -> None:
+    served.conditions = False
+    served.last_modified = "Wed, 21 Oct 2015 07:28:00 GMT"
+    served.etag = None if mark is None else '"1"'
+    server.faults.extend([Cut(1_000_000), *[Status(503)] * 3])
+    node.know("m", f"{server.url}/m.gguf")
+    with pytest.raises(DownloadFailed):
+        node.pull("m", Patience(tries=3, pause_s=0.001))
+    served.data, served.etag, served.last_modified = other_bytes, mark, "Wed, 21 Oct 2026 07:28:00 GMT"
+    node.pull("m")
+    assert node.blobs() == [sha(other_bytes)]
 
 
 def test_without_any_mark_of_the_file_nothing_is_joined(
