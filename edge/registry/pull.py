@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -140,7 +140,7 @@ class Puller:
                 header = self._check(place, ready) or header
             if not isinstance(manifest, Manifest):
                 assert header is not None
-                manifest = manifest(files[0].stored.sha256, header)
+                manifest = _described(manifest, files[0], header)
             record = self._store.publish(manifest, places[0].located.shown, files)
         return Pulled(record, already=False, trusted=tuple(trusted))
 
@@ -226,13 +226,15 @@ class Puller:
             try:
                 growing.begin_anew(state)
                 self._observer.begins(path.name, 0, state.size_bytes)
-                with path.open("rb") as file:
-                    while block := file.read(BLOCK_BYTES):
-                        growing.append(block)
-                        self._observer.has(growing.have)
+                for block in _blocks(path):
+                    growing.append(block)
+                    self._observer.has(growing.have)
                 growing.checkpoint()
             finally:
                 growing.close()
+        except ModelUnusable:
+            partial.discard()
+            raise
         except OSError as error:
             partial.discard()
             raise storage_error(error, partial.path.parent) from None
@@ -262,6 +264,26 @@ class Puller:
             raise DownloadFailed(f"what {place.located.shown} gave is refused: it {what}") from None
 
 
+def _described(describe: Describe, ready: Ready, header: GgufHeader) -> Manifest:
+    """The manifest of a file that has none. A file of which none can be made is not kept: it would be refused again."""
+    try:
+        return describe(ready.stored.sha256, header)
+    except ModelUnusable:
+        if ready.partial is not None:
+            ready.partial.discard()
+        raise
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """Of a file that may lie on a stick that fails. Raises ModelUnusable."""
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+    except OSError as error:
+        raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
+
+
 def _local(wanted: Wanted, path: Path) -> Place:
     if wanted.gguf:
         read_header(path)
@@ -269,6 +291,8 @@ def _local(wanted: Wanted, path: Path) -> Place:
         size = path.stat().st_size
     except OSError as error:
         raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
+    if not path.is_file():  # to open a pipe may take for ever
+        raise ModelUnusable(f"{path} is no regular file")
     located = Located("", path.name, str(path), f"file:{path}", {}, size, wanted.sha256)
     return Place(wanted, _named(located, wanted), path)
 

@@ -323,6 +323,25 @@ def test_remove_takes_an_unfinished_download(node: Node, server: FileServer, ser
     assert not list((node.store / "partial").iterdir())
 
 
+def test_a_disk_that_cannot_be_read_is_not_taken_for_one_that_cannot_be_written(node: Node, file: Path) -> None:
+    """/proc/self/mem is a file whose beginning cannot be read, as of a stick with a bad block."""
+    node.know("m", f"file:{file.rename(file.with_name('model.onnx'))}", task="classification")
+    with (node.home / "models" / "m.toml").open("a") as manifest:
+        manifest.write(
+            '[encoder]\nlabels = ["a"]\n[[files]]\nfile = "tokenizer.json"\nsource = "file:/proc/self/mem"\n'
+        )
+    with pytest.raises(ModelUnusable, match="cannot read /proc/self/mem: Input/output error"):
+        node.pull("m")
+
+
+def test_what_no_manifest_can_be_made_for_is_not_kept(node: Node, server: FileServer, model_bytes: bytes) -> None:
+    data = model_bytes.replace(b"llama.context_length", b"llama.context_lengtX")
+    server.routes["/m.gguf"] = Served(data)
+    with pytest.raises(ModelUnusable, match="does not say how long its context is"):
+        node.pull(f"{server.url}/m.gguf")
+    assert node.partials() == [] and all(row.name != "m" for row in node.inventory.rows())
+
+
 def test_one_file_may_have_two_names(node: Node, server: FileServer, served: Served, model_bytes: bytes) -> None:
     node.know("m", f"{server.url}/m.gguf", sha256=sha(model_bytes))
     with (node.home / "models" / "m.toml").open("a") as file:
