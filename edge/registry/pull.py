@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import httpx
 from edge.errors import DownloadFailed, EdgeError, ModelUnusable
 from edge.registry import hub, web
 from edge.registry.describe import Describe
-from edge.registry.digest import BLOCK_BYTES
+from edge.registry.digest import read_blocks
 from edge.registry.durable import storage_error
 from edge.registry.fetch import Fetch, Fetched, Observer, Patience
 from edge.registry.gguf import GgufHeader, read_header
@@ -226,7 +226,7 @@ class Puller:
             try:
                 growing.begin_anew(state)
                 self._observer.begins(path.name, 0, state.size_bytes)
-                for block in _blocks(path):
+                for block in read_blocks(path):
                     growing.append(block)
                     self._observer.has(growing.have)
                 growing.checkpoint()
@@ -272,16 +272,6 @@ def _described(describe: Describe, ready: Ready, header: GgufHeader) -> Manifest
         if ready.partial is not None:
             ready.partial.discard()
         raise
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    """Of a file that may lie on a stick that fails. Raises ModelUnusable."""
-    try:
-        with path.open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                yield block
-    except OSError as error:
-        raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _local(wanted: Wanted, path: Path) -> Place:

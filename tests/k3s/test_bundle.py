@@ -342,6 +342,7 @@ def _docker_layerless() -> Contents:
 
 
 ARM = config("arm64")
+_LAYOUT = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
 UNUSABLE: list[tuple[str, Contents, str]] = [
     ("another-image", Oci(configs=(config(env=("PATH=/bin",)),)), r"holds another image than the node's"),
     ("damaged", _damaged(), r"is damaged: blobs/sha256/\w+ has another checksum"),
@@ -364,6 +365,12 @@ UNUSABLE: list[tuple[str, Contents, str]] = [
     ("short-name", Oci("edge-node:1"), r"named 'edge-node:1', and containerd wants registry, path and tag"),
     ("docker-damaged", _docker_damaged(), r"damaged: old/layer.tar has another checksum than stated"),
     ("docker-layerless", _docker_layerless(), r"not whole: old/layer.tar is missing"),
+    ("index-of-a-list", Contents({**_LAYOUT, "index.json": b"[]"}), r"not as it must be"),
+    ("index-of-text", Contents({**_LAYOUT, "index.json": b'{"manifests": ["a"]}'}), r"not as it must be"),
+    ("index-too-deep", Contents({**_LAYOUT, "index.json": b"[" * 100_000}), r"not as it must be"),
+    ("nothing-said", Contents({**_LAYOUT, "index.json": b'{"manifests": [{"annotations": null}]}'}), r"not as it must"),
+    ("docker-no-json", Contents({"manifest.json": b"{"}), r"not as it must be"),
+    ("docker-no-config", Contents({"manifest.json": b'[{"Layers": []}]'}), r"not as it must be \(KeyError: 'Config'\)"),
     ("no-image", Contents({"a.txt": b"x"}), r"neither index.json nor manifest.json"),
 ]
 
@@ -393,6 +400,8 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
         make(tmp_path / "b", path)
     with pytest.raises(ArchiveUnusable, match=r"cannot read .*: No such file"):
         make(tmp_path / "b", tmp_path / "lost.tar")
+    with pytest.raises(ArchiveUnusable, match=r"cannot read /proc/self/mem: Input/output error"):
+        make(tmp_path / "b", Path("/proc/self/mem"))
 
 
 def test_one_of_several_images_can_be_chosen(tmp_path: Path) -> None:
