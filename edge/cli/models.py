@@ -175,7 +175,7 @@ def prune(dry_run: bool, partials: bool) -> None:
     """Remove what no model needs: unused files, damaged ones, and downloads that nobody went on with for seven days."""
     leftovers = _inventory().prune(every_partial=partials, dry_run=dry_run)
     for leftover in leftovers:
-        click.echo(f"{quantities.size(leftover.size_bytes):>10}  {leftover.why}  {leftover.paths[-1].name}")
+        click.echo(f"{quantities.size(leftover.size_bytes):>10}  {leftover.why}  {leftover.path.name}")
     freed = quantities.size(sum(leftover.size_bytes for leftover in leftovers))
     click.echo(f"{freed} {'would be' if dry_run else 'were'} freed" if leftovers else "nothing to remove")
 

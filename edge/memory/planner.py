@@ -310,7 +310,7 @@ def _refusal(shape: ModelShape, budget: Budget, wishes: Wishes, smallest: Plan, 
     )
     fixed = [name for name in _FIXABLE if getattr(wishes, name) is not None]
     if fixed:
-        free = replace(wishes, **dict.fromkeys(fixed))
+        free = replace(wishes, slots=None, context_tokens=None, kv_type=None, gpu_layers=None)
         try:
             nearest = plan(shape, budget, free, sizes_of).layout
         except DoesNotFit:

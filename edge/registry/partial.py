@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edge.errors import StoreBusy
 from edge.registry.digest import BLOCK_BYTES
 from edge.registry.durable import is_locked, locked, sync_directory, write_atomically
 
@@ -59,11 +60,6 @@ class Partial:
         return found if found.version <= STATE_VERSION else None
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """Its files, in the order in which they may be removed."""
-        return self._state_path, self.path
-
-    @property
     def have_bytes(self) -> int:
         """How much is here."""
         try:
@@ -101,8 +97,16 @@ class Partial:
 
     def discard(self) -> None:
         """Throw it away. The state goes first: bytes without a state are not gone on with."""
-        for path in self.paths:
+        for path in (self._state_path, self.path):
             path.unlink(missing_ok=True)
+
+    def discard_idle(self) -> int:
+        """Throw it away unless a living process works on it, which would go on writing into nothing. Returns bytes freed."""
+        with contextlib.suppress(StoreBusy), self.held(self.path.name):
+            freed = self.disk_bytes
+            self.discard()
+            return freed
+        return 0
 
     def save(self, state: State) -> None:
         """Write the state down, with this boot's mark."""

@@ -13,6 +13,7 @@ state before or after, nothing between.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -98,9 +99,11 @@ class Ready:
 class Leftover:
     """Something that nobody needs."""
 
-    paths: tuple[Path, ...]
+    path: Path
     size_bytes: int
     why: str
+    partial: Partial | None = None
+    """The unfinished download that `path` belongs to."""
 
 
 class Store:
@@ -222,9 +225,8 @@ class Store:
                 self._record_path(name).unlink(missing_ok=True)
                 freed = self._drop_unused(former)
                 for owner, partial in self.unfinished():
-                    if owner == name and not partial.busy:
-                        freed += partial.disk_bytes
-                        partial.discard()
+                    if owner == name:
+                        freed += partial.discard_idle()
             return freed
         except OSError as error:
             raise storage_error(error, self.root) from None
@@ -249,17 +251,16 @@ class Store:
         unclaimed = [path for path in _files(self._blobs) if path.name not in used]
         if self.unreadable():
             unclaimed = []  # they may be those of a model that a newer version fetched
-        found = [Leftover((path,), path.stat().st_size, "no model has it") for path in unclaimed]
-        found += [Leftover((path,), path.stat().st_size, "damaged") for path in _files(self._damaged)]
-        found += [
-            Leftover((path,), path.stat().st_size, "half-written note")  # of a process that was killed meanwhile
-            for path in [*_files(self._names), *_files(self.partials)]
-            if path.name[0] == "." and now_s - path.stat().st_mtime > _DRAFT_S
-        ]
+        found = [Leftover(path, _bytes(path), "no model has it") for path in unclaimed]
+        found += [Leftover(path, _bytes(path), "damaged") for path in _files(self._damaged)]
+        for path in [*_files(self._names), *_files(self.partials)]:
+            with contextlib.suppress(FileNotFoundError):  # of a download that runs: it comes and goes
+                if path.name[0] == "." and now_s - path.stat().st_mtime > _DRAFT_S:
+                    found.append(Leftover(path, _bytes(path), "half-written note"))  # of a killed process
         for partial in Partial.all_in(self.partials):
             stale = every_partial or partial.state is None or now_s - partial.touched_s > _STALE_S
             if stale and not partial.busy:
-                found.append(Leftover(partial.paths, partial.disk_bytes, "unfinished download"))
+                found.append(Leftover(partial.path, partial.disk_bytes, "unfinished download", partial))
         return found
 
     def prune(self, now_s: float, *, every_partial: bool) -> list[Leftover]:
@@ -268,9 +269,11 @@ class Store:
             with self._store_lock():
                 found = self.leftovers(now_s, every_partial=every_partial)
                 for leftover in found:
-                    for path in leftover.paths:
-                        self._checksums.forget(path)
-                        path.unlink(missing_ok=True)
+                    if leftover.partial is not None:
+                        leftover.partial.discard_idle()
+                        continue
+                    self._checksums.forget(leftover.path)
+                    leftover.path.unlink(missing_ok=True)
                 self._drop_trees()
             return found
         except OSError as error:
@@ -320,6 +323,14 @@ def _record(text: bytes) -> Record:
 
 def _records_in(names: Path) -> list[Path]:
     return [path for path in sorted(names.glob("*.json")) if path.stem[0] != "."]
+
+
+def _bytes(path: Path) -> int:
+    """0 for a file that has gone."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _files(directory: Path) -> list[Path]:

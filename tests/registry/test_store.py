@@ -177,7 +177,7 @@ def test_prune_takes_only_what_nobody_needs(
     with pytest.raises(DownloadFailed):
         node.pull("m", SHORT)
     would = node.inventory.prune(every_partial=False, dry_run=True)
-    assert [(leftover.paths[0].name, leftover.why) for leftover in would] == [("0" * 64, "no model has it")]
+    assert [(leftover.path.name, leftover.why) for leftover in would] == [("0" * 64, "no model has it")]
     assert len(node.blobs()) == 2
     assert node.inventory.prune(every_partial=False, dry_run=False) == would
     assert node.blobs() == [sha(model_bytes)]
@@ -199,6 +199,7 @@ def test_prune_leaves_a_download_that_runs(node: Node, server: FileServer, serve
     [(_, partial)] = node.inventory._store.unfinished()
     with partial.held("it"):
         assert node.inventory.prune(every_partial=True, dry_run=False) == []
+        assert partial.discard_idle() == 0 and partial.have_bytes == 1_000_000
     assert len(node.inventory.prune(every_partial=True, dry_run=False)) == 1
 
 
