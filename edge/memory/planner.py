@@ -158,9 +158,9 @@ def fits(found: Plan, budget: Budget) -> bool:
 
 
 def ladder(shape: ModelShape, budget: Budget, wishes: Wishes, sizes_of: SizesOf) -> Iterator[Plan]:
-    """What the library can lay out, from the best to the smallest; each differs from the one before in one thing, so that it takes
-    less. A step that the library refuses, such as cells in q8_0 for heads of 80 numbers, is left out, and the next is taken from
-    where things stood."""
+    """What the library can lay out, from the best to the smallest; each differs from the one before in one thing, so that it
+    takes less. A step that the library refuses, such as cells in q8_0 for heads of 80 numbers, is left out, and the next one is
+    taken from where things stood."""
     layout = preferred(shape, budget, wishes)
     if (found := _sized(layout, sizes_of)) is not None:
         yield found

@@ -103,8 +103,8 @@ def _worded(hub: Hub) -> Iterator[None]:
         raise DownloadFailed(f"{host} cannot say where {hub.repo} is: {words}") from None
     except (ValueError, TypeError, LookupError):  # no JSON, or another than a hub's
         raise DownloadFailed(
-            f"{host} does not answer as a hub does: a login page or a proxy may stand in between; open it with a browser, or check "
-            "HF_ENDPOINT and HTTPS_PROXY"
+            f"{host} does not answer as a hub does: a login page or a proxy may stand in between; open it with a browser, or "
+            "check HF_ENDPOINT and HTTPS_PROXY"
         ) from None
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # of whichever HTTP client it uses
         raise Interrupted(f"{host} cannot be reached ({str(error) or type(error).__name__})") from None

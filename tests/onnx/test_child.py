@@ -277,7 +277,7 @@ def test_a_tokenizer_that_panics_at_a_request_fails_that_one(reranker: Path, tmp
 
     async def use(client: TensorClient) -> None:
         for _ in range(2):
-            with pytest.raises(EngineFault, match="the tokenizer .* fails at this"):
+            with pytest.raises(EngineFault, match=r"the tokenizer .* fails at this"):
                 await client.rerank("pump", ["three", "four"])
         assert client.status.restarts == 0
 

@@ -83,7 +83,7 @@ def test_a_changed_file_begins_anew(
 def test_a_file_that_changes_midway_begins_anew_whatever_was_learnt_of_it(
     node: Node, server: FileServer, served: Served, other_bytes: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within one command. The address allows GET alone, so size and sum come with the first answer, and with the second others."""
+    """Within one command. The address allows GET alone: size and sum come with the first answer, and others with the second."""
     whole, longer = server.answer, other_bytes + bytes(64)
     served.stated = {"x-checksum-sha256": sha(served.data)}
 

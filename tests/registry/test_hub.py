@@ -121,7 +121,7 @@ def test_a_login_page_on_the_way_is_told_from_a_hub(
     with FileServer() as portal:
         monkeypatch.setattr(portal, "answer", lambda asked: Served(page))
         monkeypatch.setenv("HF_ENDPOINT", portal.url)
-        with pytest.raises(DownloadFailed, match="does not answer as a hub does|is not a GGUF file"):
+        with pytest.raises(DownloadFailed, match=r"does not answer as a hub does|is not a GGUF file"):
             node.pull(f"hf:{REPO}:{wanted}")
     assert node.partials() == []
 

@@ -88,9 +88,9 @@ def test_any_name_of_a_file_may_be_added(node: Node, file: Path, name: str, link
 def test_a_name_that_is_no_text_is_refused_with_words(node: Node, file: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(file.parent) + b"/a\xff.gguf"))
     file.rename(odd)
-    with pytest.raises(ModelUnusable, match="is no UTF-8, .* rename the file"):
+    with pytest.raises(ModelUnusable, match=r"is no UTF-8, .* rename the file"):
         add(node, odd)
-    with pytest.raises(ModelUnusable, match="is no UTF-8, .* rename the file"):
+    with pytest.raises(ModelUnusable, match=r"is no UTF-8, .* rename the file"):
         node.pull(f"file:{odd}")
 
 
