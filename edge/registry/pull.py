@@ -19,7 +19,17 @@ from edge.registry.fetch import Fetch, Fetched, Observer, Patience
 from edge.registry.gguf import GgufHeader, read_header
 from edge.registry.manifest import Manifest
 from edge.registry.partial import Growing, Partial, State
-from edge.registry.source import Hub, LocalFile, Located, Source, Web, file_name, shown_url, without_credentials
+from edge.registry.source import (
+    Hub,
+    LocalFile,
+    Located,
+    Source,
+    Web,
+    file_name,
+    is_part,
+    shown_url,
+    without_credentials,
+)
 from edge.registry.space import require_space
 from edge.registry.store import Ready, Record, Store, StoredFile
 
@@ -106,6 +116,11 @@ class Puller:
 
     def locate(self, wanted: Wanted) -> Place:
         """Ask where a file is. Raises DownloadFailed, ModelUnusable."""
+        if wanted.gguf and is_part(wanted.file):
+            raise ModelUnusable(
+                f"{wanted.file} is one part of a model in several, which this version does not join: get all of them, join them "
+                "(llama-gguf-split --merge), and `edge models add` the whole"
+            )
         match wanted.source:
             case LocalFile(path):
                 return _local(wanted, path)

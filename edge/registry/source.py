@@ -170,5 +170,10 @@ def choose_quant(files: list[str], wanted: str) -> str:
     raise NoSuchQuant(f"has several files for {what}: name one of {', '.join(fitting)}")
 
 
+def is_part(file: str) -> bool:
+    """Whether a file's name says that it is one of several that make a model."""
+    return _SPLIT.search(file) is not None
+
+
 def _is_projector(file: str) -> bool:
     return PurePosixPath(file).name.lower().startswith(("mmproj", "imatrix"))

@@ -41,6 +41,7 @@ def budget(library: Path, bound: int = 0, profile: str = "small", **environment:
         ({}, "Stub Card", 6144, 8192),
         ({"CUDA_VISIBLE_DEVICES": "0,1"}, "Stub Card", 6144, 8192),
         ({"CUDA_VISIBLE_DEVICES": "GPU-1111"}, "Stub Card", 6144, 8192),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1"}, "Stub Card", 6144, 8192),
         ({"CUDA_VISIBLE_DEVICES": "MIG-b", "profile": "mig"}, "Stub Card MIG", 960, 1024),
         ({"profile": "mig"}, "Stub Card MIG", 1984, 2048),
     ],

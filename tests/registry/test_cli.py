@@ -150,6 +150,8 @@ def test_a_linked_model_that_is_removed_is_said_to_be(run_edge: RunEdge, tmp_pat
         (["pull", "nothing"], 1, "'nothing' is no known model and no source"),
         (["pull", "hf:x"], 1, "write hf:OWNER/REPO:FILE_OR_QUANT"),
         (["pull", "edge-builtin"], 1, "edge-builtin is here already"),
+        (["pull", "hf:a/b:Q4/m-00001-of-00003.gguf"], 1, "m-00001-of-00003.gguf is one part of a model in several"),
+        (["pull", "http://127.0.0.1:9/m-00001-of-00003.gguf"], 1, "llama-gguf-split --merge"),
         (["pull", "x", "--name", "Not A Name"], 2, "up to 63 of a-z"),
         (["pull", "x", "--sha256", "12"], 2, "64 hexadecimal digits"),
         (["add", "/nowhere.gguf"], 1, "there is no file /nowhere.gguf"),
