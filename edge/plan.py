@@ -21,7 +21,7 @@ from edge.registry.fetch import Patience
 from edge.registry.gguf import read_header
 from edge.registry.remote import sparse_copy
 from edge.registry.resolve import Registry, ResolvedModel
-from edge.registry.source import without_credentials
+from edge.registry.source import shown
 
 _TICK_S = 0.2
 
@@ -60,13 +60,12 @@ def plan(
     registry = Registry.at(effective.home)
     elsewhere = registry.elsewhere(settings.model.name)
     if elsewhere is not None and on_load is not None:
-        raise ModelUnusable(
-            f"{settings.model.name} is not on this machine, so it cannot be measured: `edge models pull {settings.model.name}`"
-        )
+        name = shown(settings.model.name)
+        raise ModelUnusable(f"{name} is not on this machine, so it cannot be measured: `edge models pull {name}`")
     with _looked_at(registry, settings.model.name, elsewhere, on_check) as model:
         planned, kept_bytes = _planned(effective, registry, model, Fitter(settings, memory_bytes))
         promise = None if on_load is None else asyncio.run(_promise(effective, model, planned, on_load))
-    where = without_credentials(elsewhere) if elsewhere is not None else str(model.path)
+    where = shown(elsewhere) if elsewhere is not None else str(model.path)
     return Answer(model, where, planned, kept_bytes, promise)
 
 
@@ -97,8 +96,8 @@ def _looked_at(
         header = read_header(path)
         if header.reads is not None:
             raise ModelUnusable(
-                f"{name} is for {header.reads}: its memory follows from its size, and layouts are planned for models that write "
-                "text"
+                f"{shown(name)} is for {header.reads}: its memory follows from its size, and layouts are planned for models that "
+                "write text"
             )
         yield ResolvedModel(path.stem if name == elsewhere else name, path, header, None)
 

@@ -26,6 +26,7 @@ from edge.registry.source import (
     file_name,
     local_source,
     parse_source,
+    shown,
     shown_url,
     without_credentials,
     writable,
@@ -97,7 +98,7 @@ class Inventory:
         own: Literal["own", "kept", "shipped"] = "own" if where.parent == self._own else "shipped"
         if where.is_relative_to(self._store.root):
             own = "kept"
-        source = str(shown_url(manifest.source)) if isinstance(manifest.where, Web) else manifest.source
+        source = shown(manifest.source)
         beside = self._registry.beside(manifest, where)
         if beside is not None:
             return self._row_beside(manifest, beside, own, source)
@@ -181,16 +182,17 @@ class Inventory:
                     same = record is not None and sha256 in (None, record.files[0].sha256)
                     if record is not None and same and not local and not self._store.missing(record):
                         return Pulled(record, already=True)
-                shown = _shown(source, place.located.file)
-                pulled = puller.pull(name, [place], described(name, text, shown, licence))
+                origin = _shown(source, place.located.file)
+                pulled = puller.pull(name, [place], described(name, text, origin, licence))
                 verb = "add" if isinstance(source, LocalFile) else "pull"
-                self._write_own(pulled.record.manifest, f"edge models {verb} {shown}")
+                self._write_own(pulled.record.manifest, f"edge models {verb} {origin}")
                 return pulled
 
     def _require_same(self, known: Manifest, text: str) -> None:
         if known.source != text:
             raise ModelUnusable(
-                f"a model {known.name} is known already, from {known.source}: choose a name with --name"
+                f"a model {known.name} is known already, from {shown(known.source)}: choose a name with --name, or take that "
+                f"one away first: `edge models remove {known.name}`"
             )
 
     def add(self, path: Path, observer: Observer, *, name: str | None, link: bool, licence: str) -> Pulled | Manifest:

@@ -12,7 +12,7 @@ from edge.errors import ModelUnusable
 from edge.registry.digest import Checksums, sha256_of
 from edge.registry.gguf import GgufHeader, read_header
 from edge.registry.manifest import LANGUAGE, NAME_PATTERN, Manifest, NewerManifest, read_manifest
-from edge.registry.source import Builtin, Hub, LocalFile, Source, Web, is_source, parse_source
+from edge.registry.source import Builtin, Hub, LocalFile, Source, Web, is_source, parse_source, shown
 from edge.registry.store import Record, Store
 
 
@@ -116,7 +116,9 @@ class Registry:
         if isinstance(source, LocalFile):
             wish = str(source.path)
         elif source is not None:
-            raise ModelUnusable(f"{wish} is not on this machine: `edge models pull {wish}` brings it here and names it")
+            raise ModelUnusable(
+                f"{shown(wish)} is not on this machine: `edge models pull {shown(wish)}` brings it here and names it"
+            )
         path = Path(wish).expanduser()
         if path.suffix == ".onnx":
             return _tensors(path.stem, path.absolute(), None, _with_weights(path.absolute()))
@@ -278,4 +280,4 @@ def _absent(manifest: Manifest, where: Path) -> str:
     if manifest.where == Builtin():
         return f"{problem}: it is part of the installation, so install edge again, or put it at {path}"
     by_hand = f", or put it at {path}" if manifest.file else ""
-    return f"{problem}: `edge models pull {manifest.name}` fetches it from {manifest.source}{by_hand}"
+    return f"{problem}: `edge models pull {manifest.name}` fetches it from {shown(manifest.source)}{by_hand}"

@@ -124,6 +124,16 @@ def shown_url(url: str) -> str:
     return urlunsplit((parts.scheme, host + port, parts.path, "", ""))
 
 
+def shown(text: str) -> str:
+    """A source for people and logs."""
+    return shown_url(text) if text.startswith(("https://", "http://")) else text
+
+
+def may_be_secret(text: str) -> bool:
+    """Whether a source, written without credentials, is still nobody else's business: a signed address lets anybody in."""
+    return "?" in text and text.startswith(("https://", "http://"))
+
+
 def without_credentials(text: str) -> str:
     """A source as it may be written to a file: user and password left out, the query kept, since it may be the name."""
     if not text.startswith(("https://", "http://")):

@@ -12,10 +12,11 @@ import pytest
 import trustme
 
 from bench.file_server import Asked, Cut, Damage, FileServer, Served, Status
-from edge.errors import DownloadFailed
+from edge.errors import DownloadFailed, ModelUnusable
 from edge.registry import web
 from edge.registry.fetch import Fetch, Patience
 from edge.registry.partial import Partial, State
+from edge.registry.resolve import Registry
 from edge.registry.source import Located
 from tests.registry.conftest import SOON, Node, Watcher, gguf_bytes, sha
 
@@ -385,6 +386,35 @@ def test_user_and_password_of_an_address_are_used_and_shown_nowhere(
     said = [caught.value.message, *node.watcher.notes_said]
     assert not [text for text in said if "hunter2" in text or "abc" in text]
     assert not [data for data in kept if b"hunter2" in data]
+
+
+def test_a_signed_address_is_kept_for_its_user_alone_and_shown_to_nobody(
+    node: Node, server: FileServer, served: Served
+) -> None:
+    signed = f"{server.url}/m.gguf?signature=abc"
+    server.faults.extend([Cut(1_000_000), *[Status(503)] * 3])
+    with pytest.raises(DownloadFailed):
+        node.pull(signed, Patience(tries=3, pause_s=0.001), name="m")
+    unfinished = {path.stat().st_mode & 0o777 for path in holders(node.home, b"abc")}
+    node.pull(signed, name="m")
+    done = holders(node.home, b"abc")
+    assert done and {path.stat().st_mode & 0o777 for path in done} == unfinished == {0o600}
+    registry = Registry.at(node.home)
+    (node.store / "names" / "m.json").unlink()
+    for attempt in (
+        lambda: node.pull(f"{server.url}/m.gguf?signature=def", name="m"),
+        lambda: registry.resolve("m"),
+        lambda: registry.resolve(signed),
+    ):
+        with pytest.raises(ModelUnusable) as caught:
+            attempt()
+        assert "/m.gguf" in caught.value.message and "abc" not in caught.value.message
+
+
+def holders(home: Path, secret: bytes) -> list[Path]:
+    """Files with these bytes in them, weights aside."""
+    files = [path for path in home.rglob("*") if path.is_file() and path.stat().st_size < 1_000_000]
+    return [path for path in files if secret in path.read_bytes()]
 
 
 @pytest.mark.parametrize(
