@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,10 +268,15 @@ def _bare(path: Path) -> Found:
 def _tensors(
     name: str, path: Path, manifest: Manifest | None, files: Mapping[str, Path], header: GgufHeader | None = None
 ) -> ResolvedTensors:
-    try:
-        size = sum(file.stat().st_size for file in {path, *files.values()} if file.suffix not in _NO_WEIGHTS)
-    except OSError as error:
-        raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
+    size = 0
+    for file in {path, *files.values()}:
+        try:
+            found = file.stat()
+        except OSError as error:
+            raise ModelUnusable(f"cannot read {file}: {error.strerror or error}") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise ModelUnusable(f"{file} is no regular file")
+        size += found.st_size if file.suffix not in _NO_WEIGHTS else 0
     return ResolvedTensors(name, path, manifest, files, size, header)
 
 

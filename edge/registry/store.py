@@ -38,6 +38,8 @@ RECORD_VERSION = 1
 _STALE_S = 7 * 86400
 _DRAFT_S = 3600
 _ASIDE_FORM = "%Y%m%dT%H%M%SZ"
+_ASIDE_LETTERS = 50
+"""Of a file's own name: with more of them the new one might be too long for a disk."""
 
 
 class StoredFile(BaseModel):
@@ -237,7 +239,8 @@ class Store:
     def set_aside(self, stored: StoredFile) -> Path:
         """Take a damaged file out of use, keeping it for whoever wants to look. Returns where it is. Raises as `remove`."""
         blob = self.blob(stored.sha256)
-        aside = self._damaged / f"{stored.sha256[:16]}-{time.strftime(_ASIDE_FORM, time.gmtime())}-{stored.file}"
+        stamp = time.strftime(_ASIDE_FORM, time.gmtime())
+        aside = self._damaged / f"{stored.sha256[:16]}-{stamp}-{stored.file[-_ASIDE_LETTERS:]}"
         try:
             with self._store_lock():
                 self._checksums.forget(blob)

@@ -154,6 +154,17 @@ def test_verify_sets_damaged_files_aside(node: Node, server: FileServer, served:
     assert [leftover.why for leftover in node.inventory.prune(every_partial=False, dry_run=False)] == ["damaged"]
 
 
+def test_a_damaged_file_of_a_long_name_is_set_aside_too(node: Node, server: FileServer, model_bytes: bytes) -> None:
+    name = "m" * 250 + ".gguf"
+    server.routes[f"/{name}"] = Served(model_bytes)
+    node.pull(f"{server.url}/{name}", name="m")
+    blob = node.store / "blobs" / sha(model_bytes)
+    blob.chmod(0o644)
+    blob.write_bytes(bytes(len(model_bytes)))
+    [check] = node.inventory.verify(["m"], lambda name, path: None)
+    assert check.verdict == "damaged" and check.aside is not None and check.aside.name.endswith("mm.gguf")
+
+
 def test_a_changed_blob_is_not_served(node: Node, server: FileServer, served: Served, model_bytes: bytes) -> None:
     node.know("m", f"{server.url}/m.gguf", sha256=sha(model_bytes))
     node.pull("m")
