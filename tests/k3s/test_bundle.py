@@ -621,7 +621,8 @@ def test_the_command_says_what_it_made_and_what_is_missing(tmp_path: Path, run_e
     assert wrong.returncode == 2 and "0-9 and dash" in wrong.stderr
 
 
-def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing(tmp_path: Path, by: signal.Signals) -> None:
     fifo = tmp_path / "i.tar"
     os.mkfifo(fifo)  # an archive that never comes
     command = [sys.executable, "-m", "edge", "k3s", "bundle", "--image", str(fifo), "--to", str(tmp_path / "b")]
@@ -631,7 +632,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
         while len(os.listdir(tmp_path)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(os.listdir(tmp_path)) == 2, "its draft is there"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(by)
         _, said = process.communicate(timeout=30)
     finally:
         process.kill()
