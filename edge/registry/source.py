@@ -74,7 +74,7 @@ def parse_source(text: str) -> Source:
         return Builtin()
     if text.startswith("file:"):
         path = unquote(text.removeprefix("file://") if text.startswith("file://") else text.removeprefix("file:"))
-        if not path.startswith("/"):
+        if not path.startswith("/") or "\0" in path:
             raise ValueError(f"{text!r} needs a whole path, such as file:/media/stick/model.gguf")
         return LocalFile(Path(path))
     if text.startswith("hf:"):

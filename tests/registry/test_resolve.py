@@ -109,7 +109,13 @@ def test_the_operators_manifest_comes_first(registry: Registry, models: Path, ho
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
-    [("colour = 'red'", "`colour`"), ("context_tokens = '7'", "not valid TOML"), ("= 3", "not valid TOML")],
+    [
+        ("colour = 'red'", "`colour`"),
+        ("context_tokens = '7'", "not valid TOML"),
+        ("= 3", "not valid TOML"),
+        ("size_bytes = " + "9" * 5000, "not valid TOML"),
+        ("x = " + "[" * 5000, "not valid TOML"),
+    ],
 )
 def test_a_wrong_manifest_is_named(registry: Registry, models: Path, line: str, complaint: str) -> None:
     with (models / "tiny.toml").open("a") as file:
