@@ -321,7 +321,7 @@ def _refusal(shape: ModelShape, budget: Budget, wishes: Wishes, smallest: Plan, 
                 f"{said}; {count(nearest.slots, 'slot')} of {nearest.context_tokens:,} tokens with kv_type "
                 f"{nearest.kv_type}{layers} would fit: leave {', '.join(f'engine.{name}' for name in fixed)} to the planner"
             )
-    return f"{said}; use a smaller model or a smaller quantization, or give the node more memory (memory.budget_mib)"
+    return f"{said}; use a smaller model or a smaller quantization, or {_more(budget)}"
 
 
 def _needs(found: Plan, budget: Budget) -> str:
@@ -331,6 +331,15 @@ def _needs(found: Plan, budget: Budget) -> str:
         f"{mib(found.device_bytes)} of the {mib(budget.device_bytes)} on {budget.device}, and {mib(found.host_bytes)} of the "
         f"{mib(budget.host_bytes)} that {_grants(budget.source)}"
     )
+
+
+def _more(budget: Budget) -> str:
+    """How there may be more memory, by what bounds it."""
+    if budget.source == "memory.budget_mib":
+        return "raise memory.budget_mib"
+    if budget.source.startswith("a control group"):
+        return "raise the control group's limit"
+    return "leave it more memory: other programs take theirs first, and memory.reserve_mib is kept back"
 
 
 def _grants(source: str) -> str:

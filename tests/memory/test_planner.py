@@ -125,6 +125,19 @@ def test_a_model_that_fits_in_no_layout_is_refused_with_a_cure() -> None:
         plan(SHAPE, host(300), Wishes(), sizes)
 
 
+@pytest.mark.parametrize(
+    ("source", "cure"),
+    [
+        ("memory.budget_mib", "raise memory.budget_mib$"),
+        ("a control group limited to 300 MiB", "raise the control group's limit$"),
+        ("this machine", "memory.reserve_mib is kept back$"),
+    ],
+)
+def test_the_cure_is_that_of_what_bounds_the_memory(source: str, cure: str) -> None:
+    with pytest.raises(DoesNotFit, match=cure):
+        plan(SHAPE, Budget(300 * MIB, source), Wishes(), sizes)
+
+
 def test_a_layout_that_the_library_refuses_is_passed_over() -> None:
     def no_q8(layout: Layout) -> tuple[Part, ...]:
         if layout.kv_type == "q8_0":
