@@ -66,7 +66,8 @@ def _groups(proc: Path, cgroup: Path) -> Iterator[tuple[int, int]]:
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         yield from _limits(root, legacy, names)
     if unified is not None:
-        yield from _limits(cgroup, unified, ("memory.max", "memory.current", "inactive_file"))
+        for limit in ("memory.max", "memory.high"):  # beyond the second nothing is killed, but all of it stands still
+            yield from _limits(cgroup, unified, (limit, "memory.current", "inactive_file"))
 
 
 def _paths(proc: Path) -> tuple[str | None, str | None]:
