@@ -81,7 +81,7 @@ def list_models(as_json: bool) -> None:
         click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
     for row in rows:
         if row.manifest is None:
-            click.echo(f"{row.name} is not finished: `edge models pull {row.source}` goes on with it", err=True)
+            click.echo(f"{row.name} is not finished: {_goes_on(row.source)} goes on with it", err=True)
     if not all(row.manifest is None or row.manifest.served for row in rows):
         click.echo("* can be fetched, but this version does not serve it yet", err=True)
 
@@ -252,15 +252,24 @@ def _state(row: Row) -> str:
     return "damaged or lost, pull it" if row.state == "incomplete" else row.state
 
 
+def _goes_on(source: str) -> str:
+    from edge.registry.source import may_be_secret, shown
+
+    secret = may_be_secret(source)
+    return f"`edge models pull` with the whole address of {shown(source)}" if secret else f"`edge models pull {source}`"
+
+
 def _object(row: Row) -> dict[str, object]:
     """For programs. Sizes in bytes."""
+    from edge.registry.source import shown
+
     manifest = row.manifest
     here: dict[str, object] = {
         "name": row.name,
         "state": row.state.replace(" ", "_"),
         "have_bytes": row.have_bytes,
         "size_bytes": row.size_bytes,
-        "source": row.source,
+        "source": shown(row.source),
     }
     if manifest is None:
         return {**here, "manifest": None}

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.file_server import FileServer, Served
+from bench.file_server import Cut, FileServer, Served, Status
+from edge.errors import DownloadFailed
 from edge.quantities import size
+from edge.registry.fetch import Patience
 from tests.conftest import RunEdge
 from tests.registry.conftest import Node, sha
 
@@ -41,6 +43,20 @@ def test_list_says_what_is_here(run_edge: RunEdge, node: Node) -> None:
         "manifest": "own",
         "description": "A test model.",
     }
+
+
+def test_a_download_that_is_not_finished_is_listed_without_its_signature(
+    run_edge: RunEdge, node: Node, server: FileServer, served: Served
+) -> None:
+    server.faults.append(Cut(1_000_000))
+    server.choose = lambda: Status(503)
+    with pytest.raises(DownloadFailed):
+        node.pull(f"{server.url}/m.gguf?signature=abc", Patience(tries=2, pause_s=0.001))
+    listed, programs = run_edge("models", "list"), run_edge("models", "list", "--json")
+    assert (
+        f"m is not finished: `edge models pull` with the whole address of {server.url}/m.gguf goes on" in listed.stderr
+    )
+    assert "abc" not in listed.stderr + listed.stdout + programs.stdout
 
 
 def test_pull_serve_verify_remove(
