@@ -15,7 +15,7 @@ from edge.registry.durable import storage_error
 from edge.registry.fetch import Observer, Patience
 from edge.registry.gguf import read_header
 from edge.registry.manifest import WRITTEN_MARK, Manifest
-from edge.registry.pull import Pulled, Puller, Wanted, wanted_files
+from edge.registry.pull import Pulled, Puller
 from edge.registry.resolve import Registry
 from edge.registry.source import (
     Builtin,
@@ -32,6 +32,7 @@ from edge.registry.source import (
     writable,
 )
 from edge.registry.store import Leftover, StoredFile
+from edge.registry.wanted import Wanted, wanted_files
 
 State = Literal["here", "partial", "incomplete", "unreadable", "not here"]
 
