@@ -27,6 +27,8 @@ class Served:
     etag: str | None = '"1"'
     last_modified: str | None = None
     ranges: bool = True
+    conditions: bool = True
+    """Whether If-Range is heeded."""
     chunked: bool = False
     announced: int | None = None
     stated: dict[str, str] = field(default_factory=dict)
@@ -169,7 +171,7 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
             size, first, last = len(served.data), 0, len(served.data) - 1
             wanted = _RANGE.fullmatch(asked.headers.get("range", "")) if served.ranges else None
             condition = asked.headers.get("if-range")
-            if wanted is not None and condition in (None, served.etag, served.last_modified):
+            if wanted is not None and (not served.conditions or condition in (None, served.etag, served.last_modified)):
                 first = int(wanted[1])
                 last = min(last, int(wanted[2])) if wanted[2] else last
                 if first > last:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edge.engine.probe import LayoutProbe
 from edge.machine import usable_cores
-from edge.memory.budget import room
+from edge.memory.budget import room, supposed
 from edge.memory.planner import (
     Budget,
     Layout,
@@ -57,9 +57,10 @@ class Fitter:
     """Finds layouts. The budget is found once, at the first question: what is free later depends on what was loaded. Blocks
     while it measures, half a second for most models, and measures each layout of a file once; any thread may ask."""
 
-    def __init__(self, settings: Settings, budget: Budget | None = None) -> None:
-        self._settings = settings
-        self._budget = budget
+    def __init__(self, settings: Settings, memory_bytes: int | None = None) -> None:
+        """`memory_bytes`: plan for so much, whatever is free."""
+        self._settings, self._memory_bytes = settings, memory_bytes
+        self._budget: Budget | None = None
         self._lock = threading.Lock()
         self._files: dict[tuple[Path, float, int], _Known] = {}
 
@@ -74,7 +75,8 @@ class Fitter:
             measured = known.model = known.model or probe.model()
             if self._budget is None:
                 device = measured.offloads and settings.engine.gpu_layers != 0
-                self._budget = room(settings.memory.budget_mib, settings.memory.reserve_mib, device=device)
+                now = room(settings.memory.budget_mib, settings.memory.reserve_mib, device=device)
+                self._budget = now if self._memory_bytes is None else supposed(self._memory_bytes, now)
             budget = self._budget if at_most_bytes is None else self._budget.at_most(at_most_bytes)
             shape = ModelShape(measured.train_context_tokens or header.context_tokens, measured.layers)
             sizes = self._sizes(probe, measured, known.layouts, header)

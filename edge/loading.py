@@ -218,7 +218,7 @@ class SettingsPlanner:
         return Fitted(load, planned_bytes)
 
     async def _fit_language(self, version: Version, room_bytes: int) -> Fitted:
-        kept = await self._kept_for_others() if version.spec.main else 0
+        kept = await self.kept_for_others() if version.spec.main else 0
         try:
             try:
                 planned = await asyncio.to_thread(self._planned, version, room_bytes - kept)
@@ -249,7 +249,7 @@ class SettingsPlanner:
 
         return smaller
 
-    async def _kept_for_others(self) -> int:
+    async def kept_for_others(self) -> int:
         """Room for those that stay, and for the largest of those that come and go."""
         stay, largest = 0, 0
         for spec in self._others:

@@ -114,8 +114,11 @@ def devices() -> list[Device]:
 
 
 def device_for_cuda(name: str) -> Device:
-    """The device that CUDA would take for a name of CUDA_VISIBLE_DEVICES: a number, `GPU-...` or `MIG-...`. Of a card that is cut
-    up CUDA sees the slices only, and takes the first. Raises DeviceLost, Unreadable, Unsupported."""
+    """The device that CUDA would take for a name of CUDA_VISIBLE_DEVICES: a number, `GPU-...` (its beginning will do) or
+    `MIG-...`. Of a card that is cut up CUDA sees the slices only, and takes the first. Raises DeviceLost, Unreadable,
+    Unsupported."""
+    if name.startswith("GPU-"):
+        name = next((device.uuid for device in devices() if device.uuid.startswith(name)), name)
     if not name.isdigit():
         handle = _called(lambda: pynvml.nvmlDeviceGetHandleByUUID(name))
         return _device(handle, 0, is_slice=name.startswith("MIG-"))

@@ -11,18 +11,17 @@ from pathlib import Path
 
 from edge.effective import Effective
 from edge.engine.client import EngineClient
-from edge.errors import ModelUnusable
+from edge.errors import DoesNotFit, ModelUnusable
 from edge.fitting import Fitter, Planned, wishes_of
-from edge.loading import engine_limits, load_message
+from edge.loading import SettingsPlanner, engine_limits, load_message, specs
 from edge.logs import start_logging
 from edge.machine import resident_bytes
-from edge.memory.planner import Budget
 from edge.messages import ModelFacts
 from edge.registry.fetch import Patience
 from edge.registry.gguf import read_header
 from edge.registry.remote import sparse_copy
 from edge.registry.resolve import Registry, ResolvedModel
-from edge.registry.source import without_credentials
+from edge.registry.source import shown
 
 _TICK_S = 0.2
 
@@ -43,6 +42,8 @@ class Answer:
     where: str
     """Its file, on this machine or elsewhere; for people."""
     planned: Planned
+    kept_bytes: int
+    """For further models; beside the budget."""
     promise: Promise | None
 
 
@@ -59,14 +60,27 @@ def plan(
     registry = Registry.at(effective.home)
     elsewhere = registry.elsewhere(settings.model.name)
     if elsewhere is not None and on_load is not None:
-        raise ModelUnusable(
-            f"{settings.model.name} is not on this machine, so it cannot be measured: `edge models pull {settings.model.name}`"
-        )
-    budget = None if memory_bytes is None else Budget(memory_bytes, "--memory")
+        name = shown(settings.model.name)
+        raise ModelUnusable(f"{name} is not on this machine, so it cannot be measured: `edge models pull {name}`")
     with _looked_at(registry, settings.model.name, elsewhere, on_check) as model:
-        planned = Fitter(settings, budget).fit(model.header, wishes_of(settings), others=True)
+        planned, kept_bytes = _planned(effective, registry, model, Fitter(settings, memory_bytes))
         promise = None if on_load is None else asyncio.run(_promise(effective, model, planned, on_load))
-    return Answer(model, without_credentials(elsewhere) if elsewhere is not None else str(model.path), planned, promise)
+    where = shown(elsewhere) if elsewhere is not None else str(model.path)
+    return Answer(model, where, planned, kept_bytes, promise)
+
+
+def _planned(effective: Effective, registry: Registry, model: ResolvedModel, fitter: Fitter) -> tuple[Planned, int]:
+    """The layout as `edge serve` would choose it, and what is kept for the further models."""
+    settings = effective.settings
+    wishes, others = wishes_of(settings), specs(settings, settings.model.served_name)[1:]
+    whole = fitter.fit(model.header, wishes, others=True)
+    planner = SettingsPlanner(settings, effective.home, registry, fitter, others)
+    kept_bytes = asyncio.run(planner.kept_for_others())
+    if kept_bytes:
+        room_bytes = max(0, whole.budget.bytes - kept_bytes)
+        with contextlib.suppress(DoesNotFit):  # then nothing is kept
+            return fitter.fit(model.header, wishes, at_most_bytes=room_bytes, others=True), kept_bytes
+    return whole, 0
 
 
 @contextlib.contextmanager
@@ -82,8 +96,8 @@ def _looked_at(
         header = read_header(path)
         if header.reads is not None:
             raise ModelUnusable(
-                f"{name} is for {header.reads}: its memory follows from its size, and layouts are planned for models that write "
-                "text"
+                f"{shown(name)} is for {header.reads}: its memory follows from its size, and layouts are planned for models that "
+                "write text"
             )
         yield ResolvedModel(path.stem if name == elsewhere else name, path, header, None)
 

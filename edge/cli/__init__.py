@@ -124,7 +124,9 @@ def _keep_traceback() -> str:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     text = f"edge {__version__}, {stamp}, {' '.join(sys.argv)}\n{traceback.format_exc()}"
     try:
-        with tempfile.NamedTemporaryFile("w", prefix=f"edge-{stamp}-", suffix=".log", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix=f"edge-{stamp}-", suffix=".log", errors="backslashreplace", delete=False
+        ) as file:
             file.write(text)
     except OSError:
         return "; run it again as `edge --debug ...` to see where"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,7 @@ def bundle(
     from edge.k3s.bundle import Wish, carried, make_bundle
     from edge.registry.resolve import Registry
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidied up after like Ctrl-C
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with console.status("reading ...") as status:
         registry = Registry.at(default_home(os.environ))

@@ -49,11 +49,21 @@ def _sum_option(context: click.Context, option: click.Parameter, value: str | No
     return found
 
 
+def _licence_option(context: click.Context, option: click.Parameter, value: str) -> str:
+    if not value.strip():
+        raise click.BadParameter("is empty; leave it out where the licence is not known", context, option)
+    return value
+
+
 name_option = click.option(
     "--name", metavar="NAME", callback=_name_option, help="Name to know it by [default: made from the file's]."
 )
 licence_option = click.option(
-    "--licence", metavar="SPDX", default="NOASSERTION", help="SPDX identifier of its licence, for the manifest."
+    "--licence",
+    metavar="SPDX",
+    default="NOASSERTION",
+    callback=_licence_option,
+    help="SPDX identifier of its licence, for the manifest.",
 )
 
 
@@ -71,7 +81,7 @@ def list_models(as_json: bool) -> None:
         click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
     for row in rows:
         if row.manifest is None:
-            click.echo(f"{row.name} is not finished: `edge models pull {row.source}` goes on with it", err=True)
+            click.echo(f"{row.name} is not finished: {_goes_on(row.source)} goes on with it", err=True)
     if not all(row.manifest is None or row.manifest.served for row in rows):
         click.echo("* can be fetched, but this version does not serve it yet", err=True)
 
@@ -149,8 +159,11 @@ def verify(names: tuple[str, ...]) -> int:
 @click.argument("name")
 def remove(name: str) -> None:
     """Take the files of model NAME away, and its manifest if `edge models` wrote it."""
-    freed = _inventory().remove(name)
-    click.echo(f"removed {name}, {quantities.size(freed)} freed" if freed else f"nothing of {name} takes space here")
+    removed = _inventory().remove(name)
+    if removed.freed_bytes or removed.manifest:
+        click.echo(f"removed {name}, {quantities.size(removed.freed_bytes)} freed")
+    else:
+        click.echo(f"nothing of {name} takes space here")
 
 
 @command.command()
@@ -162,7 +175,7 @@ def prune(dry_run: bool, partials: bool) -> None:
     """Remove what no model needs: unused files, damaged ones, and downloads that nobody went on with for seven days."""
     leftovers = _inventory().prune(every_partial=partials, dry_run=dry_run)
     for leftover in leftovers:
-        click.echo(f"{quantities.size(leftover.size_bytes):>10}  {leftover.why}  {leftover.paths[-1].name}")
+        click.echo(f"{quantities.size(leftover.size_bytes):>10}  {leftover.why}  {leftover.path.name}")
     freed = quantities.size(sum(leftover.size_bytes for leftover in leftovers))
     click.echo(f"{freed} {'would be' if dry_run else 'were'} freed" if leftovers else "nothing to remove")
 
@@ -239,15 +252,24 @@ def _state(row: Row) -> str:
     return "damaged or lost, pull it" if row.state == "incomplete" else row.state
 
 
+def _goes_on(source: str) -> str:
+    from edge.registry.source import may_be_secret, shown
+
+    secret = may_be_secret(source)
+    return f"`edge models pull` with the whole address of {shown(source)}" if secret else f"`edge models pull {source}`"
+
+
 def _object(row: Row) -> dict[str, object]:
     """For programs. Sizes in bytes."""
+    from edge.registry.source import shown
+
     manifest = row.manifest
     here: dict[str, object] = {
         "name": row.name,
         "state": row.state.replace(" ", "_"),
         "have_bytes": row.have_bytes,
         "size_bytes": row.size_bytes,
-        "source": row.source,
+        "source": shown(row.source),
     }
     if manifest is None:
         return {**here, "manifest": None}

@@ -19,7 +19,7 @@ from edge.effective import Effective
 
 if TYPE_CHECKING:
     from edge.fitting import Planned
-    from edge.memory.planner import Plan
+    from edge.memory.planner import Budget, Plan
     from edge.messages import ModelFacts
     from edge.plan import Answer
 
@@ -32,7 +32,7 @@ _MIB = 1 << 20
     "--memory",
     callback=memory_size,
     metavar="SIZE",
-    help="Plan for so much memory, such as 6GiB [default: what is free].",
+    help="Plan for so much memory, such as 6GiB: the GPU's where it has its own [default: what is free].",
 )
 @click.option("--slots", type=click.IntRange(1, 128), help="Answers at a time [default: as many as fit, at most 8].")
 @click.option("--context", type=click.IntRange(64), help="Tokens of one request [default: as many as fit].")
@@ -88,7 +88,7 @@ def _print(answer: Answer, effective: Effective) -> None:
     planned = answer.planned
     lines = [
         ("model", f"{answer.model.name}: {words.of_header(answer.model, answer.where)}"),
-        ("room", _room(planned)),
+        ("room", _room(answer)),
         ("plan", _layout(planned.plan)),
     ]
     trained = answer.model.header.context_tokens
@@ -107,8 +107,16 @@ def _print(answer: Answer, effective: Effective) -> None:
         _print_promise(out, answer, effective)
 
 
-def _room(planned: Planned) -> str:
-    budget = planned.budget
+def _room(answer: Answer) -> str:
+    kept = (
+        f"; {quantities.mib(answer.kept_bytes)} more are kept for the models under [models]"
+        if answer.kept_bytes
+        else ""
+    )
+    return f"{_granted(answer.planned.budget)}{kept}"
+
+
+def _granted(budget: Budget) -> str:
     main = f"{quantities.mib(budget.host_bytes)} of main memory (by {budget.source})"
     if budget.device_bytes is None:
         return main
@@ -192,6 +200,7 @@ def _object(answer: Answer, effective: Effective) -> dict[str, Any]:
             "device": budget.device,
             "unified": budget.unified,
             "source": budget.source,
+            "kept_for_others_bytes": answer.kept_bytes,
         },
         "plan": _plan_object(planned.plan),
         "others": [_plan_object(other) for other in planned.others],

@@ -60,10 +60,21 @@ def copy_image(source: Path, target: Path, wanted: str | None, on_bytes: Callabl
     try:
         raw = source.open("rb")
     except OSError as error:
-        raise ArchiveUnusable(f"cannot read {source}: {error.strerror or error}") from None
+        raise _unread(source, error) from None
     with raw, target.open("wb") as file, compressor.stream_writer(file, closefd=False) as packed:
         members = _copied(source, raw, packed, on_bytes)
-    return _chosen(source, _images(source, members), wanted)
+    try:
+        images = _images(source, members)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ArchiveUnusable(
+            f"{source} is no archive of a container image: what it says of its images is not as it must be "
+            f"({type(error).__name__}: {error}); write it with `podman save -o FILE IMAGE`"
+        ) from None
+    return _chosen(source, images, wanted)
+
+
+def _unread(source: Path, error: OSError) -> ArchiveUnusable:
+    return ArchiveUnusable(f"cannot read {source}: {error.strerror or error}")
 
 
 def _zstandard() -> Any:
@@ -79,13 +90,10 @@ def _zstandard() -> Any:
 
 def _copied(source: Path, raw: IO[bytes], packed: Any, on_bytes: Callable[[int], None]) -> _Members:
     members = _Members()
-    counted = _Counted(raw, on_bytes)
+    plain: Any = _Counted(source, raw, on_bytes)
     try:
-        plain: Any = counted
-        if raw.read(4) == _ZSTD_MAGIC:
-            raw.seek(0)
-            plain = _zstandard().ZstdDecompressor().stream_reader(counted)
-        raw.seek(0)
+        if plain.begins_with(_ZSTD_MAGIC):
+            plain = _zstandard().ZstdDecompressor().stream_reader(plain)
         with (
             tarfile.open(fileobj=plain, mode="r|*") as read,
             tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as written,
@@ -240,13 +248,25 @@ def _followed(members: _Members, path: str) -> str:
 
 
 class _Counted:
-    """Tells how much was read so far."""
+    """Tells how much was read so far. Raises ArchiveUnusable: a stick that cannot be read is no disk that cannot be written."""
 
-    def __init__(self, file: IO[bytes], on_bytes: Callable[[int], None]) -> None:
-        self._file, self._on_bytes, self._done = file, on_bytes, 0
+    def __init__(self, source: Path, file: IO[bytes], on_bytes: Callable[[int], None]) -> None:
+        self._source, self._file, self._on_bytes, self._done = source, file, on_bytes, 0
+
+    def begins_with(self, mark: bytes) -> bool:
+        """Whether the file does. To be asked before anything is read."""
+        try:
+            found = self._file.read(len(mark))
+            self._file.seek(0)
+        except OSError as error:
+            raise _unread(self._source, error) from None
+        return found == mark
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+        try:
+            data = self._file.read(size)
+        except OSError as error:
+            raise _unread(self._source, error) from None
         self._done += len(data)
         self._on_bytes(self._done)
         return data

@@ -30,7 +30,7 @@ from edge.k3s.site import (
     require_valid,
 )
 from edge.quantities import size
-from edge.registry.digest import BLOCK_BYTES, sha256_of
+from edge.registry.digest import read_blocks, sha256_of
 from edge.registry.durable import FULL, sync_directory
 from edge.registry.gguf import read_header
 from edge.registry.resolve import Registry
@@ -133,16 +133,16 @@ def _fill(draft: Path, wish: Wish, keys: bytes | None, site: Site | None, observ
         require_this_image(image, site)
     archive = unnamed.replace(unnamed.with_name(f"{chart.NAME}-{image.name.tag}-{image.architecture}.tar.zst"))
     if wish.cache_file:
-        _write(draft / _IMAGES / ".cache.json", b"")
+        (draft / _IMAGES / ".cache.json").write_bytes(b"")
     computed = _values(wish, image, _copy_models(draft, wish.models, observer))
     _write_chart(draft, source, computed, wish.namespace)
     if site is not None:
         require_valid(source, [computed, site.values], site.path)
-        _write(draft / _MANIFESTS / "edge-node-values.yaml", manifest.helm_chart_config(site.text).encode())
-        _write(draft / "helm" / "site-values.yaml", site.text.encode())
+        (draft / _MANIFESTS / "edge-node-values.yaml").write_bytes(manifest.helm_chart_config(site.text).encode())
+        (draft / "helm" / "site-values.yaml").write_bytes(site.text.encode())
     if keys is not None:
         (draft / _KEYS).mkdir(mode=0o700)
-        _write(draft / _KEYS / "edge-node-keys.yaml", manifest.keys_secret(keys, wish.namespace).encode())
+        (draft / _KEYS / "edge-node-keys.yaml").write_bytes(manifest.keys_secret(keys, wish.namespace).encode())
     stick = Stick(
         image=str(image.name),
         architecture=image.architecture,
@@ -153,7 +153,7 @@ def _fill(draft: Path, wish: Wish, keys: bytes | None, site: Site | None, observ
         has_site_values=site is not None,
         has_cache_file=wish.cache_file,
     )
-    _write(draft / "README.md", readme(stick).encode())
+    (draft / "README.md").write_bytes(readme(stick).encode())
     return _sealed(draft, image)
 
 
@@ -167,21 +167,21 @@ def _copy_models(draft: Path, models: tuple[Carried, ...], observer: Observer) -
 def _write_chart(draft: Path, source: Path, computed: dict[str, Any], namespace: str) -> None:
     """For K3s, and as it is for other clusters."""
     packed, version = chart.packed(source), chart.chart_version(source)
-    _write(draft / _MANIFESTS / "edge-node.yaml", manifest.helm_chart(packed, computed, namespace).encode())
-    _write(draft / "helm" / f"{chart.NAME}-{version}.tgz", packed)
-    _write(draft / "helm" / "values.yaml", manifest.yaml_map(computed).encode())
+    (draft / _MANIFESTS / "edge-node.yaml").write_bytes(manifest.helm_chart(packed, computed, namespace).encode())
+    (draft / "helm" / f"{chart.NAME}-{version}.tgz").write_bytes(packed)
+    (draft / "helm" / "values.yaml").write_bytes(manifest.yaml_map(computed).encode())
 
 
 def _sealed(draft: Path, image: Image) -> Bundle:
     """Write the checksums, of what can be read back, and give everything its mode."""
     paths = sorted(path for path in draft.rglob("*") if path.is_file())
     lines = [f"{sha256_of(path)}  {path.relative_to(draft).as_posix()}\n" for path in paths]
-    _write(draft / _SUMS, "".join(lines).encode())
+    (draft / _SUMS).write_bytes("".join(lines).encode())
     for path in (draft, *draft.rglob("*")):
         secret = path.is_relative_to(draft / _KEYS)
         _set_mode(path, (0o700 if secret else 0o755) if path.is_dir() else (0o600 if secret else 0o644))
-    for directory in sorted(path for path in draft.rglob("*") if path.is_dir()):
-        sync_directory(directory)
+    for path in (draft, *draft.rglob("*")):  # who is told that it is made may pull the stick
+        _sync(path)
     return Bundle(image, sum(path.stat().st_size for path in (*paths, draft / _SUMS)), len(paths) + 1)
 
 
@@ -259,31 +259,23 @@ def _keys(path: Path | None) -> bytes | None:
 
 
 def _copy(source: Path, target: Path, observer: Observer) -> str:
-    """The sum of what was copied."""
-    try:
-        file = source.open("rb")
-    except OSError as error:
-        raise ModelUnusable(f"cannot read {source}: {error.strerror or error}") from None
+    """The sum of what was copied. Raises ModelUnusable."""
     done, digest = 0, hashlib.sha256()
-    with file, target.open("wb") as copy:
-        while block := file.read(BLOCK_BYTES):
+    with target.open("wb") as copy:
+        for block in read_blocks(source):
             copy.write(block)
             digest.update(block)
             done += len(block)
             observer.goes_on(source.name, done)
-        _sync(copy.fileno())
     return digest.hexdigest()
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        _sync(file.fileno())
-
-
-def _sync(descriptor: int) -> None:
-    os.fsync(descriptor)
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        sync_directory(path)
+        return
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _storage_error(error: OSError, where: Path) -> EdgeError:

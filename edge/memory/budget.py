@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from edge.memory.gpu import gpu_memory, is_jetson
 from edge.memory.host import host_memory
@@ -23,9 +24,18 @@ def room(budget_mib: int, reserve_mib: int, *, device: bool, environment: Mappin
     source = "this machine" if host is None else host.source
     bound = budget_mib << 20 if budget_mib else _UNKNOWN_BYTES
     card = gpu_memory(environment) if device else None
+    main, whose = min(found, bound), "memory.budget_mib" if bound < found else source
     if device and (card is None or is_jetson()):
-        return Budget(min(found, bound), source, found, "the GPU", unified=True)
+        return Budget(main, whose, main, "the GPU", unified=True)
     if card is None:
-        return Budget(min(found, bound), "memory.budget_mib" if bound < found else source)
+        return Budget(main, whose)
     spare = int(card.free_bytes - card.total_bytes * _DEVICE_RESERVE_SHARE)
     return Budget(found, source, max(0, min(spare, bound)), card.name)
+
+
+def supposed(size_bytes: int, now: Budget) -> Budget:
+    """The same machine, if it had so much of the memory that counts: the device's where that has its own, else main memory."""
+    if now.separate:
+        return replace(now, device_bytes=size_bytes)
+    device_bytes = None if now.device_bytes is None else size_bytes
+    return replace(now, host_bytes=size_bytes, source="--memory", device_bytes=device_bytes)

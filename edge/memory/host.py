@@ -35,9 +35,10 @@ class HostMemory:
 
 def host_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> HostMemory | None:
     """What there is now; None if the kernel does not say."""
-    total, available = _meminfo(proc, "MemTotal:"), _meminfo(proc, "MemAvailable:")
+    total, available = (_behind(proc / "meminfo", name) for name in ("MemTotal:", "MemAvailable:"))
     if total is None or available is None:
         return None
+    total, available = total * 1024, available * 1024
     limit: int | None = None
     for group in _groups(proc, cgroup):
         granted, used = group
@@ -49,28 +50,12 @@ def host_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> HostMemory | None
 def oom_kills(proc: Path = _PROC) -> int:
     """How many processes the kernel has killed for want of memory since it started, in all control groups; 0 if it does not
     count."""
-    try:
-        lines = (proc / "vmstat").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-    except (OSError, ValueError, StopIteration):
-        return 0
+    return _behind(proc / "vmstat", "oom_kill ") or 0
 
 
 def proportional_bytes(pid: int, proc: Path = _PROC) -> int:
     """Memory of a process, pages that it shares divided by those who share them (PSS); 0 if it has gone."""
-    try:
-        lines = (proc / str(pid) / "smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    except (OSError, ValueError, StopIteration):
-        return 0
-
-
-def _meminfo(proc: Path, name: str) -> int | None:
-    try:
-        lines = (proc / "meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-    except (OSError, ValueError, StopIteration):
-        return None
+    return (_behind(proc / str(pid) / "smaps_rollup", "Pss:") or 0) * 1024
 
 
 def _groups(proc: Path, cgroup: Path) -> Iterator[tuple[int, int]]:
@@ -81,7 +66,8 @@ def _groups(proc: Path, cgroup: Path) -> Iterator[tuple[int, int]]:
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         yield from _limits(root, legacy, names)
     if unified is not None:
-        yield from _limits(cgroup, unified, ("memory.max", "memory.current", "inactive_file"))
+        for limit in ("memory.max", "memory.high"):  # beyond the second nothing is killed, but all of it stands still
+            yield from _limits(cgroup, unified, (limit, "memory.current", "inactive_file"))
 
 
 def _paths(proc: Path) -> tuple[str | None, str | None]:
@@ -113,19 +99,24 @@ def _limits(root: Path, path: str, names: tuple[str, str, str]) -> Iterator[tupl
 
 
 def _limit(place: Path, limit: str, usage: str, reclaimable: str) -> tuple[int, int] | None:
-    try:
-        granted = int((place / limit).read_text())  # the word `max` is no number: no limit
-        if granted >= _UNLIMITED:
-            return None
-        used = int((place / usage).read_text())
-        cache = next(
-            (
-                int(line.split()[1])
-                for line in (place / "memory.stat").read_text().splitlines()
-                if line.startswith(reclaimable + " ")
-            ),
-            0,
-        )
-    except (OSError, ValueError, IndexError):
+    """A limit holds also where the kernel does not say how much of it is used."""
+    granted = _number(place / limit)  # the word `max` is no number: no limit
+    if granted is None or granted >= _UNLIMITED:
         return None
-    return granted, max(0, used - cache)
+    cache = _behind(place / "memory.stat", reclaimable + " ") or 0
+    return granted, max(0, (_number(place / usage) or 0) - cache)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _behind(path: Path, name: str) -> int | None:
+    """The number behind a name in a file of such lines."""
+    try:
+        return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(name))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None

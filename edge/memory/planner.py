@@ -135,10 +135,7 @@ SizesOf = Callable[[Layout], tuple[Part, ...]]
 def plan(shape: ModelShape, budget: Budget, wishes: Wishes, sizes_of: SizesOf) -> Plan:
     """The best layout that fits. Raises DoesNotFit with the nearest thing that would."""
     smallest: Plan | None = None
-    for layout in ladder(shape, budget, wishes):
-        found = _sized(layout, sizes_of)
-        if found is None:
-            continue
+    for found in ladder(shape, budget, wishes, sizes_of):
         if fits(found, budget):
             return found
         if smallest is None or found.total_bytes < smallest.total_bytes:
@@ -160,15 +157,21 @@ def fits(found: Plan, budget: Budget) -> bool:
     return found.host_bytes <= budget.host_bytes and found.device_bytes <= budget.device_bytes
 
 
-def ladder(shape: ModelShape, budget: Budget, wishes: Wishes) -> Iterator[Layout]:
-    """Layouts from the best to the smallest; each differs from the one before in one thing, so that it takes less."""
+def ladder(shape: ModelShape, budget: Budget, wishes: Wishes, sizes_of: SizesOf) -> Iterator[Plan]:
+    """What the library can lay out, from the best to the smallest; each differs from the one before in one thing, so that it
+    takes less. A step that the library refuses, such as cells in q8_0 for heads of 80 numbers, is left out, and the next one is
+    taken from where things stood."""
     layout = preferred(shape, budget, wishes)
-    yield layout
+    if (found := _sized(layout, sizes_of)) is not None:
+        yield found
     for give_way in _RUNGS:
         lower = give_way(layout, wishes)
-        if lower != layout:
-            layout = lower
-            yield layout
+        if lower == layout:
+            continue
+        if (step := _sized(lower, sizes_of)) is not None:
+            yield step
+        if step is not None or found is None:
+            layout, found = lower, step
 
 
 def preferred(shape: ModelShape, budget: Budget, wishes: Wishes) -> Layout:
@@ -186,6 +189,8 @@ def preferred(shape: ModelShape, budget: Budget, wishes: Wishes) -> Layout:
     )
 
 
+_FIXABLE = ("slots", "context_tokens", "kv_type", "gpu_layers")
+"""Wishes that hold, whatever memory there is; settings of the same names in [engine]."""
 _Rung = Callable[[Layout, Wishes], Layout]
 
 
@@ -303,19 +308,20 @@ def _refusal(shape: ModelShape, budget: Budget, wishes: Wishes, smallest: Plan, 
         f"the model does not fit: with {count(layout.slots, 'slot')} of {layout.context_tokens:,} tokens, kv_type "
         f"{layout.kv_type}, it takes {_needs(smallest, budget)}"
     )
-    free = replace(wishes, slots=None, context_tokens=None, kv_type=None, gpu_layers=None)
-    if free != wishes:
+    fixed = [name for name in _FIXABLE if getattr(wishes, name) is not None]
+    if fixed:
+        free = replace(wishes, slots=None, context_tokens=None, kv_type=None, gpu_layers=None)
         try:
             nearest = plan(shape, budget, free, sizes_of).layout
         except DoesNotFit:
             pass
         else:
+            layers = f" and {nearest.gpu_layers} layers on {budget.device}" if budget.device_bytes is not None else ""
             return (
                 f"{said}; {count(nearest.slots, 'slot')} of {nearest.context_tokens:,} tokens with kv_type "
-                f"{nearest.kv_type} would fit: change engine.slots, engine.context_tokens or engine.kv_type, or leave them to "
-                "the planner"
+                f"{nearest.kv_type}{layers} would fit: leave {', '.join(f'engine.{name}' for name in fixed)} to the planner"
             )
-    return f"{said}; use a smaller model or a smaller quantization, or give the node more memory (memory.budget_mib)"
+    return f"{said}; use a smaller model or a smaller quantization, or {_more(budget)}"
 
 
 def _needs(found: Plan, budget: Budget) -> str:
@@ -325,6 +331,15 @@ def _needs(found: Plan, budget: Budget) -> str:
         f"{mib(found.device_bytes)} of the {mib(budget.device_bytes)} on {budget.device}, and {mib(found.host_bytes)} of the "
         f"{mib(budget.host_bytes)} that {_grants(budget.source)}"
     )
+
+
+def _more(budget: Budget) -> str:
+    """How there may be more memory, by what bounds it."""
+    if budget.source == "memory.budget_mib":
+        return "raise memory.budget_mib"
+    if budget.source.startswith("a control group"):
+        return "raise the control group's limit"
+    return "leave it more memory: other programs take theirs first, and memory.reserve_mib is kept back"
 
 
 def _grants(source: str) -> str:

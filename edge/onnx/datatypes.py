@@ -82,6 +82,10 @@ def check_inputs(tensors: Sequence[Tensor], specs: Sequence[TensorSpec]) -> None
 def _check_form(tensor: Tensor, spec: TensorSpec) -> None:
     if tensor.datatype != spec.datatype:
         raise InvalidRequest(f"the input {spec.name!r} is {spec.datatype}, not {tensor.datatype[:100]}", param="inputs")
+    if len(tensor.shape) > _MOST_DEEP:
+        raise InvalidRequest(
+            f"the input {spec.name!r} has {len(tensor.shape)} axes; at most {_MOST_DEEP} are taken", param="inputs"
+        )
     wanted_shape = spec.shape or [-1] * len(tensor.shape)  # a scalar, and what has no shape in its file, look the same
     fits = len(tensor.shape) == len(wanted_shape) and all(
         given >= 0 and wanted in (-1, given) for given, wanted in zip(tensor.shape, wanted_shape, strict=True)

@@ -6,6 +6,7 @@ A file is untrusted: its format and its size in pixels are looked at before anyt
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,11 @@ Floats = npt.NDArray[np.float32]
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112
+_JPEG, _SCAN, _END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+_MARK = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+"""What begins a segment, or ends the picture."""
+_MOST_SCANS = 64
+"""Encoders that draw pictures step by step make ten."""
 _STRIP = 64
 """Rows."""
 _GREY = 114
@@ -59,6 +65,7 @@ def placed(data: bytes, looking: Looking) -> Placed:
         try:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 _require_size(image, looking)
+                _require_scans(data)
                 return _placed(image, looking)
         except InvalidRequest:
             raise
@@ -81,6 +88,16 @@ def _require_size(image: Any, looking: Looking) -> None:
             f"the picture has {width:,} x {height:,} pixels; at most {looking.most_pixels / 1e6:,.1f} million are read "
             "(onnx.most_picture_mpx)"
         )
+
+
+def _require_scans(data: bytes) -> None:
+    """A JPEG's scan of some bytes may go over every pixel once more, all of them in one call that nothing ends."""
+    scans, at = 0, len(_JPEG)
+    while data.startswith(_JPEG) and (mark := _MARK.search(data, at)) is not None and mark[0] != _END:
+        scans += mark[0] == _SCAN
+        if scans > _MOST_SCANS:
+            raise _refused(f"the picture is drawn in more than {_MOST_SCANS} passes; save it anew")
+        at = mark.end() + int.from_bytes(data[mark.end() : mark.end() + 2], "big")  # thumbnails are within segments
 
 
 def _placed(image: Any, looking: Looking) -> Placed:

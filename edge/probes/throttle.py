@@ -36,8 +36,6 @@ class ThrottleWatch:
     def look(self, readings: Readings) -> Change | None:
         """At the newest readings. Returns what has changed by them."""
         tells, signs = self._signs(readings)
-        if not tells:
-            return None
         if signs:
             self._seen_s = readings.at_s
             if not self.active:
@@ -45,9 +43,9 @@ class ThrottleWatch:
                 self.begins += 1
                 return Change(True, tuple(sorted(signs)))
         elif self.active and readings.at_s - self._seen_s >= _OVER_AFTER_S:
-            self.active = False
+            self.active = False if tells else None
             return Change(False, ())
-        elif self.active is None:
+        elif self.active is None and tells:
             self.active = False
         return None
 
@@ -69,5 +67,5 @@ class ThrottleWatch:
             tells = True
             if count > self._counts.get(name, count):
                 signs.add(name)
-        self._counts = counts
+        self._counts |= counts  # one that cannot be read for once counts on from where it was
         return tells, signs

@@ -65,7 +65,7 @@ def _parts(source: Path) -> list[Path]:
     found = _PART.match(source.name)
     if found is None:
         return [source]
-    count = int(found["count"])
+    count = max(1, int(found["count"]))
     paths = [source.with_name(f"{found['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
     if int(found["number"]) != 1:
         raise ConfigurationError(

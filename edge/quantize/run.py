@@ -55,6 +55,8 @@ def _check_pairing(wish: Wish) -> None:
 
 def _is_gguf(path: Path) -> bool:
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
             return file.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC
     except OSError:  # whoever reads it says so

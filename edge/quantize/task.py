@@ -35,6 +35,10 @@ class Case(BaseModel):
         last = self.messages[-1]
         if last.get("role") != "assistant" or not (last.get("content") or last.get("tool_calls")):
             raise ValueError("the last message must be the assistant's right answer")
+        try:
+            _wanted(last)
+        except (ValueError, TypeError, LookupError):
+            raise ValueError("a call of the right answer has no name, or no arguments in JSON") from None
         return self
 
 
@@ -95,7 +99,7 @@ def right(expected: Message, answer: str, *, dialect: Dialect, offered: frozense
                 arguments.append("")
             case ToolCallArguments(index, text):
                 arguments[index] += text
-    wanted = [_call(call["function"]) for call in expected.get("tool_calls") or ()]
+    wanted = _wanted(expected)
     try:
         made = [(name, json.loads(text)) for name, text in zip(names, arguments, strict=True)]
     except ValueError:
@@ -103,6 +107,11 @@ def right(expected: Message, answer: str, *, dialect: Dialect, offered: frozense
     return made == wanted and content.strip() == ("" if wanted else str(expected["content"]).strip())
 
 
-def _call(function: dict[str, Any]) -> tuple[str, Any]:
-    arguments = function["arguments"]
-    return function["name"], json.loads(arguments) if isinstance(arguments, str) else arguments
+def _wanted(answer: Message) -> list[tuple[str, Any]]:
+    """Names and arguments of an answer's calls."""
+    calls = [call["function"] for call in answer.get("tool_calls") or ()]
+    return [(call["name"], _arguments(call["arguments"])) for call in calls]
+
+
+def _arguments(given: Any) -> Any:
+    return json.loads(given) if isinstance(given, str) else given

@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+from edge.errors import ModelUnusable
 
 BLOCK_BYTES = 1 << 20
 CHECKSUMS_VERSION = 1
@@ -28,6 +30,16 @@ def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
             if on_bytes is not None:
                 on_bytes(done)
     return digest.hexdigest()
+
+
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """A file that is to be copied, perhaps from a stick that fails: no trouble of whoever writes. Raises ModelUnusable."""
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+    except OSError as error:
+        raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def stated_sha256(headers: Mapping[str, str]) -> str | None:

@@ -15,11 +15,12 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Nothing more can be written there, whoever says so."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a small file as a whole; on return it is on the disk. Raises OSError."""
+def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Replace a small file as a whole; on return it is on the disk. `private`: nobody else may read it. Raises OSError."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with draft.open("wb") as file:
+        mode = 0o600 if private else 0o666
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

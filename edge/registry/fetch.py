@@ -5,6 +5,8 @@ RFC 9110: `Range` with `If-Range` (14.2, 13.1.5), so that a server answers with 
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import time
 from collections.abc import Callable
@@ -15,13 +17,14 @@ import httpx
 
 from edge.errors import DiskFull, DownloadFailed
 from edge.quantities import size
+from edge.registry import space
 from edge.registry.durable import FULL, storage_error
 from edge.registry.partial import Growing, Partial, State
 from edge.registry.source import Located
-from edge.registry.space import require_space
 from edge.registry.web import Answer, Interrupted, ask, chunks
 
 _LONG_READ_BYTES = 256 << 20
+_LOOK_BYTES = 16 << 20
 
 
 class Observer(Protocol):
@@ -163,6 +166,7 @@ class Fetch:
                 "fetch the file by other means and use `edge models add`"
             )
         self._observer.notes(f"{why}: {self._located.file} begins anew")
+        self._size, self._sha256 = self._located.size_bytes, self._located.sha256  # what was learnt was of another file
         growing.begin_anew(self._state(None))
         self._observer.begins(self._located.file, 0, self._size)
 
@@ -187,11 +191,12 @@ class Fetch:
             if validator is not None:
                 headers["if-range"] = validator
         with ask(self._web, "GET", self._located, headers) as answer:
-            self._sha256 = self._sha256 or answer.sha256
             self._begin(growing, answer)
+            self._sha256 = self._sha256 or answer.sha256
             if answer.status == 416:  # nothing is missing
                 return
             room = None if self._size is None else self._size - growing.have
+            looked = growing.have
             for chunk in chunks(answer, self._located):
                 if room is not None:
                     room -= len(chunk)
@@ -199,10 +204,18 @@ class Fetch:
                         raise _Wrong(f"the server sends more than the {self._size} bytes that it announced")
                 growing.append(chunk)
                 self._observer.has(growing.have)
+                if room is None and growing.have - looked >= _LOOK_BYTES:
+                    looked = growing.have
+                    self._keep_reserve()
             if self._size is None:
                 self._size = growing.have  # the body ended as HTTP says that it ends
             elif growing.have < self._size:
                 raise Interrupted("the server ended the file too early")
+
+    def _keep_reserve(self) -> None:
+        """Of a file whose size nobody states no more comes than leaves the disk its reserve. Raises OSError."""
+        if space.free_bytes(self._partial.path.parent) < space.RESERVE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _begin(self, growing: Growing, answer: Answer) -> None:
         """What the answer's head means for what is here."""
@@ -222,13 +235,15 @@ class Fetch:
         self._learn_size(answer.length)
         growing.begin_anew(self._state(answer.validator))
         if self._size is not None:
-            require_space(self._partial.path.parent, self._size)
+            space.require_space(self._partial.path.parent, self._size)
         self._observer.begins(self._located.file, 0, self._size)
 
     def _go_on(self, growing: Growing, answer: Answer) -> None:
         span = answer.span
         if span is None or span.first != growing.have:
             raise _Wrong("the server sends another part than was asked for")
+        if answer.contradicts(growing.state.validator):  # it knows ranges, and no conditions for them
+            raise _Wrong("the server has another file now")
         self._learn_size(span.size_bytes)
 
     def _learn_size(self, size: int | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import stat
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ _MAX_TENSORS = 1 << 18
 _MAX_STRINGS = 1 << 23
 """In all arrays together: bounds the time that a corrupt file can cost. The largest vocabularies have 2^18 tokens."""
 _MAX_DIMENSIONS = 4
+_MOST_SHOWN = 200
+"""Letters of a name."""
 _STRING, _ARRAY = 8, 9
 _BLOCK = re.compile(r"blk\.(\d{1,5})\.")
 _SCALARS = {
@@ -146,8 +149,11 @@ def read_header(path: Path, whole_bytes: int | None = None) -> GgufHeader:
     `whole_bytes`: the file's size where only its beginning is here; then HeaderCutShort asks for more of it.
     """
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # to open a pipe may take for ever
+            raise ModelUnusable(f"{path} is no regular file; copy what it gives into a file first")
         with path.open("rb") as file:
-            size = path.stat().st_size if whole_bytes is None else whole_bytes
+            size = found.st_size if whole_bytes is None else whole_bytes
             return _Parser(path, _Window(path, file, size)).parse()
     except FileNotFoundError:
         raise ModelUnusable(f"there is no file {path}; check the path") from None
@@ -352,7 +358,7 @@ class _Parser:
 
     def _header(self, version: int, table: _Tensors, needed: int) -> GgufHeader:
         architecture = self._text("general.architecture")
-        if not architecture:
+        if not architecture or architecture != _shown(architecture):
             raise self._unusable("does not name its architecture (general.architecture); convert the model again")
         kind = self._text("general.type")
         if kind in ("adapter", "mmproj", "imatrix") or architecture == "clip":
@@ -363,7 +369,7 @@ class _Parser:
             path=self._path,
             version=version,
             architecture=architecture,
-            name=self._text("general.name"),
+            name=_shown(self._text("general.name")),
             parameters=table.parameters,
             context_tokens=self._number(f"{architecture}.context_length"),
             vocabulary=self._lengths.get("tokenizer.ggml.tokens", 0),
@@ -388,7 +394,12 @@ class _Parser:
 
     def _number(self, key: str) -> int:
         value = self._values.get(key, 0)
-        return value if isinstance(value, int) else 0
+        return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _shown(text: str) -> str:
+    """As it may stand in a line for people: a file may hold what a terminal obeys."""
+    return "".join(letter for letter in text[:_MOST_SHOWN] if letter.isprintable())
 
 
 def _kept(key: str) -> bool:

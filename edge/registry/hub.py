@@ -59,9 +59,11 @@ def _endpoint() -> str:
 def _listed(hub: Hub, endpoint: str) -> str:
     from huggingface_hub import HfApi
 
-    files = HfApi(endpoint=endpoint).list_repo_files(hub.repo, revision=hub.revision)
+    # Its listing of files takes no limit on the time, and would wait for ever for a hub that accepts and says nothing.
+    found = HfApi(endpoint=endpoint).model_info(hub.repo, revision=hub.revision, timeout=_TIMEOUT_S)
+    files = sorted(file.rfilename for file in found.siblings or [])
     try:
-        return choose_quant(sorted(files), hub.wanted)
+        return choose_quant(files, hub.wanted)
     except NoSuchQuant as error:
         raise DownloadFailed(f"{hub.repo} {error}") from None
 
@@ -99,5 +101,10 @@ def _worded(hub: Hub) -> Iterator[None]:
             raise Interrupted(f"{host} answered {status}") from None
         words = "it does not know the token in HF_TOKEN" if status == 401 else f"it answered {status}"
         raise DownloadFailed(f"{host} cannot say where {hub.repo} is: {words}") from None
+    except (ValueError, TypeError, LookupError):  # no JSON, or another than a hub's
+        raise DownloadFailed(
+            f"{host} does not answer as a hub does: a login page or a proxy may stand in between; open it with a browser, or "
+            "check HF_ENDPOINT and HTTPS_PROXY"
+        ) from None
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # of whichever HTTP client it uses
         raise Interrupted(f"{host} cannot be reached ({str(error) or type(error).__name__})") from None

@@ -15,7 +15,7 @@ from edge.registry.durable import storage_error
 from edge.registry.fetch import Observer, Patience
 from edge.registry.gguf import read_header
 from edge.registry.manifest import WRITTEN_MARK, Manifest
-from edge.registry.pull import Pulled, Puller, Wanted, wanted_files
+from edge.registry.pull import Pulled, Puller
 from edge.registry.resolve import Registry
 from edge.registry.source import (
     Builtin,
@@ -24,13 +24,17 @@ from edge.registry.source import (
     Source,
     Web,
     file_name,
+    local_source,
     parse_source,
+    shown,
     shown_url,
     without_credentials,
+    writable,
 )
 from edge.registry.store import Leftover, StoredFile
+from edge.registry.wanted import Wanted, wanted_files
 
-State = Literal["here", "partial", "incomplete", "not here"]
+State = Literal["here", "partial", "incomplete", "unreadable", "not here"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,14 @@ class Check:
     path: Path
     verdict: Literal["good", "damaged", "missing", "unstated"]
     aside: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What went with a model. `manifest`: one that `edge models` had written."""
+
+    freed_bytes: int
+    manifest: bool
 
 
 class Inventory:
@@ -87,11 +99,10 @@ class Inventory:
         own: Literal["own", "kept", "shipped"] = "own" if where.parent == self._own else "shipped"
         if where.is_relative_to(self._store.root):
             own = "kept"
-        source = str(shown_url(manifest.source)) if isinstance(manifest.where, Web) else manifest.source
+        source = shown(manifest.source)
         beside = self._registry.beside(manifest, where)
         if beside is not None:
-            size = beside.stat().st_size
-            return Row(manifest.name, manifest, own, "here", size, size, source)
+            return self._row_beside(manifest, beside, own, source)
         record = self._store.record(manifest.name)
         if record is not None:
             lost = sum(stored.size_bytes for stored in self._store.missing(record))
@@ -104,6 +115,13 @@ class Inventory:
             have, of = partial[manifest.name]
             return Row(manifest.name, manifest, own, "partial", have, max(of, manifest.total_bytes() or 0), source)
         return Row(manifest.name, manifest, own, "not here", 0, manifest.total_bytes(), source)
+
+    def _row_beside(self, manifest: Manifest, path: Path, own: Literal["own", "kept", "shipped"], source: str) -> Row:
+        try:
+            size = path.stat().st_size
+        except OSError:  # of another user's directory, or gone since
+            return Row(manifest.name, manifest, own, "unreadable", 0, manifest.total_bytes(), source)
+        return Row(manifest.name, manifest, own, "here", size, size, source)
 
     def pull(
         self,
@@ -127,7 +145,8 @@ class Inventory:
         except ValueError as error:
             names = ", ".join(sorted(known))
             raise ModelUnusable(f"{wish!r} is no known model and no source ({error}); known are {names}") from None
-        return self._pull_source(source, without_credentials(wish), observer, name, sha256, licence, patience)
+        text = writable(without_credentials(wish))
+        return self._pull_source(source, text, observer, name, sha256, licence, patience)
 
     def _pull_known(self, manifest: Manifest, where: Path, observer: Observer, patience: Patience | None) -> Pulled:
         name = manifest.name
@@ -164,39 +183,38 @@ class Inventory:
                     same = record is not None and sha256 in (None, record.files[0].sha256)
                     if record is not None and same and not local and not self._store.missing(record):
                         return Pulled(record, already=True)
-                shown = _shown(source, place.located.file)
-                pulled = puller.pull(name, [place], described(name, text, shown, licence))
+                origin = _shown(source, place.located.file)
+                pulled = puller.pull(name, [place], described(name, text, origin, licence))
                 verb = "add" if isinstance(source, LocalFile) else "pull"
-                self._write_own(pulled.record.manifest, f"edge models {verb} {shown}")
+                self._write_own(pulled.record.manifest, f"edge models {verb} {origin}")
                 return pulled
 
     def _require_same(self, known: Manifest, text: str) -> None:
         if known.source != text:
             raise ModelUnusable(
-                f"a model {known.name} is known already, from {known.source}: choose a name with --name"
+                f"a model {known.name} is known already, from {shown(known.source)}: choose a name with --name, or take that "
+                f"one away first: `edge models remove {known.name}`"
             )
 
     def add(self, path: Path, observer: Observer, *, name: str | None, link: bool, licence: str) -> Pulled | Manifest:
         """Make a file of this machine a known model. With `link` the file stays where it is. Raises EdgeError."""
         path = path.expanduser().absolute()
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise ModelUnusable(f"{path} is no regular file; copy what it gives into a file first")
-        header = read_header(path)
+        header, text = read_header(path), local_source(path)
         name = name or name_from_file(path.name)
         self._store.prepare()
         if not link:
             source = LocalFile(path)
-            return self._pull_source(source, f"file:{path}", observer, name, None, licence, None)
+            return self._pull_source(source, text, observer, name, None, licence, None)
         with self._store.name_lock(name):
             known = self._registry.manifests().get(name)
             if known is not None:
-                self._require_same(known[0], f"file:{path}")
+                self._require_same(known[0], text)
             observer.begins(path.name, 0, header.file_bytes)
             try:
                 sha256 = sha256_of(path, observer.has)
             except OSError as error:
                 raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
-            manifest = described(name, f"file:{path}", str(path), licence)(sha256, header)
+            manifest = described(name, text, str(path), licence)(sha256, header)
             manifest = manifest.model_copy(update={"file": str(path)})
             self._write_own(manifest, f"edge models add --link {path}")
             self._registry.checksums.remember(path, sha256)
@@ -253,8 +271,8 @@ class Inventory:
         except OSError:
             return ""
 
-    def remove(self, name: str) -> int:
-        """Take a model away: its files, and the manifest if `edge models` wrote it. Returns bytes freed. Raises EdgeError."""
+    def remove(self, name: str) -> Removed:
+        """Take a model away: its files, and the manifest if `edge models` wrote it. Raises EdgeError."""
         known = self._registry.manifests()
         if name not in known and name not in dict(self._store.unfinished()):
             raise ModelUnusable(f"unknown model {name!r}: known are {', '.join(sorted(known))}")
@@ -264,12 +282,13 @@ class Inventory:
         with self._store.name_lock(name):
             freed = self._store.remove(name)
             where = known[name][1] if name in known else None
-            if where is not None and where.parent == self._own and _written_by_us(where):
+            ours = where is not None and where.parent == self._own and _written_by_us(where)
+            if where is not None and ours:
                 try:
                     where.unlink()
                 except OSError as error:
                     raise storage_error(error, where.parent) from None
-        return freed
+        return Removed(freed, ours)
 
     def prune(self, *, every_partial: bool, dry_run: bool) -> list[Leftover]:
         """Remove what no model needs; with `dry_run` only say what that would be. Raises EdgeError."""

@@ -49,7 +49,7 @@ def _readable(text: str) -> str:
 class Part(_Strict):
     """A further file that a model needs, such as the tokenizer.json of an ONNX model."""
 
-    file: Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
+    file: Annotated[str, Field(min_length=1, pattern=r"^[^/\\\x00]*[^/\\\x00.][^/\\\x00]*$")]
     """Its name among the model's files."""
     source: Text
     sha256: Sha256 | None = None
@@ -124,7 +124,7 @@ class Manifest(_Strict):
     task: Task
     source: Text
     """Where the file comes from: `builtin`, `file:/path`, `https://...`, `http://...`, or `hf:owner/repo:FILE_OR_QUANT`."""
-    file: str = ""
+    file: Annotated[str, Field(pattern=r"^[^\x00]*$")] = ""
     """Path of the main file, relative to the manifest; empty: it lies in the store once it was fetched."""
     sha256: Sha256 | None = None
     """May be left out: then the sum that the server states counts, else the one of the first fetch."""
@@ -255,14 +255,14 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(found)
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         problem = first["msg"].removeprefix("Value error, ")
         problem = problem[:1].lower() + problem[1:]
         raise ConfigurationError(f"{path}: `{key}`: {problem}" if key else f"{path}: {problem}") from None
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and lists in lists in lists
+        raise ConfigurationError(f"{path} is not valid TOML: {error}") from None
 
 
 def manifest_text(manifest: Manifest, command: str) -> str:
@@ -271,7 +271,7 @@ def manifest_text(manifest: Manifest, command: str) -> str:
     parts = fields.pop("files", [])
     tables = {name: fields.pop(name, None) for name in ("encoder", "detector")}
     lines = [
-        f"{WRITTEN_MARK}: {command}. Edit what you know better; `edge models remove {manifest.name}` takes it away."
+        f"{WRITTEN_MARK}: {_line(command)}. Edit what you know better; `edge models remove {manifest.name}` takes it away."
     ]
     lines += [f"{key} = {_toml(value)}" for key, value in fields.items()]
     for name, table in tables.items():
@@ -280,6 +280,11 @@ def manifest_text(manifest: Manifest, command: str) -> str:
     for part in parts:
         lines += ["", "[[files]]", *(f"{key} = {_toml(value)}" for key, value in part.items())]
     return "\n".join(lines) + "\n"
+
+
+def _line(text: str) -> str:
+    """As a comment may hold it: a path may have line ends."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _toml(value: object) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edge.errors import StoreBusy
 from edge.registry.digest import BLOCK_BYTES
 from edge.registry.durable import is_locked, locked, sync_directory, write_atomically
+from edge.registry.source import may_be_secret
 
 CHECKPOINT_BYTES = 32 << 20
 """At most so much is lost to a power cut; a process that is killed loses nothing."""
@@ -59,11 +61,6 @@ class Partial:
         return found if found.version <= STATE_VERSION else None
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """Its files, in the order in which they may be removed."""
-        return self._state_path, self.path
-
-    @property
     def have_bytes(self) -> int:
         """How much is here."""
         try:
@@ -101,12 +98,21 @@ class Partial:
 
     def discard(self) -> None:
         """Throw it away. The state goes first: bytes without a state are not gone on with."""
-        for path in self.paths:
+        for path in (self._state_path, self.path):
             path.unlink(missing_ok=True)
+
+    def discard_idle(self) -> int:
+        """Throw it away unless a living process works on it, which would go on writing into nothing. Returns bytes freed."""
+        with contextlib.suppress(StoreBusy), self.held(self.path.name):
+            freed = self.disk_bytes
+            self.discard()
+            return freed
+        return 0
 
     def save(self, state: State) -> None:
         """Write the state down, with this boot's mark."""
-        write_atomically(self._state_path, state.model_copy(update={"boot": boot_id()}).model_dump_json().encode())
+        text = state.model_copy(update={"boot": boot_id()}).model_dump_json()
+        write_atomically(self._state_path, text.encode(), private=may_be_secret(state.source))
 
     def forget_state(self) -> None:
         """The bytes have become a blob."""

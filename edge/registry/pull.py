@@ -13,43 +13,29 @@ import httpx
 from edge.errors import DownloadFailed, EdgeError, ModelUnusable
 from edge.registry import hub, web
 from edge.registry.describe import Describe
-from edge.registry.digest import BLOCK_BYTES
+from edge.registry.digest import read_blocks
 from edge.registry.durable import storage_error
 from edge.registry.fetch import Fetch, Fetched, Observer, Patience
 from edge.registry.gguf import GgufHeader, read_header
 from edge.registry.manifest import Manifest
-from edge.registry.partial import Growing, Partial, State
-from edge.registry.source import Hub, LocalFile, Located, Source, Web, file_name, shown_url, without_credentials
+from edge.registry.partial import Growing, Partial
+from edge.registry.source import (
+    Hub,
+    LocalFile,
+    Located,
+    Web,
+    file_name,
+    is_part,
+    shown_url,
+)
 from edge.registry.space import require_space
 from edge.registry.store import Ready, Record, Store, StoredFile
+from edge.registry.wanted import Place, Wanted, expecting, local_place, state_of
 
 _HUB_TRIES = 4
 _PAGES = (b"<!doctype", b"<html", b"<?xml")
 """How answers begin that are errors or logins and no file of a model, whatever their status."""
 _PAGE_BYTES = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """One file to bring in. `sha256`: what it must be; `pinned`: whether that is merely what it was the first time."""
-
-    source: Source
-    text: str
-    """The source as it is written, without credentials."""
-    file: str
-    sha256: str | None
-    size_bytes: int | None
-    gguf: bool
-    pinned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A wanted file and where its bytes are now. `local`: on this machine."""
-
-    wanted: Wanted
-    located: Located
-    local: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,35 +45,6 @@ class Pulled:
     record: Record
     already: bool
     trusted: tuple[StoredFile, ...] = ()
-
-
-def wanted_files(manifest: Manifest, record: Record | None) -> list[Wanted]:
-    """A manifest's files, with the sums of the first fetch for those whose sum nobody states."""
-    if record is not None and record.manifest.source != manifest.source:
-        record = None  # another file is meant now
-    known = {stored.file: stored.sha256 for stored in record.files} if record is not None else {}
-    first = next(iter(known.values()), None)
-    main = Wanted(
-        manifest.where,
-        without_credentials(manifest.source),
-        manifest.main_file,
-        manifest.sha256 or first,
-        manifest.size_bytes,
-        manifest.holds_gguf,
-        manifest.sha256 is None and first is not None,
-    )
-    return [main] + [
-        Wanted(
-            source=part.where,
-            text=without_credentials(part.source),
-            file=part.file,
-            sha256=part.sha256 or known.get(part.file),
-            size_bytes=part.size_bytes,
-            gguf=False,
-            pinned=part.sha256 is None and part.file in known,
-        )
-        for part in manifest.files
-    ]
 
 
 class Puller:
@@ -106,9 +63,14 @@ class Puller:
 
     def locate(self, wanted: Wanted) -> Place:
         """Ask where a file is. Raises DownloadFailed, ModelUnusable."""
+        if wanted.gguf and is_part(wanted.file):
+            raise ModelUnusable(
+                f"{wanted.file} is one part of a model in several, which this version does not join: get all of them, join them "
+                "(llama-gguf-split --merge), and `edge models add` the whole"
+            )
         match wanted.source:
             case LocalFile(path):
-                return _local(wanted, path)
+                return local_place(wanted, path)
             case Hub() as source:
                 self._observer.notes(f"asking the hub about {source.repo}")
                 located = self._ask_hub(source)
@@ -119,7 +81,7 @@ class Puller:
                 raise ModelUnusable(
                     f"{wanted.file} is part of the installation, and is missing from it: install edge again"
                 )
-        return Place(wanted, _expecting(located, wanted), None)
+        return Place(wanted, expecting(located, wanted), None)
 
     def pull(self, name: str, places: list[Place], manifest: Manifest | Describe) -> Pulled:
         """Bring the files in and publish the model. The name's lock must be held.
@@ -140,7 +102,7 @@ class Puller:
                 header = self._check(place, ready) or header
             if not isinstance(manifest, Manifest):
                 assert header is not None
-                manifest = manifest(files[0].stored.sha256, header)
+                manifest = _described(manifest, files[0], header)
             record = self._store.publish(manifest, places[0].located.shown, files)
         return Pulled(record, already=False, trusted=tuple(trusted))
 
@@ -209,7 +171,7 @@ class Puller:
         if place.local is not None:
             fetched = self._copy(name, place, place.local, partial)
         else:
-            fetch = Fetch(self._client, located, partial, _state(name, place), self._observer, self._patience)
+            fetch = Fetch(self._client, located, partial, state_of(name, place), self._observer, self._patience)
             try:
                 fetched = fetch.run()
             except DownloadFailed as error:
@@ -220,19 +182,21 @@ class Puller:
     def _copy(self, name: str, place: Place, path: Path, partial: Partial) -> Fetched:
         """From a disk: always from the first byte, since reading again is as fast as checking what is here."""
         expected = place.wanted.sha256
-        state = _state(name, place)
+        state = state_of(name, place)
         try:
             growing = Growing(partial, state)
             try:
                 growing.begin_anew(state)
                 self._observer.begins(path.name, 0, state.size_bytes)
-                with path.open("rb") as file:
-                    while block := file.read(BLOCK_BYTES):
-                        growing.append(block)
-                        self._observer.has(growing.have)
+                for block in read_blocks(path):
+                    growing.append(block)
+                    self._observer.has(growing.have)
                 growing.checkpoint()
             finally:
                 growing.close()
+        except ModelUnusable:
+            partial.discard()
+            raise
         except OSError as error:
             partial.discard()
             raise storage_error(error, partial.path.parent) from None
@@ -262,38 +226,14 @@ class Puller:
             raise DownloadFailed(f"what {place.located.shown} gave is refused: it {what}") from None
 
 
-def _local(wanted: Wanted, path: Path) -> Place:
-    if wanted.gguf:
-        read_header(path)
+def _described(describe: Describe, ready: Ready, header: GgufHeader) -> Manifest:
+    """The manifest of a file that has none. A file of which none can be made is not kept: it would be refused again."""
     try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
-    located = Located("", path.name, str(path), f"file:{path}", {}, size, wanted.sha256)
-    return Place(wanted, _named(located, wanted), path)
-
-
-def _expecting(located: Located, wanted: Wanted) -> Located:
-    """Hold what a server states against what is wanted, before anything is fetched."""
-    stated, expected = located.sha256, wanted.sha256
-    if stated is not None and expected is not None and stated != expected:
-        raise DownloadFailed(
-            f"{located.shown} has another file now: its sha256 is {stated[:12]}..., {expected[:12]}... was "
-            + ("fetched the first time: `edge models remove` forgets that one" if wanted.pinned else "expected")
-        )
-    size = located.size_bytes
-    if wanted.size_bytes is not None and size is not None and size != wanted.size_bytes:
-        raise DownloadFailed(f"{located.shown} has {size} bytes, {wanted.size_bytes} were expected: it is another file")
-    return _named(replace(located, size_bytes=size or wanted.size_bytes, sha256=expected or stated), wanted)
-
-
-def _named(located: Located, wanted: Wanted) -> Located:
-    return replace(located, file=wanted.file or located.file)
-
-
-def _state(name: str, place: Place) -> State:
-    located = place.located
-    return State(model=name, source=place.wanted.text, file=located.file, size_bytes=located.size_bytes)
+        return describe(ready.stored.sha256, header)
+    except ModelUnusable:
+        if ready.partial is not None:
+            ready.partial.discard()
+        raise
 
 
 def _changed(error: DownloadFailed, place: Place, fetch: Fetch, name: str) -> EdgeError:

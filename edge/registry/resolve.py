@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +12,8 @@ from pathlib import Path
 from edge.errors import ModelUnusable
 from edge.registry.digest import Checksums, sha256_of
 from edge.registry.gguf import GgufHeader, read_header
-from edge.registry.manifest import LANGUAGE, Manifest, NewerManifest, read_manifest
-from edge.registry.source import Builtin, Hub, LocalFile, Web, is_source, parse_source
+from edge.registry.manifest import LANGUAGE, NAME_PATTERN, Manifest, NewerManifest, read_manifest
+from edge.registry.source import Builtin, Hub, LocalFile, Source, Web, is_source, parse_source, shown
 from edge.registry.store import Record, Store
 
 
@@ -111,10 +113,13 @@ class Registry:
         known = self.manifests()
         if wish in known:
             return self._resolve_known(*known[wish], on_checksum)
-        if is_source(wish) and isinstance(source := parse_source(wish), LocalFile):
+        source = _source(wish)
+        if isinstance(source, LocalFile):
             wish = str(source.path)
-        elif is_source(wish):
-            raise ModelUnusable(f"{wish} is not on this machine: `edge models pull {wish}` brings it here and names it")
+        elif source is not None:
+            raise ModelUnusable(
+                f"{shown(wish)} is not on this machine: `edge models pull {shown(wish)}` brings it here and names it"
+            )
         path = Path(wish).expanduser()
         if path.suffix == ".onnx":
             return _tensors(path.stem, path.absolute(), None, _with_weights(path.absolute()))
@@ -126,6 +131,8 @@ class Registry:
 
     def _say_if_newer(self, wish: str) -> None:
         """Raises ConfigurationError if the model is known, but to a newer version only."""
+        if not re.fullmatch(NAME_PATTERN, wish):
+            return
         for directory in self._directories:
             if (path := directory / f"{wish}.toml").is_file():
                 read_manifest(path)
@@ -145,12 +152,20 @@ class Registry:
             return (
                 manifest.source if manifest.holds_gguf and not here and isinstance(manifest.where, Hub | Web) else None
             )
-        return wish if is_source(wish) and isinstance(parse_source(wish), Hub | Web) else None
+        return wish if isinstance(_source(wish), Hub | Web) else None
 
     def beside(self, manifest: Manifest, where: Path) -> Path | None:
         """The main file where the manifest says that it lies, if it does."""
-        path = where.parent / manifest.file if manifest.file else None
-        return path if path is not None and path.exists() else None
+        if not manifest.file:
+            return None
+        path = where.parent / manifest.file
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:  # it may be there: whoever reads it says what stands in the way
+            pass
+        return path
 
     def _resolve_known(self, manifest: Manifest, where: Path, on_checksum: Callable[[Path], None] | None) -> Found:
         name = manifest.name
@@ -219,6 +234,16 @@ class Registry:
             raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
 
 
+def _source(wish: str) -> Source | None:
+    """What is meant as a source, taken apart; None for names and paths. Raises ModelUnusable."""
+    if not is_source(wish):
+        return None
+    try:
+        return parse_source(wish)
+    except ValueError as error:
+        raise ModelUnusable(str(error)) from None
+
+
 def _checked(name: str, path: Path, manifest: Manifest, files: Mapping[str, Path]) -> Found:
     header = read_header(path) if manifest.holds_gguf else None
     if header is not None and manifest.task in LANGUAGE:
@@ -243,10 +268,15 @@ def _bare(path: Path) -> Found:
 def _tensors(
     name: str, path: Path, manifest: Manifest | None, files: Mapping[str, Path], header: GgufHeader | None = None
 ) -> ResolvedTensors:
-    try:
-        size = sum(file.stat().st_size for file in {path, *files.values()} if file.suffix not in _NO_WEIGHTS)
-    except OSError as error:
-        raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
+    size = 0
+    for file in {path, *files.values()}:
+        try:
+            found = file.stat()
+        except OSError as error:
+            raise ModelUnusable(f"cannot read {file}: {error.strerror or error}") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise ModelUnusable(f"{file} is no regular file")
+        size += found.st_size if file.suffix not in _NO_WEIGHTS else 0
     return ResolvedTensors(name, path, manifest, files, size, header)
 
 
@@ -256,4 +286,4 @@ def _absent(manifest: Manifest, where: Path) -> str:
     if manifest.where == Builtin():
         return f"{problem}: it is part of the installation, so install edge again, or put it at {path}"
     by_hand = f", or put it at {path}" if manifest.file else ""
-    return f"{problem}: `edge models pull {manifest.name}` fetches it from {manifest.source}{by_hand}"
+    return f"{problem}: `edge models pull {manifest.name}` fetches it from {shown(manifest.source)}{by_hand}"

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from edge.errors import ModelUnusable
+
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<wanted>\S+))?")
 _FORMS = "a source is file:/PATH, https://..., http://..., or hf:OWNER/REPO:FILE_OR_QUANT"
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
@@ -72,7 +74,7 @@ def parse_source(text: str) -> Source:
         return Builtin()
     if text.startswith("file:"):
         path = unquote(text.removeprefix("file://") if text.startswith("file://") else text.removeprefix("file:"))
-        if not path.startswith("/"):
+        if not path.startswith("/") or "\0" in path:
             raise ValueError(f"{text!r} needs a whole path, such as file:/media/stick/model.gguf")
         return LocalFile(Path(path))
     if text.startswith("hf:"):
@@ -81,11 +83,28 @@ def parse_source(text: str) -> Source:
             raise ValueError(f"{text!r} is no file of the hub: write hf:OWNER/REPO:FILE_OR_QUANT")
         return Hub(found["repo"], found["revision"] or "main", found["wanted"] or "")
     if text.startswith(("https://", "http://")):
-        parts = urlsplit(text)
-        if not parts.hostname or not file_name(Web(text)):
+        try:
+            host = urlsplit(text).hostname
+        except ValueError as error:
+            raise ValueError(f"the address cannot be read ({error}): {_FORMS}") from None
+        if not host or not file_name(Web(text)):
             raise ValueError(f"{shown_url(text)!r} names no file")
         return Web(text)
     raise ValueError(f"{text!r} is no source: {_FORMS}")
+
+
+def local_source(path: Path) -> str:
+    """A whole path as a source, which `parse_source` reads as the same. Raises ModelUnusable."""
+    return writable(f"file:{path}".replace("%", "%25"))
+
+
+def writable(text: str) -> str:
+    """The same, if it can be written down. Raises ModelUnusable for names of files that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ModelUnusable(f"{text!r} is no UTF-8, so it cannot be written down: rename the file") from None
+    return text
 
 
 def is_source(text: str) -> bool:
@@ -103,6 +122,16 @@ def shown_url(url: str) -> str:
     except ValueError:
         port = ""
     return urlunsplit((parts.scheme, host + port, parts.path, "", ""))
+
+
+def shown(text: str) -> str:
+    """A source for people and logs."""
+    return shown_url(text) if text.startswith(("https://", "http://")) else text
+
+
+def may_be_secret(text: str) -> bool:
+    """Whether a source, written without credentials, is still nobody else's business: a signed address lets anybody in."""
+    return "?" in text and text.startswith(("https://", "http://"))
 
 
 def without_credentials(text: str) -> str:
@@ -149,6 +178,11 @@ def choose_quant(files: list[str], wanted: str) -> str:
             f"has {what} only in several parts, which this version does not join; it has {', '.join(models)}"
         )
     raise NoSuchQuant(f"has several files for {what}: name one of {', '.join(fitting)}")
+
+
+def is_part(file: str) -> bool:
+    """Whether a file's name says that it is one of several that make a model."""
+    return _SPLIT.search(file) is not None
 
 
 def _is_projector(file: str) -> bool:

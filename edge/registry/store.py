@@ -13,6 +13,7 @@ state before or after, nothing between.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from edge.registry.digest import Checksums
 from edge.registry.durable import locked, storage_error, sync_directory, write_atomically
 from edge.registry.manifest import MANIFEST_VERSION, Manifest, known_part
 from edge.registry.partial import Partial
+from edge.registry.source import may_be_secret
 from edge.registry.trees import Trees
 from edge.versions import Fit, fit_of
 
@@ -36,6 +38,8 @@ RECORD_VERSION = 1
 _STALE_S = 7 * 86400
 _DRAFT_S = 3600
 _ASIDE_FORM = "%Y%m%dT%H%M%SZ"
+_ASIDE_LETTERS = 50
+"""Of a file's own name: with more of them the new one might be too long for a disk."""
 
 
 class StoredFile(BaseModel):
@@ -98,9 +102,11 @@ class Ready:
 class Leftover:
     """Something that nobody needs."""
 
-    paths: tuple[Path, ...]
+    path: Path
     size_bytes: int
     why: str
+    partial: Partial | None = None
+    """The unfinished download that `path` belongs to."""
 
 
 class Store:
@@ -191,7 +197,9 @@ class Store:
                     self._place(ready)
                 sync_directory(self._blobs)
                 self._lay_out(record)
-                write_atomically(self._record_path(manifest.name), record.model_dump_json(indent=1).encode())
+                sources = (manifest.source, *(part.source for part in manifest.files))
+                text = record.model_dump_json(indent=1).encode()
+                write_atomically(self._record_path(manifest.name), text, private=any(map(may_be_secret, sources)))
                 self._drop_unused(former)
         except OSError as error:
             raise storage_error(error, self.root) from None
@@ -222,9 +230,8 @@ class Store:
                 self._record_path(name).unlink(missing_ok=True)
                 freed = self._drop_unused(former)
                 for owner, partial in self.unfinished():
-                    if owner == name and not partial.busy:
-                        freed += partial.disk_bytes
-                        partial.discard()
+                    if owner == name:
+                        freed += partial.discard_idle()
             return freed
         except OSError as error:
             raise storage_error(error, self.root) from None
@@ -232,7 +239,8 @@ class Store:
     def set_aside(self, stored: StoredFile) -> Path:
         """Take a damaged file out of use, keeping it for whoever wants to look. Returns where it is. Raises as `remove`."""
         blob = self.blob(stored.sha256)
-        aside = self._damaged / f"{stored.sha256[:16]}-{time.strftime(_ASIDE_FORM, time.gmtime())}-{stored.file}"
+        stamp = time.strftime(_ASIDE_FORM, time.gmtime())
+        aside = self._damaged / f"{stored.sha256[:16]}-{stamp}-{stored.file[-_ASIDE_LETTERS:]}"
         try:
             with self._store_lock():
                 self._checksums.forget(blob)
@@ -249,17 +257,16 @@ class Store:
         unclaimed = [path for path in _files(self._blobs) if path.name not in used]
         if self.unreadable():
             unclaimed = []  # they may be those of a model that a newer version fetched
-        found = [Leftover((path,), path.stat().st_size, "no model has it") for path in unclaimed]
-        found += [Leftover((path,), path.stat().st_size, "damaged") for path in _files(self._damaged)]
-        found += [
-            Leftover((path,), path.stat().st_size, "half-written note")  # of a process that was killed meanwhile
-            for path in [*_files(self._names), *_files(self.partials)]
-            if path.name[0] == "." and now_s - path.stat().st_mtime > _DRAFT_S
-        ]
+        found = [Leftover(path, _bytes(path), "no model has it") for path in unclaimed]
+        found += [Leftover(path, _bytes(path), "damaged") for path in _files(self._damaged)]
+        for path in [*_files(self._names), *_files(self.partials)]:
+            with contextlib.suppress(FileNotFoundError):  # of a download that runs: it comes and goes
+                if path.name[0] == "." and now_s - path.stat().st_mtime > _DRAFT_S:
+                    found.append(Leftover(path, _bytes(path), "half-written note"))  # of a killed process
         for partial in Partial.all_in(self.partials):
             stale = every_partial or partial.state is None or now_s - partial.touched_s > _STALE_S
             if stale and not partial.busy:
-                found.append(Leftover(partial.paths, partial.disk_bytes, "unfinished download"))
+                found.append(Leftover(partial.path, partial.disk_bytes, "unfinished download", partial))
         return found
 
     def prune(self, now_s: float, *, every_partial: bool) -> list[Leftover]:
@@ -268,9 +275,11 @@ class Store:
             with self._store_lock():
                 found = self.leftovers(now_s, every_partial=every_partial)
                 for leftover in found:
-                    for path in leftover.paths:
-                        self._checksums.forget(path)
-                        path.unlink(missing_ok=True)
+                    if leftover.partial is not None:
+                        leftover.partial.discard_idle()
+                        continue
+                    self._checksums.forget(leftover.path)
+                    leftover.path.unlink(missing_ok=True)
                 self._drop_trees()
             return found
         except OSError as error:
@@ -320,6 +329,14 @@ def _record(text: bytes) -> Record:
 
 def _records_in(names: Path) -> list[Path]:
     return [path for path in sorted(names.glob("*.json")) if path.stem[0] != "."]
+
+
+def _bytes(path: Path) -> int:
+    """0 for a file that has gone."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _files(directory: Path) -> list[Path]:

@@ -24,7 +24,9 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WORTH_A_RETRY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_RETRY_AFTER_S = 120.0
 _TIMEOUT = httpx.Timeout(30.0, connect=15.0)
-_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)", re.ASCII)
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII)
+"""So many digits are a file's size; more cannot even be read as a number."""
 
 
 class Absent(DownloadFailed):
@@ -71,7 +73,7 @@ class Answer:
     def length(self) -> int | None:
         """Content-Length of this answer's body."""
         text = self.response.headers.get("content-length", "")
-        return int(text) if text.isdecimal() else None
+        return int(text) if _LENGTH.fullmatch(text) else None
 
     @property
     def validator(self) -> str | None:
@@ -79,6 +81,13 @@ class Answer:
         etag: str = self.response.headers.get("etag", "")
         date: str | None = self.response.headers.get("last-modified")
         return etag if etag.startswith('"') else date
+
+    def contradicts(self, validator: str | None) -> bool:
+        """Whether this is of another file than the answer with that validator."""
+        if validator is None:
+            return False
+        now = self.response.headers.get("etag" if validator.startswith('"') else "last-modified")
+        return now is not None and now.removeprefix("W/") != validator
 
 
 def client() -> httpx.Client:

@@ -47,6 +47,16 @@ def test_less_memory_gives_a_smaller_plan_and_too_little_a_reason(run_edge: RunE
     assert nothing.returncode == 1 and "use a smaller model" in nothing.stderr
 
 
+def test_it_leaves_the_room_that_serve_leaves_for_further_models(run_edge: RunEdge, home: Path) -> None:
+    alone = json.loads(run_edge("plan", "--memory", "600MiB", "--json").stdout)
+    (home / "edge.toml").write_text(f"[models.other]\nsource = '{Q4_0}'\npinned = true\n")
+    beside = json.loads(run_edge("plan", "--memory", "600MiB", "--json").stdout)
+    kept = beside["room"]["kept_for_others_bytes"]
+    assert kept > Q4_0.stat().st_size and alone["room"]["kept_for_others_bytes"] == 0
+    assert beside["room"]["host_bytes"] == alone["room"]["host_bytes"] - kept >= beside["plan"]["host_bytes"]
+    assert "are kept for the models under [models]" in run_edge("plan", "--memory", "600MiB").stdout
+
+
 @pytest.mark.parametrize("size", ["6", "lots", "-1GiB", "0MiB"])
 def test_a_memory_size_needs_its_unit(run_edge: RunEdge, size: str) -> None:
     done = run_edge("plan", "--memory", size)

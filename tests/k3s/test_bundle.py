@@ -342,6 +342,7 @@ def _docker_layerless() -> Contents:
 
 
 ARM = config("arm64")
+_LAYOUT = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
 UNUSABLE: list[tuple[str, Contents, str]] = [
     ("another-image", Oci(configs=(config(env=("PATH=/bin",)),)), r"holds another image than the node's"),
     ("damaged", _damaged(), r"is damaged: blobs/sha256/\w+ has another checksum"),
@@ -364,6 +365,12 @@ UNUSABLE: list[tuple[str, Contents, str]] = [
     ("short-name", Oci("edge-node:1"), r"named 'edge-node:1', and containerd wants registry, path and tag"),
     ("docker-damaged", _docker_damaged(), r"damaged: old/layer.tar has another checksum than stated"),
     ("docker-layerless", _docker_layerless(), r"not whole: old/layer.tar is missing"),
+    ("index-of-a-list", Contents({**_LAYOUT, "index.json": b"[]"}), r"not as it must be"),
+    ("index-of-text", Contents({**_LAYOUT, "index.json": b'{"manifests": ["a"]}'}), r"not as it must be"),
+    ("index-too-deep", Contents({**_LAYOUT, "index.json": b"[" * 100_000}), r"not as it must be"),
+    ("nothing-said", Contents({**_LAYOUT, "index.json": b'{"manifests": [{"annotations": null}]}'}), r"not as it must"),
+    ("docker-no-json", Contents({"manifest.json": b"{"}), r"not as it must be"),
+    ("docker-no-config", Contents({"manifest.json": b'[{"Layers": []}]'}), r"not as it must be \(KeyError: 'Config'\)"),
     ("no-image", Contents({"a.txt": b"x"}), r"neither index.json nor manifest.json"),
 ]
 
@@ -393,6 +400,8 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
         make(tmp_path / "b", path)
     with pytest.raises(ArchiveUnusable, match=r"cannot read .*: No such file"):
         make(tmp_path / "b", tmp_path / "lost.tar")
+    with pytest.raises(ArchiveUnusable, match=r"cannot read /proc/self/mem: Input/output error"):
+        make(tmp_path / "b", Path("/proc/self/mem"))
 
 
 def test_one_of_several_images_can_be_chosen(tmp_path: Path) -> None:
@@ -612,7 +621,8 @@ def test_the_command_says_what_it_made_and_what_is_missing(tmp_path: Path, run_e
     assert wrong.returncode == 2 and "0-9 and dash" in wrong.stderr
 
 
-def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing(tmp_path: Path, by: signal.Signals) -> None:
     fifo = tmp_path / "i.tar"
     os.mkfifo(fifo)  # an archive that never comes
     command = [sys.executable, "-m", "edge", "k3s", "bundle", "--image", str(fifo), "--to", str(tmp_path / "b")]
@@ -622,7 +632,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
         while len(os.listdir(tmp_path)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(os.listdir(tmp_path)) == 2, "its draft is there"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(by)
         _, said = process.communicate(timeout=30)
     finally:
         process.kill()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from edge.memory.budget import supposed
 from edge.memory.gpu import is_jetson
+from edge.memory.planner import Budget
 from tests.nvml import PROFILES, build_library
 
 MIB = 1 << 20
@@ -39,6 +41,7 @@ def budget(library: Path, bound: int = 0, profile: str = "small", **environment:
         ({}, "Stub Card", 6144, 8192),
         ({"CUDA_VISIBLE_DEVICES": "0,1"}, "Stub Card", 6144, 8192),
         ({"CUDA_VISIBLE_DEVICES": "GPU-1111"}, "Stub Card", 6144, 8192),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1"}, "Stub Card", 6144, 8192),
         ({"CUDA_VISIBLE_DEVICES": "MIG-b", "profile": "mig"}, "Stub Card MIG", 960, 1024),
         ({"profile": "mig"}, "Stub Card MIG", 1984, 2048),
     ],
@@ -61,6 +64,16 @@ def test_a_bound_by_the_operator_holds_on_the_device(library: Path) -> None:
 def test_a_device_without_memory_of_its_own_shares_the_machines(library: Path, environment: dict[str, str]) -> None:
     found = budget(library, bound=1500, **environment)
     assert found["unified"] is True and found["host_bytes"] == 1500 * MIB
+    assert found["source"] == "memory.budget_mib"
+
+
+def test_what_is_supposed_is_of_the_memory_that_counts() -> None:
+    much = 6144 * MIB
+    card = Budget(512 * MIB, "this machine", 4096 * MIB, "a card")
+    assert supposed(much, card) == Budget(512 * MIB, "this machine", much, "a card")
+    board = Budget(512 * MIB, "this machine", 512 * MIB, "the GPU", unified=True)
+    assert supposed(much, board) == Budget(much, "--memory", much, "the GPU", unified=True)
+    assert supposed(much, Budget(512 * MIB, "this machine")) == Budget(much, "--memory")
 
 
 def test_a_jetson_is_told_by_its_device_tree(tmp_path: Path) -> None:

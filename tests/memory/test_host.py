@@ -47,6 +47,24 @@ def test_page_cache_of_a_group_counts_as_free(proc: Path, tmp_path: Path) -> Non
     assert memory.source == "a control group limited to 1,000 MiB"
 
 
+def test_the_bound_beyond_which_a_group_is_slowed_down_counts_too(proc: Path, tmp_path: Path) -> None:
+    (proc / "self" / "cgroup").write_text("0::/system.slice/edge.service\n")
+    v2(tmp_path / "cg", "system.slice/edge.service", str(2000 * MIB), used_mib=100)
+    (tmp_path / "cg" / "system.slice" / "edge.service" / "memory.high").write_text(f"{1000 * MIB}\n")
+    memory = host_memory(proc, tmp_path / "cg")
+    assert memory is not None and (memory.available_bytes, memory.limit_bytes) == (900 * MIB, 1000 * MIB)
+
+
+@pytest.mark.parametrize("spoilt", ["memory.stat", "memory.current"])
+def test_a_limit_holds_where_its_use_is_not_told(proc: Path, tmp_path: Path, spoilt: str) -> None:
+    (proc / "self" / "cgroup").write_text("0::/pod\n")
+    v2(tmp_path / "cg", "pod", str(1000 * MIB), used_mib=0)
+    for text in ("inactive_file\n", None):
+        (tmp_path / "cg" / "pod" / spoilt).write_text(text) if text else (tmp_path / "cg" / "pod" / spoilt).unlink()
+        memory = host_memory(proc, tmp_path / "cg")
+        assert memory is not None and memory.available_bytes == 1000 * MIB
+
+
 def test_the_tightest_group_above_counts(proc: Path, tmp_path: Path) -> None:
     (proc / "self" / "cgroup").write_text("0::/pod/edge\n")
     v2(tmp_path / "cg", "pod/edge", "max", used_mib=300)

@@ -64,7 +64,7 @@ def test_the_context_is_what_the_model_was_trained_to_within_the_cap() -> None:
 
 
 def test_saved_prefixes_give_way_first_and_quality_last() -> None:
-    steps = list(ladder(SHAPE, ROOMY, Wishes()))
+    steps = [step.layout for step in ladder(SHAPE, ROOMY, Wishes(), sizes)]
     first = next(i for i, s in enumerate(steps) if s.cache_bytes < 256 * MIB)
     assert first == 1
     q4 = next(i for i, s in enumerate(steps) if s.kv_type == "q4_0")
@@ -79,8 +79,8 @@ def test_a_plan_stays_within_its_room_and_keeps_what_is_fixed(
     try:
         chosen = plan(SHAPE, host(room), wishes, sizes)
     except DoesNotFit as refusal:
-        smallest = list(ladder(SHAPE, host(room), wishes))[-1]
-        assert sum(p.host_bytes for p in sizes(smallest)) > room * MIB
+        smallest = list(ladder(SHAPE, host(room), wishes, sizes))[-1]
+        assert smallest.host_bytes > room * MIB
         assert f"{room:,} MiB" in refusal.message
         return
     assert chosen.total_bytes <= room * MIB
@@ -125,6 +125,19 @@ def test_a_model_that_fits_in_no_layout_is_refused_with_a_cure() -> None:
         plan(SHAPE, host(300), Wishes(), sizes)
 
 
+@pytest.mark.parametrize(
+    ("source", "cure"),
+    [
+        ("memory.budget_mib", "raise memory.budget_mib$"),
+        ("a control group limited to 300 MiB", "raise the control group's limit$"),
+        ("this machine", "memory.reserve_mib is kept back$"),
+    ],
+)
+def test_the_cure_is_that_of_what_bounds_the_memory(source: str, cure: str) -> None:
+    with pytest.raises(DoesNotFit, match=cure):
+        plan(SHAPE, Budget(300 * MIB, source), Wishes(), sizes)
+
+
 def test_a_layout_that_the_library_refuses_is_passed_over() -> None:
     def no_q8(layout: Layout) -> tuple[Part, ...]:
         if layout.kv_type == "q8_0":
@@ -140,9 +153,28 @@ def test_a_layout_that_the_library_refuses_is_passed_over() -> None:
         plan(SHAPE, ROOMY, Wishes(), nothing)
 
 
+@given(st.integers(445, 4000))
+def test_a_model_whose_cells_must_stay_f16_gives_way_in_all_else(room: int) -> None:
+    """As of heads of 80 or 48 numbers, which no block of q8_0 or q4_0 divides."""
+
+    def only_f16(layout: Layout) -> tuple[Part, ...]:
+        if layout.kv_type != "f16":
+            raise LayoutRefused
+        return sizes(layout)
+
+    assert plan(SHAPE, host(room), Wishes(), only_f16) == plan(SHAPE, host(room), Wishes(kv_type="f16"), sizes)
+
+
+def test_a_refusal_names_the_setting_that_stands_in_the_way() -> None:
+    with pytest.raises(
+        DoesNotFit, match=r"with kv_type \w+ and \d+ layers on a card would fit: leave engine.gpu_layers to"
+    ):
+        plan(SHAPE, card(500), Wishes(gpu_layers=25), sizes)
+
+
 def test_without_flash_attention_cells_stay_f16() -> None:
-    steps = ladder(SHAPE, ROOMY, Wishes(flash_attention=False))
-    assert {s.kv_type for s in steps} == {"f16"}
+    steps = ladder(SHAPE, ROOMY, Wishes(flash_attention=False), sizes)
+    assert {s.layout.kv_type for s in steps} == {"f16"}
 
 
 def test_a_card_takes_all_layers_where_it_can() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -245,6 +246,42 @@ def test_a_manifest_that_does_not_fit_the_model_is_said(
 ) -> None:
     with pytest.raises(ModelUnusable, match=said):
         run_with_child(load_of(encoder, reading_of(encoder, **reading), **changes), _nothing)
+
+
+def _with_template(directory: Path, source: Path, **changes: Any) -> Path:
+    """A copy of a model whose tokenizer puts a token around texts that it does not know."""
+    directory.mkdir()
+    (directory / "model.onnx").symlink_to(source / "model.onnx")
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    tokenizer["post_processor"].update(changes)
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return directory
+
+
+_UNKNOWN = {"SpecialToken": {"id": "[NONE]", "type_id": 0}}
+_PIECE = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+def test_a_tokenizer_that_panics_at_every_text_is_refused_at_the_load(encoder: Path, tmp_path: Path) -> None:
+    odd = _with_template(tmp_path / "odd", encoder, single=[_UNKNOWN, _PIECE])
+
+    async def use(client: TensorClient) -> None:
+        raise AssertionError("it must not get ready")
+
+    with pytest.raises(ModelUnusable, match=r"the tokenizer .*odd/tokenizer.json cannot be read"):
+        run_with_child(load_of(odd, reading_of(odd)), use)
+
+
+def test_a_tokenizer_that_panics_at_a_request_fails_that_one(reranker: Path, tmp_path: Path) -> None:
+    odd = _with_template(tmp_path / "odd", reranker, pair=[_UNKNOWN, _PIECE, {"Sequence": {"id": "B", "type_id": 1}}])
+
+    async def use(client: TensorClient) -> None:
+        for _ in range(2):
+            with pytest.raises(EngineFault, match=r"the tokenizer .* fails at this"):
+                await client.rerank("pump", ["three", "four"])
+        assert client.status.restarts == 0
+
+    run_with_child(load_of(odd, reading_of(odd), task="rerank"), use)
 
 
 def test_a_file_cut_short_is_said_and_no_tokenizer_is_needed_for_tensors(encoder: Path, tmp_path: Path) -> None:

@@ -46,6 +46,12 @@ def test_what_does_not_fit_is_told_what_was_expected(changed: list[Tensor], said
         check_inputs(changed, SPECS)
 
 
+def test_a_shape_of_more_axes_than_an_array_has_is_refused() -> None:
+    """Where the model's file states no shape, any would do."""
+    with pytest.raises(InvalidRequest, match="'x' has 100 axes; at most 16"):
+        check_inputs([Tensor("x", "FP32", [1] * 100, bytes(4))], [TensorSpec("x", "FP32", [], [])])
+
+
 @pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
 def test_a_tensor_that_holds_nothing_has_a_shape_that_an_array_can_have(datatype: str) -> None:
     spec = TensorSpec("x", datatype, [-1, -1, -1], ["", "", ""])

@@ -53,6 +53,18 @@ def test_things_have_their_places_in_the_picture(
     run_with_child(detector_load_of(path, layout), use)
 
 
+def test_a_jpeg_that_is_drawn_step_by_step_is_read_but_not_one_of_countless_steps() -> None:
+    plain = io.BytesIO()
+    Image.new("RGB", (640, 480), "red").save(plain, "JPEG", progressive=True)
+    data = plain.getvalue()
+    assert data.count(b"\xff\xda") > 5
+    placed(data + b"\xff\xda\0\2" * 1000, Looking(**DETR))  # what stands behind it, such as a film, is no part of it
+    last = data.rindex(b"\xff\xda")
+    again = data[last:-2] * 1000  # sixteen bytes each, and each goes over the whole picture
+    with pytest.raises(InvalidRequest, match="more than 64 passes"):
+        placed(data[:-2] + again + data[-2:], Looking(**DETR))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize(("width", "height"), [(1600, 1200), (30, 90), (64, 64)])
 def test_any_form_and_size_is_read(kind: str, width: int, height: int) -> None:

@@ -52,6 +52,20 @@ def test_where_nothing_can_tell_nothing_is_said() -> None:
     assert watch.look(Readings(0.0, HostReading())) is None and watch.active is None
 
 
+def test_a_card_that_is_lost_while_it_is_hot_is_not_slowed_down_for_ever() -> None:
+    watch = ThrottleWatch()
+    watch.look(at(0.0, "hw_thermal"))
+    assert watch.look(Readings(20.0, HostReading())) is None and watch.active
+    assert watch.look(Readings(40.0, HostReading())) == Change(False, ()) and watch.active is None
+
+
+def test_a_counter_that_cannot_be_read_for_once_hides_nothing() -> None:
+    watch = ThrottleWatch()
+    watch.look(at(0.0, cpu=2))
+    watch.look(at(5.0))
+    assert watch.look(at(10.0, cpu=3)) == Change(True, ("cpu heat",))
+
+
 def test_the_thread_tells_of_a_change_and_its_readings_grow_old(tmp_path: Path) -> None:
     roots = plant(tmp_path, PLAIN)
     told, changed = list[Change](), threading.Event()

@@ -58,6 +58,10 @@ def test_words_are_right_if_they_are_the_same_words() -> None:
     assert not judged(words, '<tool_call>{"name": "stop", "arguments": {"d": 3}}</tool_call>')
 
 
+def _calling(function: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"function": function}]}
+
+
 def written(tmp_path: Path, **changes: Any) -> Path:
     path = tmp_path / "cases.json"
     case = {"group": "stops", "tools": ["stop"], "messages": [ASKED, CALL]}
@@ -78,6 +82,9 @@ def test_a_file_of_cases_is_read(tmp_path: Path) -> None:
         ({"tools": {}}, "offers the tool 'stop'"),
         ({"cases": [{"group": "x", "messages": [CALL, ASKED]}]}, "right answer"),
         ({"cases": [{"group": "x", "messages": [ASKED, {"role": "assistant", "content": ""}]}]}, "right answer"),
+        ({"cases": [{"group": "x", "messages": [ASKED, _calling({"name": "stop"})]}]}, "no arguments in JSON"),
+        ({"cases": [{"group": "x", "messages": [ASKED, _calling({"name": "stop", "arguments": "{"})]}]}, "in JSON"),
+        ({"cases": [{"group": "x", "messages": [ASKED, {"role": "assistant", "tool_calls": [3]}]}]}, "has no name"),
         ({"answers": 3}, "answers"),
         ({"most_tokens": 0}, "most_tokens"),
     ],

@@ -12,7 +12,7 @@ from bench.file_server import Asked, FileServer, Served, Status
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>[^?]+)")
-_TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/?]+)(?:\?.*)?")
+_ABOUT = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>[^/?]+)(?:\?.*)?")
 
 
 class HubLookalike(FileServer):
@@ -37,8 +37,8 @@ class HubLookalike(FileServer):
         self.cdn.__exit__(kind, error, trace)
 
     def answer(self, asked: Asked) -> Served | Status:
-        tree, resolve = _TREE.fullmatch(asked.path), _RESOLVE.fullmatch(asked.path)
-        found = tree or resolve
+        about, resolve = _ABOUT.fullmatch(asked.path), _RESOLVE.fullmatch(asked.path)
+        found = about or resolve
         if found is None or found["repo"] not in self.files:
             return _error(401, "RepoNotFound", "Invalid username or password.")
         repo = found["repo"]
@@ -46,15 +46,11 @@ class HubLookalike(FileServer):
             return _error(403, "GatedRepo", f"Access to model {repo} is restricted.")
         if found["revision"] not in ("main", COMMIT):
             return _error(404, "RevisionNotFound", "Invalid rev id")
-        return self._tree(repo) if tree is not None else self._resolve(repo, found["file"], found["revision"])
+        return self._about(repo) if about is not None else self._resolve(repo, found["file"], found["revision"])
 
-    def _tree(self, repo: str) -> Served:
-        entries = [
-            {"type": "file", "path": path, "oid": _git(data), "size": len(data)}
-            | ({"lfs": {"oid": _sha(data), "size": len(data), "pointerSize": 134}} if _large(path) else {})
-            for path, data in self.files[repo].items()
-        ]
-        return Served(json.dumps(entries).encode(), stated={"content-type": "application/json"})
+    def _about(self, repo: str) -> Served:
+        about = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": path} for path in self.files[repo]]}
+        return Served(json.dumps(about).encode(), stated={"content-type": "application/json"})
 
     def _resolve(self, repo: str, path: str, revision: str) -> Served | Status:
         data = self.files[repo].get(path)

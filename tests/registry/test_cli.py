@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.file_server import FileServer, Served
+from bench.file_server import Cut, FileServer, Served, Status
+from edge.errors import DownloadFailed
 from edge.quantities import size
+from edge.registry.fetch import Patience
 from tests.conftest import RunEdge
 from tests.registry.conftest import Node, sha
 
@@ -41,6 +43,20 @@ def test_list_says_what_is_here(run_edge: RunEdge, node: Node) -> None:
         "manifest": "own",
         "description": "A test model.",
     }
+
+
+def test_a_download_that_is_not_finished_is_listed_without_its_signature(
+    run_edge: RunEdge, node: Node, server: FileServer, served: Served
+) -> None:
+    server.faults.append(Cut(1_000_000))
+    server.choose = lambda: Status(503)
+    with pytest.raises(DownloadFailed):
+        node.pull(f"{server.url}/m.gguf?signature=abc", Patience(tries=2, pause_s=0.001))
+    listed, programs = run_edge("models", "list"), run_edge("models", "list", "--json")
+    assert (
+        f"m is not finished: `edge models pull` with the whole address of {server.url}/m.gguf goes on" in listed.stderr
+    )
+    assert "abc" not in listed.stderr + listed.stdout + programs.stdout
 
 
 def test_pull_serve_verify_remove(
@@ -137,15 +153,25 @@ def test_a_stick_needs_no_network(run_edge: RunEdge, node: Node, tmp_path: Path,
     assert run_edge("models", "verify", "some-model").returncode == 0
 
 
+def test_a_linked_model_that_is_removed_is_said_to_be(run_edge: RunEdge, tmp_path: Path, model_bytes: bytes) -> None:
+    (tmp_path / "m.gguf").write_bytes(model_bytes)
+    assert run_edge("models", "add", "--link", str(tmp_path / "m.gguf")).returncode == 0
+    assert run_edge("models", "remove", "m").stdout == "removed m, 0 bytes freed\n"
+    assert run_edge("models", "remove", "m").returncode == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
         (["pull", "nothing"], 1, "'nothing' is no known model and no source"),
         (["pull", "hf:x"], 1, "write hf:OWNER/REPO:FILE_OR_QUANT"),
         (["pull", "edge-builtin"], 1, "edge-builtin is here already"),
+        (["pull", "hf:a/b:Q4/m-00001-of-00003.gguf"], 1, "m-00001-of-00003.gguf is one part of a model in several"),
+        (["pull", "http://127.0.0.1:9/m-00001-of-00003.gguf"], 1, "llama-gguf-split --merge"),
         (["pull", "x", "--name", "Not A Name"], 2, "up to 63 of a-z"),
         (["pull", "x", "--sha256", "12"], 2, "64 hexadecimal digits"),
         (["add", "/nowhere.gguf"], 1, "there is no file /nowhere.gguf"),
+        (["add", "/nowhere.gguf", "--licence", " "], 2, "leave it out where the licence is not known"),
         (["remove", "edge-builtin"], 1, "is part of the installation and stays"),
         (["verify", "nothing"], 1, "unknown model 'nothing'"),
     ],

@@ -12,6 +12,7 @@ import pytest
 
 from bench.file_server import FileServer, Served
 from edge.errors import DiskFull
+from edge.registry import space
 from tests.conftest import SMALL_DISK_BYTES
 from tests.registry.conftest import Node, sha
 
@@ -36,6 +37,17 @@ def test_the_sizes_of_all_files_count(node: Node, server: FileServer, served: Se
     with pytest.raises(DiskFull, match="not enough space"):
         node.pull("m")
     assert not server.gets("/m.gguf")
+
+
+def test_a_file_of_unknown_size_leaves_the_disk_its_reserve(
+    node: Node, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.routes["/m.gguf"] = Served(b"GGUF" + bytes(20 << 20), chunked=True)
+    node.know("m", f"{server.url}/m.gguf")
+    monkeypatch.setattr(space, "RESERVE_BYTES", PETABYTE)  # more than any disk has free
+    with pytest.raises(DiskFull, match=r"is full: 16\.8 MB of m.gguf are here and kept"):
+        node.pull("m")
+    assert (16 << 20) <= node.partials()[0].stat().st_size < (20 << 20)
 
 
 def test_a_disk_that_fills_up_keeps_what_is_here(

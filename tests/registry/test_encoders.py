@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -165,6 +166,11 @@ def test_a_bare_file_is_found_by_its_path_and_a_language_model_as_before(home: P
     assert isinstance(bare, ResolvedTensors) and bare.manifest is None and bare.name == "model"
     with pytest.raises(ModelUnusable, match=r"cannot read /nowhere/m\.onnx"):
         registry.find("/nowhere/m.onnx")
+    (home / "folder.onnx").mkdir()
+    os.mkfifo(home / "tube.onnx")
+    for odd in ("folder.onnx", "tube.onnx"):
+        with pytest.raises(ModelUnusable, match=f"{odd} is no regular file"):
+            registry.find(str(home / odd))
     assert isinstance(registry.find(str(Q4_0)), ResolvedModel)
 
 

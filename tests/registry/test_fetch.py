@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import trustme
 
-from bench.file_server import Cut, Damage, FileServer, Served, Status
-from edge.errors import DownloadFailed
+from bench.file_server import Asked, Cut, Damage, FileServer, Served, Status
+from edge.errors import DownloadFailed, ModelUnusable
 from edge.registry import web
 from edge.registry.fetch import Fetch, Patience
 from edge.registry.partial import Partial, State
+from edge.registry.resolve import Registry
 from edge.registry.source import Located
 from tests.registry.conftest import SOON, Node, Watcher, gguf_bytes, sha
 
@@ -78,6 +79,41 @@ def test_a_changed_file_begins_anew(
     node.pull("m")
     assert node.blobs() == [sha(other_bytes)]
     assert any("another file now" in note for note in node.watcher.notes_said)
+
+
+def test_a_file_that_changes_midway_begins_anew_whatever_was_learnt_of_it(
+    node: Node, server: FileServer, served: Served, other_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within one command. The address allows GET alone: size and sum come with the first answer, and others with the second."""
+    whole, longer = server.answer, other_bytes + bytes(64)
+    served.stated = {"x-checksum-sha256": sha(served.data)}
+
+    def answer(asked: Asked) -> Served | Status:
+        if len(server.gets("/m.gguf")) > 1:
+            served.data, served.etag, served.stated = longer, '"2"', {"x-checksum-sha256": sha(longer)}
+        return Status(403) if asked.method == "HEAD" else whole(asked)
+
+    monkeypatch.setattr(server, "answer", answer)
+    server.faults.append(Cut(1_000_000))
+    node.know("m", f"{server.url}/m.gguf")
+    node.pull("m")
+    assert node.blobs() == [sha(longer)]
+
+
+@pytest.mark.parametrize("mark", ['"2"', None])
+def test_a_server_that_heeds_no_conditions_gets_no_two_files_joined(
+    node: Node, server: FileServer, served: Served, other_bytes: bytes, mark: str | None
+) -> None:
+    served.conditions = False
+    served.last_modified = "Wed, 21 Oct 2015 07:28:00 GMT"
+    served.etag = None if mark is None else '"1"'
+    server.faults.extend([Cut(1_000_000), *[Status(503)] * 3])
+    node.know("m", f"{server.url}/m.gguf")
+    with pytest.raises(DownloadFailed):
+        node.pull("m", Patience(tries=3, pause_s=0.001))
+    served.data, served.etag, served.last_modified = other_bytes, mark, "Wed, 21 Oct 2026 07:28:00 GMT"
+    node.pull("m")
+    assert node.blobs() == [sha(other_bytes)]
 
 
 def test_without_any_mark_of_the_file_nothing_is_joined(
@@ -350,6 +386,35 @@ def test_user_and_password_of_an_address_are_used_and_shown_nowhere(
     said = [caught.value.message, *node.watcher.notes_said]
     assert not [text for text in said if "hunter2" in text or "abc" in text]
     assert not [data for data in kept if b"hunter2" in data]
+
+
+def test_a_signed_address_is_kept_for_its_user_alone_and_shown_to_nobody(
+    node: Node, server: FileServer, served: Served
+) -> None:
+    signed = f"{server.url}/m.gguf?signature=abc"
+    server.faults.extend([Cut(1_000_000), *[Status(503)] * 3])
+    with pytest.raises(DownloadFailed):
+        node.pull(signed, Patience(tries=3, pause_s=0.001), name="m")
+    unfinished = {path.stat().st_mode & 0o777 for path in holders(node.home, b"abc")}
+    node.pull(signed, name="m")
+    done = holders(node.home, b"abc")
+    assert done and {path.stat().st_mode & 0o777 for path in done} == unfinished == {0o600}
+    registry = Registry.at(node.home)
+    (node.store / "names" / "m.json").unlink()
+    for attempt in (
+        lambda: node.pull(f"{server.url}/m.gguf?signature=def", name="m"),
+        lambda: registry.resolve("m"),
+        lambda: registry.resolve(signed),
+    ):
+        with pytest.raises(ModelUnusable) as caught:
+            attempt()
+        assert "/m.gguf" in caught.value.message and "abc" not in caught.value.message
+
+
+def holders(home: Path, secret: bytes) -> list[Path]:
+    """Files with these bytes in them, weights aside."""
+    files = [path for path in home.rglob("*") if path.is_file() and path.stat().st_size < 1_000_000]
+    return [path for path in files if secret in path.read_bytes()]
 
 
 @pytest.mark.parametrize(

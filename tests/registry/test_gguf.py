@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from edge.errors import ModelUnusable
 from edge.registry.gguf import read_header
+from tests.registry.conftest import gguf_bytes
 
 PARAMETERS = 300 * 32 + 8 * 64 + 32
 
@@ -43,6 +45,17 @@ def test_names_a_missing_file(tmp_path: Path) -> None:
 
 def test_names_a_directory(tmp_path: Path) -> None:
     assert "is a directory" in diagnosis(tmp_path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    assert "is no regular file" in diagnosis(tmp_path / "pipe.gguf")
+
+
+def test_a_name_is_a_line_that_a_terminal_may_be_shown(tmp_path: Path) -> None:
+    gguf_bytes(tmp_path / "m.gguf", seed=1, name="Nice\x1b[2J\nModel\x9b" + "x" * 10_000)
+    header = read_header(tmp_path / "m.gguf")
+    assert header.name.startswith("Nice[2JModelxxx") and header.name.isprintable() and len(header.name) <= 200
 
 
 def test_says_how_a_foreign_file_starts(tmp_path: Path) -> None:

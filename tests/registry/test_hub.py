@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 
 import pytest
 
-from bench.file_server import Cut, Damage, Status
+from bench.file_server import Cut, Damage, FileServer, Served, Status
 from edge.errors import DownloadFailed
 from edge.registry import hub as hub_module
 from edge.registry.fetch import Patience
@@ -112,11 +113,32 @@ def test_a_hub_out_of_reach_is_named(node: Node, hub: HubLookalike, monkeypatch:
         node.pull(f"hf:{REPO}:tiny-q8_0.gguf")
 
 
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Welcome to the hotel</title>", b"[]", b'{"siblings": 3}'])
+@pytest.mark.parametrize("wanted", ["Q4_K_M", "tiny-q8_0.gguf"])
+def test_a_login_page_on_the_way_is_told_from_a_hub(
+    node: Node, monkeypatch: pytest.MonkeyPatch, page: bytes, wanted: str
+) -> None:
+    with FileServer() as portal:
+        monkeypatch.setattr(portal, "answer", lambda asked: Served(page))
+        monkeypatch.setenv("HF_ENDPOINT", portal.url)
+        with pytest.raises(DownloadFailed, match=r"does not answer as a hub does|is not a GGUF file"):
+            node.pull(f"hf:{REPO}:{wanted}")
+    assert node.partials() == []
+
+
+def test_a_hub_that_accepts_and_says_nothing_is_not_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(DownloadFailed, match=r"127.0.0.1 cannot be reached"):
+            node.pull(f"hf:{REPO}:Q4_K_M")
+
+
 def test_the_hub_hears_nothing_but_what_it_is_asked(node: Node, hub: HubLookalike) -> None:
     node.pull(f"hf:{REPO}:Q4_K_M")
     assert {asked.method for asked in hub.asked} == {"GET", "HEAD"}
     paths = {asked.path.partition("?")[0] for asked in hub.asked}
-    assert all(path.startswith((f"/api/models/{REPO}/tree/", f"/{REPO}/resolve/")) for path in paths), paths
+    assert all(path.startswith((f"/api/models/{REPO}/revision/", f"/{REPO}/resolve/")) for path in paths), paths
 
 
 def test_a_model_of_several_files(node: Node, hub: HubLookalike, model_bytes: bytes) -> None:

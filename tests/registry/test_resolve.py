@@ -75,6 +75,25 @@ def test_an_unknown_name_lists_the_known_ones(registry: Registry) -> None:
         registry.resolve("tinny")
 
 
+@pytest.mark.parametrize(
+    ("wish", "complaint"),
+    [
+        ("hf:bad", "write hf:OWNER/REPO"),
+        ("file:model.gguf", "needs a whole path"),
+        ("https://[/model.gguf", "the address cannot be read .* a source is"),
+    ],
+)
+def test_what_is_no_source_is_refused_with_words(registry: Registry, wish: str, complaint: str) -> None:
+    for ask in (registry.find, registry.elsewhere):
+        with pytest.raises(ModelUnusable, match=complaint):
+            ask(wish)
+
+
+def test_a_name_that_can_be_no_files_is_unknown(registry: Registry) -> None:
+    with pytest.raises(ModelUnusable, match="unknown model"):
+        registry.resolve("a" * 300)
+
+
 def test_a_known_model_without_its_file_says_where_to_put_it(registry: Registry, models: Path) -> None:
     (models / "tiny.gguf").unlink()
     with pytest.raises(ModelUnusable, match="its file is not here"):
@@ -90,7 +109,13 @@ def test_the_operators_manifest_comes_first(registry: Registry, models: Path, ho
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
-    [("colour = 'red'", "`colour`"), ("context_tokens = '7'", "not valid TOML"), ("= 3", "not valid TOML")],
+    [
+        ("colour = 'red'", "`colour`"),
+        ("context_tokens = '7'", "not valid TOML"),
+        ("= 3", "not valid TOML"),
+        ("size_bytes = " + "9" * 5000, "not valid TOML"),
+        ("x = " + "[" * 5000, "not valid TOML"),
+    ],
 )
 def test_a_wrong_manifest_is_named(registry: Registry, models: Path, line: str, complaint: str) -> None:
     with (models / "tiny.toml").open("a") as file:

@@ -43,6 +43,7 @@ def test_sources_are_read(text: str, source: object) -> None:
         "model",
         "ftp://a/b",
         "file:relative",
+        "file:/a%00b",
         "hf:",
         "hf:a",
         "hf:a/b:",

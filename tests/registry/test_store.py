@@ -12,8 +12,10 @@ from bench.file_server import Cut, FileServer, Served, Status
 from edge.errors import DownloadFailed, ModelUnusable, StoreBusy
 from edge.registry.durable import locked
 from edge.registry.fetch import Patience
+from edge.registry.inventory import Removed
 from edge.registry.manifest import Manifest, read_manifest
 from edge.registry.resolve import Registry
+from edge.registry.source import LocalFile
 from tests.registry.conftest import Node, gguf_bytes, sha
 
 SHORT = Patience(tries=2, pause_s=0.001)
@@ -64,6 +66,34 @@ def test_the_first_serve_does_not_read_a_fetched_file_again(node: Node, file: Pa
     assert read == []
 
 
+def test_a_linked_file_that_nobody_can_look_at_is_said_to_be_unreadable(node: Node, file: Path) -> None:
+    add(node, file, "mine", link=True)
+    file.unlink()
+    file.symlink_to(file)
+    assert node.state("mine") == "unreadable"
+    with pytest.raises(ModelUnusable, match=f"cannot read {file}: Too many levels"):
+        Registry.at(node.home).resolve("mine")
+
+
+@pytest.mark.parametrize("name", ["a\nb.gguf", "a%20b.gguf", "\x1b[2Jc.gguf"])
+@pytest.mark.parametrize("link", [True, False])
+def test_any_name_of_a_file_may_be_added(node: Node, file: Path, name: str, link: bool) -> None:
+    """The manifest that is written for it is read by every command from then on."""
+    odd = file.rename(file.with_name(name))
+    add(node, odd, "mine", link=link)
+    assert node.state("mine") == "here"
+    assert Registry.at(node.home).manifests()["mine"][0].where == LocalFile(odd)
+
+
+def test_a_name_that_is_no_text_is_refused_with_words(node: Node, file: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(file.parent) + b"/a\xff.gguf"))
+    file.rename(odd)
+    with pytest.raises(ModelUnusable, match=r"is no UTF-8, .* rename the file"):
+        add(node, odd)
+    with pytest.raises(ModelUnusable, match=r"is no UTF-8, .* rename the file"):
+        node.pull(f"file:{odd}")
+
+
 def test_a_file_that_is_no_model_is_not_added(node: Node, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_text("hello")
     with pytest.raises(ModelUnusable, match="is not a GGUF file"):
@@ -85,9 +115,9 @@ def test_two_models_share_one_file_until_both_are_removed(node: Node, file: Path
     add(node, file, "one")
     add(node, file, "two")
     assert node.blobs() == [sha(model_bytes)]
-    assert node.inventory.remove("one") == 0
+    assert node.inventory.remove("one") == Removed(0, manifest=True)
     assert node.blobs() == [sha(model_bytes)]
-    assert node.inventory.remove("two") == len(model_bytes)
+    assert node.inventory.remove("two") == Removed(len(model_bytes), manifest=True)
     assert node.blobs() == []
     assert not list((node.home / "models").glob("*.toml"))
 
@@ -124,6 +154,17 @@ def test_verify_sets_damaged_files_aside(node: Node, server: FileServer, served:
     assert [leftover.why for leftover in node.inventory.prune(every_partial=False, dry_run=False)] == ["damaged"]
 
 
+def test_a_damaged_file_of_a_long_name_is_set_aside_too(node: Node, server: FileServer, model_bytes: bytes) -> None:
+    name = "m" * 250 + ".gguf"
+    server.routes[f"/{name}"] = Served(model_bytes)
+    node.pull(f"{server.url}/{name}", name="m")
+    blob = node.store / "blobs" / sha(model_bytes)
+    blob.chmod(0o644)
+    blob.write_bytes(bytes(len(model_bytes)))
+    [check] = node.inventory.verify(["m"], lambda name, path: None)
+    assert check.verdict == "damaged" and check.aside is not None and check.aside.name.endswith("mm.gguf")
+
+
 def test_a_changed_blob_is_not_served(node: Node, server: FileServer, served: Served, model_bytes: bytes) -> None:
     node.know("m", f"{server.url}/m.gguf", sha256=sha(model_bytes))
     node.pull("m")
@@ -147,7 +188,7 @@ def test_prune_takes_only_what_nobody_needs(
     with pytest.raises(DownloadFailed):
         node.pull("m", SHORT)
     would = node.inventory.prune(every_partial=False, dry_run=True)
-    assert [(leftover.paths[0].name, leftover.why) for leftover in would] == [("0" * 64, "no model has it")]
+    assert [(leftover.path.name, leftover.why) for leftover in would] == [("0" * 64, "no model has it")]
     assert len(node.blobs()) == 2
     assert node.inventory.prune(every_partial=False, dry_run=False) == would
     assert node.blobs() == [sha(model_bytes)]
@@ -169,6 +210,7 @@ def test_prune_leaves_a_download_that_runs(node: Node, server: FileServer, serve
     [(_, partial)] = node.inventory._store.unfinished()
     with partial.held("it"):
         assert node.inventory.prune(every_partial=True, dry_run=False) == []
+        assert partial.discard_idle() == 0 and partial.have_bytes == 1_000_000
     assert len(node.inventory.prune(every_partial=True, dry_run=False)) == 1
 
 
@@ -265,6 +307,9 @@ def test_a_lock_ends_with_its_holder(tmp_path: Path) -> None:
         ({"source": "builtin"}, "needs `file` and `sha256`"),
         ({"task": "singing"}, "task"),
         ({"context_tokens": 0}, "needs `context_tokens`"),
+        ({"file": "a\0"}, "file"),
+        ({"files": [{"file": "a\0", "source": "hf:a/b:x.json"}]}, "files"),
+        ({"files": [{"file": "..", "source": "hf:a/b:x.json"}]}, "files"),
         ({"files": [{"file": "../x", "source": "hf:a/b:x.json"}]}, "files"),
         ({"files": [{"file": "m.gguf", "source": "hf:a/b:x.json"}]}, "same name"),
     ],
@@ -289,8 +334,27 @@ def test_remove_takes_an_unfinished_download(node: Node, server: FileServer, ser
         node.pull(f"{server.url}/m.gguf", SHORT)
     [row] = [row for row in node.inventory.rows() if row.manifest is None]
     assert (row.name, row.have_bytes, row.source) == ("m", 1_000_000, f"{server.url}/m.gguf")
-    assert node.inventory.remove("m") > 0
+    assert node.inventory.remove("m").freed_bytes > 0
     assert not list((node.store / "partial").iterdir())
+
+
+def test_a_disk_that_cannot_be_read_is_not_taken_for_one_that_cannot_be_written(node: Node, file: Path) -> None:
+    """/proc/self/mem is a file whose beginning cannot be read, as of a stick with a bad block."""
+    node.know("m", f"file:{file.rename(file.with_name('model.onnx'))}", task="classification")
+    with (node.home / "models" / "m.toml").open("a") as manifest:
+        manifest.write(
+            '[encoder]\nlabels = ["a"]\n[[files]]\nfile = "tokenizer.json"\nsource = "file:/proc/self/mem"\n'
+        )
+    with pytest.raises(ModelUnusable, match="cannot read /proc/self/mem: Input/output error"):
+        node.pull("m")
+
+
+def test_what_no_manifest_can_be_made_for_is_not_kept(node: Node, server: FileServer, model_bytes: bytes) -> None:
+    data = model_bytes.replace(b"llama.context_length", b"llama.context_lengtX")
+    server.routes["/m.gguf"] = Served(data)
+    with pytest.raises(ModelUnusable, match="does not say how long its context is"):
+        node.pull(f"{server.url}/m.gguf")
+    assert node.partials() == [] and all(row.name != "m" for row in node.inventory.rows())
 
 
 def test_one_file_may_have_two_names(node: Node, server: FileServer, served: Served, model_bytes: bytes) -> None:

@@ -14,7 +14,6 @@ from edge.effective import load
 from edge.errors import DoesNotFit, ModelUnusable
 from edge.fitting import Fitter
 from edge.loading import SettingsPlanner, specs
-from edge.memory.planner import Budget
 from edge.onnx.messages import LoadTensors
 from edge.registry.resolve import Registry
 from edge.residency import Spec
@@ -28,7 +27,7 @@ def planner(
     home: Path, settings: Settings | None = None, room: int = 1 << 40, others: Sequence[Spec] = ()
 ) -> SettingsPlanner:
     settings = settings or Settings()
-    fitter = Fitter(settings, Budget(room, "a test"))
+    fitter = Fitter(settings, room)
     return SettingsPlanner(settings, home, Registry([home], home / "verified.json"), fitter, others)
 
 
@@ -60,7 +59,7 @@ def test_what_does_not_fit_is_said_with_figures(home: Path) -> None:
     async def main() -> None:
         plan = planner(home)
         version = await plan.find(Spec("f", str(Q4_0)))
-        with pytest.raises(DoesNotFit, match="MiB of the 20 MiB that a test has left"):
+        with pytest.raises(DoesNotFit, match="MiB of the 20 MiB that --memory allows"):
             await plan.fit(version, 20 * MIB)
 
     asyncio.run(main())
