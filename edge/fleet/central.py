@@ -20,7 +20,7 @@ from edge.admission.policy import Fleet
 from edge.errors import FleetUnavailable, InvalidRequest
 from edge.fleet.answer import FleetAnswer, Spent
 from edge.fleet.limits import HourlyCap, RetryBudget
-from edge.fleet.member import FleetRefused, Member, TryFailed, require_ok, words
+from edge.fleet.member import FleetRefused, Member, TryFailed, require_ok, require_plain, words
 from edge.fleet.upstreams import Upstream
 
 log = logging.getLogger(__name__)
@@ -230,6 +230,7 @@ class Central:
             async with asyncio.timeout(patience_s):
                 response = await client.send(request, stream=True)
                 answer = FleetAnswer(self._spent, member, client, response, begun_s)
+                require_plain(response)
                 await require_ok(upstream.name, response)
                 streamed = response.headers.get("content-type", "").startswith("text/event-stream")
                 if streamed != bool(body.get("stream")):

@@ -29,7 +29,9 @@ class Lanes:
         self._upstream = upstream
         self._trust = _trust(upstream)
         self._files = _files(upstream)
-        self._headers = {"user-agent": f"edge/{__version__}", **_credentials(upstream)}
+        self._headers = {
+            "user-agent": f"edge/{__version__}", "accept-encoding": "identity", **_credentials(upstream)
+        }  # fmt: skip
         self._free: deque[tuple[httpx.AsyncClient, float]] = deque()
         """With the time since when each is free, the longest first."""
         self.in_use = 0

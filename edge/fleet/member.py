@@ -87,8 +87,9 @@ class Member:
         client, clean = self.lanes.take(), False
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S), client.stream("GET", "models") as response:
+                require_plain(response)
                 data = b""
-                async for chunk in response.aiter_bytes():
+                async for chunk in response.aiter_raw():
                     data += chunk
                     if len(data) > _MAX_PROBE_BYTES:
                         return "GET models answered too much"
@@ -98,7 +99,7 @@ class Member:
             self.models = tuple(str(entry["id"]) for entry in orjson.loads(data)["data"])
         except TimeoutError:
             return f"GET models had no answer within {_PROBE_TIMEOUT_S:g} s"
-        except httpx.HTTPError as error:
+        except (TryFailed, httpx.HTTPError) as error:
             return words(error)
         except (orjson.JSONDecodeError, KeyError, TypeError):
             return "GET models answered nonsense"
@@ -119,7 +120,7 @@ async def require_ok(name: str, response: httpx.Response) -> None:
         raise TryFailed(f"it answered {status}", busy_s=_retry_after_s(response))
     if status in _PASSED_ON:
         data = b""
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.aiter_raw():
             data += chunk
             if len(data) > _ERROR_BYTES:
                 data = orjson.dumps({"error": {"message": "refused by the fleet", "type": "invalid_request_error"}})
@@ -127,6 +128,13 @@ async def require_ok(name: str, response: httpx.Response) -> None:
         raise FleetRefused(name, status, data)
     hint = " (does it know a model of that name? see fleet.model)" if status == httpx.codes.NOT_FOUND else ""
     raise TryFailed(f"it answered {status}{hint}")
+
+
+def require_plain(response: httpx.Response) -> None:
+    """Raises TryFailed for a compressed answer: that was ruled out, and a few bytes of it can be gigabytes."""
+    coding = response.headers.get("content-encoding", "identity")
+    if coding not in ("", "identity"):
+        raise TryFailed(f"it answers compressed ({coding[:20]}), though that was ruled out")
 
 
 def _retry_after_s(response: httpx.Response) -> float:
