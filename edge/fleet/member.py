@@ -23,6 +23,7 @@ _MAX_PROBE_BYTES = 1 << 20
 _DEFAULT_BUSY_S = 1.0
 _LONGEST_BUSY_S = 60.0
 _ERROR_BYTES = 4096
+_REFUSED = orjson.dumps({"error": {"message": "refused by the fleet", "type": "invalid_request_error"}})
 _PASSED_ON = frozenset({400, 413, 422})
 """The request's own fault: told to the caller, and no failure of the upstream."""
 _WORDS = {"closed": "well again", "open": "left alone", "half-open": "on trial"}
@@ -119,15 +120,30 @@ async def require_ok(name: str, response: httpx.Response) -> None:
     if status in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
         raise TryFailed(f"it answered {status}", busy_s=_retry_after_s(response))
     if status in _PASSED_ON:
-        data = b""
-        async for chunk in response.aiter_raw():
-            data += chunk
-            if len(data) > _ERROR_BYTES:
-                data = orjson.dumps({"error": {"message": "refused by the fleet", "type": "invalid_request_error"}})
-                break
-        raise FleetRefused(name, status, data)
+        raise FleetRefused(name, status, await _refusal(response))
     hint = " (does it know a model of that name? see fleet.model)" if status == httpx.codes.NOT_FOUND else ""
     raise TryFailed(f"it answered {status}{hint}")
+
+
+async def _refusal(response: httpx.Response) -> bytes:
+    """What the caller is told. Raises TryFailed if the server did not say it: the words of a gateway in between are about this
+    node's certificate, say, and no caller's business. That a request is too large is the caller's, whoever says it."""
+    data = b""
+    async for chunk in response.aiter_raw():
+        data += chunk
+        if len(data) > _ERROR_BYTES:
+            break
+    if "json" in response.headers.get("content-type", ""):
+        if len(data) > _ERROR_BYTES:
+            return _REFUSED
+        with contextlib.suppress(orjson.JSONDecodeError):
+            if isinstance(orjson.loads(data), dict):
+                return data
+    if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+        return _REFUSED
+    raise TryFailed(
+        f"it answered {response.status_code}, and not as the API does: a gateway that does not let this node in?"
+    )
 
 
 def require_plain(response: httpx.Response) -> None:
