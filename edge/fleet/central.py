@@ -17,7 +17,7 @@ import httpx
 import orjson
 
 from edge.admission.policy import Fleet
-from edge.errors import FleetUnavailable, InvalidRequest
+from edge.errors import ConfigurationError, FleetUnavailable, InvalidRequest
 from edge.fleet.answer import FleetAnswer, Spent
 from edge.fleet.limits import HourlyCap, RetryBudget
 from edge.fleet.member import FleetRefused, Member, TryFailed, require_ok, require_plain, words
@@ -218,9 +218,12 @@ class Central:
             data = orjson.dumps({**body, "model": name} if name else body)
         except TypeError:
             raise InvalidRequest("the request holds text or a number that is no valid JSON") from None
+        try:
+            client = member.lanes.take()
+        except ConfigurationError as error:
+            raise TryFailed(error.message) from None
         self.bytes_cap.spend(len(data), begun_s)
         member.breaker.sent(begun_s)
-        client = member.lanes.take()
         answer: FleetAnswer | None = None
         begun = False
         try:

@@ -42,7 +42,7 @@ class Lanes:
         return self.in_use >= self._upstream.max_in_flight
 
     def take(self) -> httpx.AsyncClient:
-        """A client for one request. Give it back."""
+        """A client for one request. Give it back. Raises ConfigurationError if the upstream's address is none."""
         client = self._free.pop()[0] if self._free else self._new()
         self.in_use += 1
         return client
@@ -72,13 +72,16 @@ class Lanes:
             with contextlib.suppress(ConfigurationError):  # in the middle of the change; the next one looks again
                 self._trust, self._files = _trust(upstream), files
         limits = httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_S)
-        transport = httpx.AsyncHTTPTransport(
-            verify=self._trust, http2=True, limits=limits, proxy=upstream.proxy, trust_env=False
-        )
         timeout = httpx.Timeout(upstream.idle_timeout_s, connect=upstream.connect_timeout_s)
-        return httpx.AsyncClient(
-            base_url=upstream.url, headers=self._headers, transport=transport, timeout=timeout, trust_env=False
-        )
+        try:
+            transport = httpx.AsyncHTTPTransport(
+                verify=self._trust, http2=True, limits=limits, proxy=upstream.proxy, trust_env=False
+            )
+            return httpx.AsyncClient(
+                base_url=upstream.url, headers=self._headers, transport=transport, timeout=timeout, trust_env=False
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ConfigurationError(f"its address cannot be used: {error}") from None
 
 
 def _files(upstream: Upstream) -> tuple[tuple[int, int, int], ...]:
@@ -108,7 +111,13 @@ def _trust(upstream: Upstream) -> ssl.SSLContext:
 def _credentials(upstream: Upstream) -> dict[str, str]:
     if upstream.api_key_file is None:
         return {}
-    key = upstream.api_key_file.read_text("utf-8").strip()
+    try:
+        key = upstream.api_key_file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigurationError(
+            f"upstream {upstream.name!r}: {upstream.api_key_file} cannot be read: {said}"
+        ) from None
     if not key or not key.isprintable() or not key.isascii():
         raise ConfigurationError(f"upstream {upstream.name!r}: {upstream.api_key_file} holds no key")
     return {"authorization": f"Bearer {key}"}

@@ -10,6 +10,7 @@ import random
 import httpx
 import orjson
 
+from edge.errors import ConfigurationError
 from edge.fleet.breaker import Breaker
 from edge.fleet.lanes import Lanes
 from edge.fleet.learned import Learned
@@ -85,7 +86,10 @@ class Member:
 
     async def probe(self) -> str:
         """What is wrong with it, empty if nothing. Its list of models is what every such server has."""
-        client, clean = self.lanes.take(), False
+        try:
+            client, clean = self.lanes.take(), False
+        except ConfigurationError as error:
+            return error.message
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S), client.stream("GET", "models") as response:
                 require_plain(response)
