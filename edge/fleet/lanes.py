@@ -42,7 +42,7 @@ class Lanes:
         return self.in_use >= self._upstream.max_in_flight
 
     def take(self) -> httpx.AsyncClient:
-        """A client for one request. Give it back. Raises ConfigurationError if the upstream's address is none."""
+        """A client for one request. Give it back. Raises ConfigurationError if the upstream's address or proxy is none."""
         client = self._free.pop()[0] if self._free else self._new()
         self.in_use += 1
         return client
@@ -80,8 +80,8 @@ class Lanes:
             return httpx.AsyncClient(
                 base_url=upstream.url, headers=self._headers, transport=transport, timeout=timeout, trust_env=False
             )
-        except (httpx.InvalidURL, ValueError) as error:
-            raise ConfigurationError(f"its address cannot be used: {error}") from None
+        except (httpx.InvalidURL, ValueError, ImportError) as error:
+            raise ConfigurationError(f"its address or proxy cannot be used: {error}") from None
 
 
 def _files(upstream: Upstream) -> tuple[tuple[int, int, int], ...]:

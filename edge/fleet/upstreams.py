@@ -64,13 +64,6 @@ class Upstream(BaseModel):
             raise ValueError("has no host, or a port that is none") from None
         return url.rstrip("/")
 
-    @field_validator("proxy")
-    @classmethod
-    def _is_a_proxy(cls, proxy: str | None) -> str | None:
-        if proxy is not None and not proxy.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https://")
-        return proxy
-
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")

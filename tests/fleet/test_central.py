@@ -138,10 +138,6 @@ def test_tries_are_bounded_by_the_retry_budget_and_by_time() -> None:
             "[[upstream]]\nname = 'a'\nurl = 'https://host:abc/v1'\n",
             "upstream.0.url: has no host, or a port that is none",
         ),
-        (
-            "[[upstream]]\nname = 'a'\nurl = 'http://x'\nproxy = 'proxy.example:3128'\n",
-            "upstream.0.proxy: must begin with http:// or https://",
-        ),
         ("[[upstream]]\nname = 'a'\nurl = 'http://x'\ncolour = 1\n", "upstream.0.colour: Extra inputs"),
         ("[[upstream]]\nname = 'a'\nurl = 'http://x'\n" * 2, "two upstreams are called 'a'"),
         ("[[upstream]]\nname = 'a'\nurl = 'http://x'\nca_file = 'no.pem'\n", "is no file"),

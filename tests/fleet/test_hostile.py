@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -221,16 +222,24 @@ def test_the_callers_own_fault_is_told_to_the_caller_in_json(status: str, kind: 
     asyncio.run(main())
 
 
-def test_an_address_that_is_none_is_said_and_asks_nobody() -> None:
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"url": "http://192.168.1.256/v1"}, "192.168.1.256"),
+        ({"url": "http://x/v1", "proxy": "proxy.example:3128"}, "proxy.example"),
+        ({"url": "http://x/v1", "proxy": "socks5://proxy.example"}, "socks"),
+    ],
+)
+def test_an_address_that_is_none_is_said_and_keeps_nobody_from_starting(wrong: dict[str, str], said: str) -> None:
     async def main() -> None:
-        central = Central([Configured(name="a", url="http://192.168.1.256/v1")], LIMITS)
-        with pytest.raises(FleetUnavailable, match=r"192\.168\.1\.256"):
+        central = Central([Configured(name="a", **wrong)], LIMITS)  # type: ignore[arg-type]
+        with pytest.raises(FleetUnavailable, match=re.escape(said)):
             await asked(central)
         await central.start()
         async with asyncio.timeout(PATIENCE_S):
             while central.states()[0].state != "open":
                 await asyncio.sleep(0.01)
-        assert "192.168.1.256" in central.states()[0].reason
+        assert said in central.states()[0].reason
         await central.stop()
 
     asyncio.run(main())
