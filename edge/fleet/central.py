@@ -156,8 +156,8 @@ class Central:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 break
-            others = 0 if only else sum(m.may_be_asked(time.monotonic()) for m in self._serving(model)) - 1
-            left_s /= 1 + min(max(0, others), 1)  # a second one must have time too
+            if self._choose(model, tried, only) is not None:
+                left_s /= 2  # another one must have time too
             try:
                 return await self._try(member, path, body, model, {"x-request-id": request_id, **(trace or {})}, left_s)
             except TryFailed as failure:
