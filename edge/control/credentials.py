@@ -49,6 +49,8 @@ def _good(home: FleetHome, settings: FleetSettings, authority: Authority, name: 
         return False
     if rest != authority.chain or not authority.signed(ours) or is_due(ours, now):
         return False
+    if authority.believes(now) and now < ours.not_valid_before_utc:  # the clock was ahead then
+        return False
     return _names(ours) == (set(settings.hosts) if name == "server" else {name})
 
 

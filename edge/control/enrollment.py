@@ -178,7 +178,7 @@ class Registrar:
         """The certificate that this key got already, if most of its life is still to come: the reply may have been lost."""
         query = select(Certificate).where(Certificate.node_id == node.id, Certificate.key_sha256 == key)
         row = session.scalar(query.order_by(Certificate.not_after_s.desc()).limit(1))
-        if row is None or now.timestamp() > (row.not_before_s + row.not_after_s) / 2:
+        if row is None or not row.not_before_s <= now.timestamp() <= (row.not_before_s + row.not_after_s) / 2:
             return None
         certificate = x509.load_der_x509_certificate(row.der)
         return Issued(node.id, certificate) if self.authority.signed(certificate) else None

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 _HOUSEKEEPING_S = 3600.0
+_CLOCK_SET_S = 60.0
+"""A clock that moved so far was set: what was made before may not be good yet, or be over."""
 _SINK_AGAIN_S = 5.0
 _ADMIN_CONNECTIONS = 200
 
@@ -204,15 +207,16 @@ class FleetServer:
 
     async def _keep(self) -> None:
         """Look whether the authority was changed by a command, and whether certificates are to be renewed."""
-        since_s, seen, said = 0.0, self._stamp(), ""
+        since_s, seen, said, clock_s = 0.0, self._stamp(), "", _clock_s()
         while True:
             await asyncio.sleep(_TICK_S)
             since_s, now = since_s + _TICK_S, self._stamp()
-            if now == seen and since_s < _HOUSEKEEPING_S:
+            was_set = abs(_clock_s() - clock_s) > _CLOCK_SET_S
+            if now == seen and since_s < _HOUSEKEEPING_S and not was_set:
                 continue
             problem = await asyncio.to_thread(self._refreshed)
             if not problem:
-                since_s, seen = 0.0, now
+                since_s, seen, clock_s = 0.0, now, _clock_s()
             elif problem != said:
                 log.error("certificates cannot be renewed", extra={"event": "fleet_credentials", "reason": problem})
             said = problem
@@ -251,6 +255,11 @@ class FleetServer:
                 "the broker has not read its certificates", extra={"event": "broker_reload_failed", "reason": problem}
             )
         self._fleet.enforcer.ask()
+
+
+def _clock_s() -> float:
+    """Moves when the clock is set, and hardly else."""
+    return time.time() - time.monotonic()
 
 
 def _changed_ns(path: Path) -> int:
