@@ -15,13 +15,17 @@ import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bench.fleet_side import Box, FleetSide
 from edge.control.authority import load_authority
-from edge.control.x509 import issue_node, now_utc
+from edge.control.database import Database
+from edge.control.enrollment import Issued, Registrar
+from edge.control.settings import load_settings
+from edge.control.x509 import issue_node, now_utc, read_request
+from edge.errors import RateLimited
 from edge.identity.token import EnrollmentToken
 from edge.identity.wire import Bootstrap
 from tests.control.conftest import NewBox
@@ -132,6 +136,57 @@ def test_no_request_is_looked_at_before_the_token_is_known(fleet: FleetSide, new
     with new_box().client(certificate=False) as client:
         answer = client.post("/.well-known/est/simpleenroll", content=b"not a request", auth=("abcd2345", "x" * 32))
     assert reason(answer) == (401, "token_unknown")
+
+
+@pytest.mark.parametrize("tag, value", [(0x0C, b"\xff\xfe\xfd"), (0x14, b"\xe4bc"), (0x02, b"\1\2\3"), (0x03, b"\0ab")])
+def test_a_name_that_is_no_text_is_refused(fleet: FleetSide, new_box: NewBox, tag: int, value: bytes) -> None:
+    box, token = new_box("A" * len(value)), fleet.token()
+    request = x509.load_der_x509_csr(box.csr())
+    told = bytearray(request.tbs_certrequest_bytes)
+    at = told.index(b"A" * len(value))
+    told[at - 2], told[at : at + len(value)] = tag, value
+    signature = box.key.sign(bytes(told), ec.ECDSA(hashes.SHA256()))
+    body = bytes(told) + bytes.fromhex("300a06082a8648ce3d040302") + bytes([3, len(signature) + 1, 0]) + signature
+    der = bytes([0x30, 0x81, len(body)]) + body
+    with box.client(certificate=False) as client:
+        answer = client.post(
+            "/.well-known/est/simpleenroll", content=base64.b64encode(der), auth=(token.id, token.secret)
+        )
+    assert reason(answer) == (400, "request_malformed")
+
+
+def test_a_token_is_not_spent_on_a_box_that_was_revoked(fleet: FleetSide, new_box: NewBox) -> None:
+    """The box learns it, makes another key, and comes again with the same token."""
+    box = new_box("second-try")
+    assert box.enroll(fleet.token(approval=True)).status_code == 202
+    assert fleet.cli("revoke", "second-try").returncode == 0
+    token = fleet.token()
+    assert reason(box.enroll(token)) == (403, "node_revoked")
+    box.rekey()
+    assert box.enroll(token).status_code == 200 and box.name != "second-try"
+
+
+def test_a_node_that_renews_all_the_time_is_stopped(own_fleet: FleetSide, tmp_path: Path) -> None:
+    """What was replaced stands in the lists that the broker and all gateways read."""
+    home, box, now = own_fleet.home, Box(tmp_path / "box", own_fleet), now_utc()
+    registrar, database, token = (
+        Registrar(load_authority(home), load_settings(home)),
+        Database(home.database),
+        own_fleet.token(),
+    )
+    with database.write() as session:
+        outcome = registrar.enroll(session, token.id, token.secret, read_request(box.csr()), now)
+        for _ in range(99):
+            assert isinstance(outcome, Issued)
+            box.rekey()
+            outcome = registrar.renew(session, outcome.certificate, read_request(box.csr()), now)
+    assert isinstance(outcome, Issued)
+    with pytest.raises(RateLimited, match="edge fleet revoke box"), database.write() as session:
+        registrar.renew(session, outcome.certificate, read_request(box.csr()), now)
+    with database.write() as session:
+        later = now + timedelta(days=31)
+        assert isinstance(registrar.renew(session, outcome.certificate, read_request(box.csr()), later), Issued)
+    database.close()
 
 
 def test_a_key_that_is_slow_to_check_is_refused(fleet: FleetSide, new_box: NewBox) -> None:
