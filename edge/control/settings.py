@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from edge.identity.wire import Fallback, MqttPlace, Renewal
 from edge.settings import holds_credentials
 
 Port = Annotated[int, Ge(0), Le(65_535)]
-HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:\-]{0,252}$")]
 PREFIX = "edge/v1/{group}/{node}/"
 """Of the topics; the access list is written for it."""
 
@@ -26,6 +26,18 @@ def _without_credentials(url: str) -> str:
     return url
 
 
+def _without_port(host: str) -> str:
+    if ":" in host:
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError(
+                f"{host} is neither a name nor an address: give it without a port, which stands in [est]"
+            ) from None
+    return host
+
+
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:\-]{0,252}$"), AfterValidator(_without_port)]
 BrokerUrl = Annotated[str, Field(pattern=r"^mqtts?://[^\s]+$"), MaxLen(512), AfterValidator(_without_credentials)]
 ServerUrl = Annotated[str, Field(pattern=r"^https?://[^\s]+$"), MaxLen(512), AfterValidator(_without_credentials)]
 

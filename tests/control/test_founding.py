@@ -57,7 +57,13 @@ def test_a_new_fleet_says_what_comes_next_and_is_not_made_twice(run_edge: RunEdg
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--name", "No Good!"), ("--host", "bad host"), ("--host", "ok", "--host", "a/b")]
+    "arguments",
+    [
+        ("--name", "No Good!"),
+        ("--host", "bad host"),
+        ("--host", "ok", "--host", "a/b"),
+        ("--host", "fleet.example:8443"),
+    ],
 )
 def test_what_cannot_be_is_refused_by_name(run_edge: RunEdge, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = run_edge("fleet", "init", str(tmp_path / "f"), *arguments)
