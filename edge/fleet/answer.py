@@ -99,7 +99,7 @@ class FleetAnswer:
                 if good:
                     yield good
                 self._note(events[len(good) :])
-        except (TryFailed, httpx.HTTPError) as error:
+        except Exception as error:  # httpx lets h2's own through
             self._broke(words(error))
         if not finished:
             self._broke("its stream broke off")
@@ -146,7 +146,7 @@ class FleetAnswer:
         """[DONE] came, and all but the end of the body should be there. With it the connection stays usable; nobody waits for one
         that is not ended."""
         left = _LEFT_BYTES
-        with contextlib.suppress(TimeoutError, httpx.HTTPError):
+        with contextlib.suppress(Exception):
             async with asyncio.timeout(_LEFT_S):
                 async for chunk in self._chunks:
                     left -= len(chunk)
@@ -177,7 +177,7 @@ class FleetAnswer:
         if not self._told:
             self._member.breaker.released()
         try:
-            with contextlib.suppress(httpx.HTTPError, RuntimeError):
+            with contextlib.suppress(Exception):
                 await self._response.aclose()
         finally:
             await self._member.lanes.give_back(self._client, clean=self._read)

@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import h2.connection
 import pytest
+import trustme
 
 from edge.errors import ConfigurationError, FleetUnavailable
 from edge.fleet.answer import FleetAnswer
@@ -21,6 +23,7 @@ from edge.fleet.member import FleetRefused
 from edge.fleet.upstreams import Upstream as Configured
 from edge.fleet.upstreams import read_upstreams
 from edge.settings import Fleet
+from tests.fleet.http2 import Http2Fleet, tls
 from tests.fleet.upstream import Upstream, running
 
 LIMITS = FleetLimits(budget_s=5.0, whole_budget_s=5.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
@@ -185,6 +188,45 @@ def test_a_long_event_may_come_in_very_small_pieces() -> None:
     cutter = EventCutter()
     found = [e for at in range(0, len(data), 50) for e in cutter.feed(data[at : at + 50])]
     assert [len(e.choices[0]["delta"]["content"]) for e in found] == [1 << 20]
+
+
+class _Liar(Http2Fleet):
+    """Ends each answer before the length that it gave, a while after its first word."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        await super().serve(reader, writer)
+
+    def _answer(self, connection: h2.connection.H2Connection, stream: int) -> None:
+        head = [(":status", "200"), ("content-type", "text/event-stream"), ("content-length", "5000")]
+        connection.send_headers(stream, head)
+        connection.send_data(stream, event("one"))
+        asyncio.get_running_loop().call_later(0.2, self._end, connection, stream)
+
+    def _end(self, connection: h2.connection.H2Connection, stream: int) -> None:
+        connection.end_stream(stream)
+        self._writer.write(connection.data_to_send())
+
+
+def test_what_breaks_http_2_in_the_middle_of_an_answer_is_told_as_ever(tmp_path: Path) -> None:
+    authority, heard = trustme.CA(), list[str]()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    authority.issue_cert("n").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "n.pem"))
+    files = {"ca_file": tmp_path / "ca.pem", "cert_file": tmp_path / "n.pem", "key_file": tmp_path / "n.pem"}
+
+    async def main() -> None:
+        server = await asyncio.start_server(
+            _Liar().serve, "127.0.0.1", 0, ssl=tls(authority.issue_cert("localhost"), authority)
+        )
+        url = f"https://localhost:{server.sockets[0].getsockname()[1]}/v1"
+        central = Central([Configured(name="a", url=url, **files)], LIMITS)  # type: ignore[arg-type]
+        with pytest.raises(FleetUnavailable, match="InvalidBodyLengthError"):
+            await read(central, heard)
+        assert heard == ["one"] and central.states()[0].error_share > 0
+        await central.stop()
+        server.close()
+
+    asyncio.run(main())
 
 
 HTML = b"<html><title>400 No required SSL certificate was sent</title></html>"
