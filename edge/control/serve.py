@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import signal
 import socket
 import sqlite3
@@ -46,7 +47,9 @@ _TICK_S = 1.0
 _HOUSEKEEPING_S = 3600.0
 _CLOCK_SET_S = 60.0
 """A clock that moved so far was set: what was made before may not be good yet, or be over."""
-_SINK_AGAIN_S = 5.0
+_SINK_AGAIN_S, _SINK_WORKED_S = 5.0, 60.0
+_KEEP_FREE_BYTES = 256 << 20
+"""Of the disk, or a twentieth if that is less: telemetry fills the rest at most, so that revocations find room."""
 _ADMIN_CONNECTIONS = 200
 
 
@@ -189,15 +192,18 @@ class FleetServer:
 
     def _sink(self, address: BrokerAddress) -> None:
         """What was not stored comes again, so a database that fails (a full disk) is tried again."""
+        said, keep_s = "", self._settings.telemetry.keep_days * 86_400
+        keep_free_bytes = min(_KEEP_FREE_BYTES, shutil.disk_usage(self._home.root).total // 20)
         while not self._stop.is_set():
+            begun_s = time.monotonic()
             try:
-                file = TellingSinkFile(
-                    self._home.telemetry, self._registry.tell, self._settings.telemetry.keep_days * 86_400
-                )
+                file = TellingSinkFile(self._home.telemetry, self._registry.tell, keep_s, keep_free_bytes)
                 with contextlib.closing(file):
                     Sink(address, "edge/v1/+/+/", file).run(self._stop)
             except (sqlite3.Error, EdgeError) as error:
-                log.error("the sink's database fails", extra={"event": "sink_failed", "reason": str(error)})
+                if str(error) != said or time.monotonic() - begun_s > _SINK_WORKED_S:
+                    log.error("the sink's database fails", extra={"event": "sink_failed", "reason": str(error)})
+                said = str(error)
                 self._stop.wait(_SINK_AGAIN_S)
             except Exception as error:  # a thread that ends here would leave the fleet without telemetry
                 log.error("the sink failed", extra={"event": "bug"}, exc_info=error)
