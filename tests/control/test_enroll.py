@@ -75,6 +75,24 @@ def test_bootstrap_is_the_nodes_own_and_nobody_elses(fleet: FleetSide, new_box: 
         assert nobody.get("/fleet/v1/nodes").status_code == 404, "administration is not on this listener"
 
 
+def test_a_command_key_that_nodes_do_not_take_keeps_none_from_its_bootstrap(
+    own_fleet: FleetSide, tmp_path: Path
+) -> None:
+    place = own_fleet.home.commands.parent
+    (place / "a-persons.pub").write_text("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGb ops@host\n")
+    own = (place / "command.key.pub").read_text()
+    for number in range(9):
+        (place / f"b{number}.pub").write_text(own)
+    own_fleet.start()
+    box = Box(tmp_path / "box", own_fleet)
+    box.enroll(own_fleet.token())
+    for _ in range(2):
+        found = Bootstrap.model_validate(box.bootstrap().json())
+    assert found.command_keys == (own,) * 8
+    said = [line for line in own_fleet.log.read_text().splitlines() if "command key is left out" in line]
+    assert len(said) == 3 and "a-persons.pub" in said[0]
+
+
 def test_a_lost_reply_is_given_again_and_makes_no_second_node(fleet: FleetSide, new_box: NewBox) -> None:
     box, token = new_box("twice"), fleet.token()
     first = box.enroll(token)

@@ -83,6 +83,19 @@ def test_wrong_settings_are_named(own_fleet: FleetSide) -> None:
     assert done.returncode == 78 and "nonsense" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ('broker.url = "mqtts://broker.example:8883/mqtt"', "mqtt.url must be mqtt://host[:port]"),
+        ('nodes.fallback_url = "https://:8445/v1"', "has no host"),
+    ],
+)
+def test_what_nodes_would_refuse_is_refused_at_the_fleet(own_fleet: FleetSide, setting: str, said: str) -> None:
+    own_fleet.set(setting)
+    done = own_fleet.cli("serve")
+    assert done.returncode == 78 and said in done.stderr and "nodes refuse this" in done.stderr
+
+
 def test_a_directory_that_is_none_is_said_with_the_cure(run_edge: RunEdge, tmp_path: Path) -> None:
     done = run_edge("fleet", "token", "create", "--dir", str(tmp_path))
     assert done.returncode == 78 and "edge fleet init" in done.stderr and "EDGE_FLEET_DIR" in done.stderr
