@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import socket
 import ssl
 import subprocess
@@ -15,7 +14,7 @@ import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -29,6 +28,7 @@ from edge.errors import RateLimited
 from edge.identity.token import EnrollmentToken
 from edge.identity.wire import Bootstrap
 from tests.control.conftest import NewBox
+from tests.slow_key import slow_key
 from tests.waiting import until
 
 
@@ -208,15 +208,7 @@ def test_a_node_that_renews_all_the_time_is_stopped(own_fleet: FleetSide, tmp_pa
 
 
 def test_a_key_that_is_slow_to_check_is_refused(fleet: FleetSide, new_box: NewBox) -> None:
-    usual = rsa.generate_private_key(65537, 2048).private_numbers()
-    around = (usual.p - 1) * (usual.q - 1)
-    e = next(e for e in range(2**2040 + 1, 2**2041, 2) if math.gcd(e, around) == 1)
-    d = pow(e, -1, around)
-    public = rsa.RSAPublicNumbers(e, usual.p * usual.q)
-    numbers = rsa.RSAPrivateNumbers(
-        usual.p, usual.q, d, d % (usual.p - 1), d % (usual.q - 1), usual.iqmp, public
-    )  # fmt: skip
-    slow = numbers.private_key(unsafe_skip_rsa_key_validation=True)
+    slow = slow_key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "slow")])
     request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(slow, hashes.SHA256())
     der, token = request.public_bytes(Encoding.DER), fleet.token()
