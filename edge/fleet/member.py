@@ -28,7 +28,12 @@ _REFUSED = orjson.dumps({"error": {"message": "refused by the fleet", "type": "i
 _PASSED_ON = frozenset({400, 413, 422})
 """The request's own fault: told to the caller, and no failure of the upstream."""
 _WORDS = {"closed": "well again", "open": "left alone", "half-open": "on trial"}
-_HINTS = {401: " (see its api_key_file)", 403: " (see its api_key_file)", 404: " (does its url end in /v1?)"}
+_HINTS = {
+    400: " (a gateway that does not let this node in? see `edge identity show`)",
+    401: " (see its api_key_file)",
+    403: " (see its api_key_file)",
+    404: " (does its url end in /v1?)",
+}
 
 
 class FleetRefused(Exception):
