@@ -51,6 +51,11 @@ class Enforcer:
         self.holds = False
         """Whether the last try succeeded."""
 
+    @property
+    def problems(self) -> list[str]:
+        """Why decisions do not hold everywhere; empty if they do."""
+        return [reason for _, reason in self._said]
+
     def start(self) -> None:
         """Begin; what is in the database is enforced at once."""
         self._thread.start()
@@ -127,6 +132,8 @@ class Fleet:
         self.authority = load_authority(home)
         """Replaced by `reload_authority` alone."""
         self._left_out: set[Path] = set()
+        self.watched: list[Callable[[], str]] = []
+        """Each says what is wrong with a part of the server, or nothing."""
         self.enforcer = Enforcer(home, settings, lambda: self.authority, database)
         self.now: Callable[[], float] = time.time
 
@@ -163,6 +170,10 @@ class Fleet:
         if path not in self._left_out:
             self._left_out.add(path)
             log.error("a command key is left out", extra={"event": "command_key", "file": str(path), "reason": reason})
+
+    def problems(self) -> list[str]:
+        """What is wrong with the server itself, for people."""
+        return [*self.enforcer.problems, *filter(None, (look() for look in self.watched))]
 
     def facts(self) -> dict[str, Any]:
         """For the page."""

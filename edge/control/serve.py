@@ -38,7 +38,7 @@ from edge.control.x509 import now_utc
 from edge.errors import ConfigurationError, EdgeError
 from edge.listener import HttpServer, is_loopback, raise_file_limit
 from edge.registry.durable import locked
-from edge.telemetry.mqtt import BrokerAddress
+from edge.telemetry.mqtt import BrokerAddress, Message
 from edge.telemetry.sink import Sink
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,9 @@ class FleetServer:
         self._registry = Registry(self._database)
         self._stop = threading.Event()
         self._sink_thread: threading.Thread | None = None
+        self._sink_failure = self._keep_failure = ""
+        self._sink_now: Sink | None = None
+        self._fleet.watched += [self._sink_problem, lambda: self._keep_failure]
         self._nodes_server = http_server(
             build_nodes_application(self._fleet, __version__),
             self._context,
@@ -197,17 +200,30 @@ class FleetServer:
         while not self._stop.is_set():
             begun_s = time.monotonic()
             try:
-                file = TellingSinkFile(self._home.telemetry, self._registry.tell, keep_s, keep_free_bytes)
+                file = TellingSinkFile(self._home.telemetry, self._told, keep_s, keep_free_bytes)
                 with contextlib.closing(file):
-                    Sink(address, "edge/v1/+/+/", file).run(self._stop)
+                    self._sink_now = Sink(address, "edge/v1/+/+/", file)
+                    self._sink_now.run(self._stop)
             except (sqlite3.Error, EdgeError) as error:
                 if str(error) != said or time.monotonic() - begun_s > _SINK_WORKED_S:
                     log.error("the sink's database fails", extra={"event": "sink_failed", "reason": str(error)})
                 said = str(error)
+                self._sink_failure = f"telemetry is not stored: {said}"
                 self._stop.wait(_SINK_AGAIN_S)
             except Exception as error:  # a thread that ends here would leave the fleet without telemetry
                 log.error("the sink failed", extra={"event": "bug"}, exc_info=error)
                 self._stop.wait(_SINK_AGAIN_S)
+
+    def _told(self, batch: list[Message]) -> None:
+        self._sink_failure = ""
+        self._registry.tell(batch)
+
+    def _sink_problem(self) -> str:
+        if self._sink_thread is None or self._sink_failure:
+            return self._sink_failure
+        if self._sink_now is not None and self._sink_now.connected.is_set():
+            return ""
+        return "telemetry stands still, and what is shown of nodes is old: there is no connection to the broker; the log says why"
 
     # --- what ends, and what others change ---------------------------------------------------------------------------
 
@@ -226,6 +242,7 @@ class FleetServer:
             elif problem != said:
                 log.error("certificates cannot be renewed", extra={"event": "fleet_credentials", "reason": problem})
             said = problem
+            self._keep_failure = f"certificates cannot be renewed: {problem}" if problem else ""
 
     def _refreshed(self) -> str:
         """Why not, or nothing. It is tried again."""

@@ -174,6 +174,16 @@ def test_old_figures_are_shown_as_old(browser: Browser, own_fleet: FleetSide) ->
     assert "does not answer" in browser.text()
 
 
+def test_what_is_wrong_with_the_server_is_on_the_page(browser: Browser, own_fleet: FleetSide) -> None:
+    own_fleet.start()
+    browser.open(own_fleet.people_url)
+    browser.wait_for("!document.querySelector('#ask').hidden")
+    give_key(browser, own_fleet.admin_key)
+    browser.wait_for("document.querySelector('#problem').innerText.includes('no connection to the broker')")
+    own_fleet.start_broker()
+    browser.wait_for("document.querySelector('#problem').hidden")
+
+
 def test_who_signs_in_again_sees_what_happens(browser: Browser, own_fleet: FleetSide, tmp_path: Path) -> None:
     """A session that ended while something was asked for, and a page that then stood still."""
     own_fleet.start()
