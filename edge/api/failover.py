@@ -140,7 +140,7 @@ class Continuation:
         finish, counted, usage = "", 0, 0
         async for event in _each(answer):
             if event.body is not None and isinstance(found := event.body.get("usage"), dict):
-                usage = int(found.get("completion_tokens") or 0)
+                usage = told if isinstance(told := found.get("completion_tokens"), int) else 0
             for choice in event.choices:
                 finish = choice.get("finish_reason") or finish
                 if text := seam.feed(_text(choice)):

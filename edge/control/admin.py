@@ -168,7 +168,7 @@ def overview(fleet: At, _: Who) -> Overview:
     """How many nodes there are, and until when the authority lasts."""
     with fleet.database.read() as session:
         found, there = counts(session), online(session)
-    return Overview(nodes=found, online=there, now_s=fleet.now(), **fleet.facts())
+    return Overview(nodes=found, online=there, now_s=fleet.now(), problems=fleet.problems(), **fleet.facts())
 
 
 @router.get("/nodes", tags=["nodes"])

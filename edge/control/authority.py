@@ -89,6 +89,17 @@ class Authority:
         """What a server sends beside its own certificate."""
         return (self.issuer.certificate, *(() if self.bridge is None else (self.bridge,)))
 
+    def believes(self, now: datetime) -> bool:
+        """Whether the clock can be right: it is not before who signs was made, as it is on a machine that starts in 1970."""
+        return now >= self.issuer.certificate.not_valid_before_utc
+
+    def require_clock(self, now: datetime) -> None:
+        """Before anything is signed, which would be over at once. Raises ConfigurationError."""
+        if not self.believes(now):
+            raise ConfigurationError(
+                f"the clock says {now:%Y-%m-%d %H:%M} UTC, which is before the authority was made: set the clock"
+            )
+
     def signed(self, certificate: x509.Certificate) -> bool:
         """Whether one of the issuing authorities that count made it."""
         for authority in self.issuing:

@@ -49,6 +49,8 @@ def _good(home: FleetHome, settings: FleetSettings, authority: Authority, name: 
         return False
     if rest != authority.chain or not authority.signed(ours) or is_due(ours, now):
         return False
+    if authority.believes(now) and now < ours.not_valid_before_utc:  # the clock was ahead then
+        return False
     return _names(ours) == (set(settings.hosts) if name == "server" else {name})
 
 
@@ -60,6 +62,7 @@ def _names(certificate: x509.Certificate) -> set[str]:
 
 def _make(home: FleetHome, settings: FleetSettings, authority: Authority, name: str, now: datetime) -> None:
     """The key last: a pair that was cut off in the middle does not fit, and is made again."""
+    authority.require_clock(now)
     key, issuer = new_key(), authority.issuer
     if name == "server":
         made = issue_server(issuer, key.public_key(), settings.hosts, now)

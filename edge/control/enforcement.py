@@ -112,8 +112,7 @@ def enforce(
         write_if_changed(home.gateway / "ca.pem", authority.anchors, PUBLIC)
         path, command = home.gateway / "revoked.pem", settings.gateway.reload_command
         crl = path.read_bytes() if path.exists() else b""
-        if _stale(crl, authority, revoked, now):
-            crl = _revocations(authority, revoked, crl, now)
+        crl = revocation_list(authority, revoked, crl, now)
         files = {
             home.broker / "revoked.pem": (crl, PUBLIC),
             home.broker / "acl": (access_list(allowed).encode(), PRIVATE),
@@ -204,10 +203,19 @@ def write_broker_trust(home: FleetHome, authority: Authority, server_pem: bytes,
     return changed
 
 
+def revocation_list(authority: Authority, revoked: list[tuple[str, str, float]], before: bytes, now: datetime) -> bytes:
+    """The list that is to hold: the one before, or another. Pure."""
+    return _revocations(authority, revoked, before, now) if _stale(before, authority, revoked, now) else before
+
+
 def _revocations(authority: Authority, revoked: list[tuple[str, str, float]], before: bytes, now: datetime) -> bytes:
     """One list for each authority, the roots' too: nginx wants one for every link of the chain."""
     # OpenSSL takes the list with the later begin, and the first that it saw of two with the same: none begins when another did.
-    begin = max(now - timedelta(hours=1), _begin_of(before) + timedelta(seconds=1))
+    begin, last = now - timedelta(hours=1), _begin_of(before)
+    if last <= now or not authority.believes(now):
+        begin = max(begin, last + timedelta(seconds=1))
+    # Else the clock was ahead then: that list lets nobody in, and gives way to one that holds now.
+    end = max(now, begin) + CRL_LIFE
     lists = []
     for issuer in authority.issuers:
         mine = issuer_id(issuer.certificate)
@@ -216,7 +224,7 @@ def _revocations(authority: Authority, revoked: list[tuple[str, str, float]], be
             for owner, serial, when in revoked
             if owner == mine
         ]
-        lists.append(make_crl(issuer, entries, begin, now + CRL_LIFE).public_bytes(serialization.Encoding.PEM))
+        lists.append(make_crl(issuer, entries, begin, end).public_bytes(serialization.Encoding.PEM))
     return b"".join([*lists, *authority.root_crls])
 
 
@@ -246,7 +254,7 @@ def _stale(text: bytes, authority: Authority, revoked: list[tuple[str, str, floa
         serial for owner, serial, _ in revoked if owner in ours
     }:
         return True
-    return any(found.last_update_utc + _REFRESH < now for found in lists)
+    return authority.believes(now) and any(not now - _REFRESH <= found.last_update_utc <= now for found in lists)
 
 
 def _run(command: tuple[str, ...]) -> str:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from edge.control.audit import note
@@ -26,6 +26,7 @@ from edge.control.database import Certificate, Node, Token, TokenUse
 from edge.control.settings import FleetSettings
 from edge.control.tokens import find_token, used
 from edge.control.x509 import BACK, common_name, issue_node, key_hash
+from edge.errors import RateLimited
 from edge.identity.wire import Reason
 
 REASK_S = 7 * 86_400.0
@@ -38,6 +39,8 @@ _STATUSES: dict[Reason, int] = {
 }  # fmt: skip
 _TAIL_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _LONGEST_BASE = 50
+_MOST_ALIVE = 100
+"""Certificates of one node. It needs two; each that was replaced stands in the revocation list that all gateways read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +173,16 @@ class Registrar:
             session.add(node)
             session.flush()
             note(session, now_s, f"token:{token.id}", "node_enrolled", node.id, f"group {node.group}, {node.state}")
-        session.add(TokenUse(token_id=token.id, key_sha256=key, node_id=node.id, used_s=now_s))
-        session.flush()
+        if node.state != "revoked":  # else the box makes another key, and comes with that and the same token
+            session.add(TokenUse(token_id=token.id, key_sha256=key, node_id=node.id, used_s=now_s))
+            session.flush()
         return node
 
     def _again(self, session: Session, node: Node, key: str, now: datetime) -> Issued | None:
         """The certificate that this key got already, if most of its life is still to come: the reply may have been lost."""
         query = select(Certificate).where(Certificate.node_id == node.id, Certificate.key_sha256 == key)
         row = session.scalar(query.order_by(Certificate.not_after_s.desc()).limit(1))
-        if row is None or now.timestamp() > (row.not_before_s + row.not_after_s) / 2:
+        if row is None or not row.not_before_s <= now.timestamp() <= (row.not_before_s + row.not_after_s) / 2:
             return None
         certificate = x509.load_der_x509_certificate(row.der)
         return Issued(node.id, certificate) if self.authority.signed(certificate) else None
@@ -187,6 +191,13 @@ class Registrar:
         self, session: Session, node: Node, request: x509.CertificateSigningRequest, now: datetime, actor: str,
         parent_key: str | None,
     ) -> Issued:  # fmt: skip
+        self.authority.require_clock(now)
+        alive = select(func.count()).where(Certificate.node_id == node.id, Certificate.not_after_s > now.timestamp())
+        if (count := session.scalar(alive) or 0) >= _MOST_ALIVE:
+            raise RateLimited(
+                f"{node.id} has {count} certificates that have not ended, and gets no more: it renews all the time, or somebody "
+                f"else does; `edge fleet revoke {node.id}`, and enroll it anew with a token"
+            )
         life = timedelta(days=self.settings.nodes.certificate_days)
         issuer = self.authority.issuer
         made = issue_node(issuer, request.public_key(), self.settings.name, node.id, now, life)

@@ -48,7 +48,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         (408, "The body did not arrive in time."),
         (409, "The token or the key belongs to another."),
         (413, "The body is too large."),
-        (503, "The fleet's database cannot be used now."),
+        (503, "The fleet cannot do it now, and the body says why; ask again after Retry-After."),
     )
 }
 _CERTIFICATES: dict[int | str, dict[str, Any]] = {

@@ -6,7 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from edge.control.authority import Authority, load_authority
 from edge.control.database import Database
@@ -15,6 +19,8 @@ from edge.control.enrollment import Registrar
 from edge.control.files import read_file
 from edge.control.settings import FleetHome, FleetSettings
 from edge.errors import EdgeError
+from edge.identity.wire import MOST_COMMAND_KEYS
+from edge.telemetry.commands import parse_public_keys
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +50,11 @@ class Enforcer:
         """All that was asked for up to this number was tried. Written by the thread alone."""
         self.holds = False
         """Whether the last try succeeded."""
+
+    @property
+    def problems(self) -> list[str]:
+        """Why decisions do not hold everywhere; empty if they do."""
+        return [reason for _, reason in self._said]
 
     def start(self) -> None:
         """Begin; what is in the database is enforced at once."""
@@ -120,6 +131,9 @@ class Fleet:
         self.home, self.settings, self.database = home, settings, database
         self.authority = load_authority(home)
         """Replaced by `reload_authority` alone."""
+        self._left_out: set[Path] = set()
+        self.watched: list[Callable[[], str]] = []
+        """Each says what is wrong with a part of the server, or nothing."""
         self.enforcer = Enforcer(home, settings, lambda: self.authority, database)
         self.now: Callable[[], float] = time.time
 
@@ -136,9 +150,30 @@ class Fleet:
         return changed
 
     def command_keys(self) -> tuple[str, ...]:
-        """PEM of the keys that may command nodes: what lies in commands/ and ends in .pub. Raises ConfigurationError."""
-        paths = sorted(self.home.commands.parent.glob("*.pub"))
-        return tuple(read_file(path, "the command key").decode() for path in paths)
+        """PEM of the keys that may command nodes: what lies in commands/ and ends in .pub. What nodes do not take would keep all
+        of them from enrolling and renewing: it is left out, and said once. Raises ConfigurationError."""
+        own = Path(f"{self.home.commands}.pub")
+        found: list[str] = []
+        for path in sorted(own.parent.glob("*.pub"), key=lambda path: (path != own, path)):
+            try:
+                keys = parse_public_keys(read_file(path, "the command key"))
+            except (ValueError, UnsupportedAlgorithm):
+                self._leave_out(path, "it is no Ed25519 public key in PEM, as `edge fleet key FILE` makes them")
+                continue
+            if len(found) + len(keys) > MOST_COMMAND_KEYS:
+                self._leave_out(path, f"nodes take {MOST_COMMAND_KEYS} keys")
+                continue
+            found += [key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode() for key in keys]
+        return tuple(found)
+
+    def _leave_out(self, path: Path, reason: str) -> None:
+        if path not in self._left_out:
+            self._left_out.add(path)
+            log.error("a command key is left out", extra={"event": "command_key", "file": str(path), "reason": reason})
+
+    def problems(self) -> list[str]:
+        """What is wrong with the server itself, for people."""
+        return [*self.enforcer.problems, *filter(None, (look() for look in self.watched))]
 
     def facts(self) -> dict[str, Any]:
         """For the page."""

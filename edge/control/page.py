@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from edge.api.onefile import page_response
@@ -20,6 +20,6 @@ async def page() -> Response:
 
 
 @page_router.get("/health", tags=["health"])
-async def health() -> JSONResponse:
-    """For who watches the server."""
-    return JSONResponse({"status": "ok"})
+async def health(request: Request) -> JSONResponse:
+    """For who watches the server. `degraded`: it answers, and a part of it does not work; `/fleet/v1/overview` says which."""
+    return JSONResponse({"status": "degraded" if request.app.state.fleet.problems() else "ok"})

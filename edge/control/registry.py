@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -34,6 +35,7 @@ _BATCH = 500
 _NODE_LEVEL = 3
 """Of edge/v1/GROUP/NODE/up/..."""
 _FORGET_EVERY_S, _FORGET_MOST = 60.0, 1000
+_ROOM_BYTES = 4 << 20
 
 
 @dataclass(slots=True)
@@ -46,10 +48,13 @@ class _Known:
 
 
 class TellingSinkFile(SinkFile):
-    """The sink's database; what is safe in it is told on, and what is old is dropped."""
+    """The sink's database; what is safe in it is told on, and what is old is dropped. The last of the disk is not for it: a
+    revocation that finds no room there does not hold."""
 
-    def __init__(self, path: Path, told: Callable[[list[Message]], None], keep_s: float = 0.0) -> None:
-        """`keep_s`: how long records are kept; 0: for ever."""
+    def __init__(
+        self, path: Path, told: Callable[[list[Message]], None], keep_s: float = 0.0, keep_free_bytes: int = 0
+    ) -> None:
+        """`keep_s`: how long records are kept; 0: for ever. `keep_free_bytes`: so much of the disk is left to others."""
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE))  # what lies beside it gets its mode
             path.chmod(PRIVATE)
@@ -57,15 +62,31 @@ class TellingSinkFile(SinkFile):
             raise ConfigurationError(f"{path} cannot be used as the sink's database: {error.strerror}") from None
         super().__init__(path, _NODE_LEVEL)
         self._told, self._keep_s = told, keep_s
+        self._place, self._keep_free_bytes = path.parent, keep_free_bytes
         self._look_s = 0.0
 
     def store(self, batch: list[Message]) -> list[tuple[str, str, int]]:
-        """As ever; then tell."""
+        """As ever, while there is room; then tell."""
+        if shutil.disk_usage(self._place).free < self._keep_free_bytes:
+            self._drop_old()
+            self._require_room()
         acks = super().store(batch)
         try:
             self._told(batch)
         except Exception as error:  # what is stored is stored, and would come again for ever
             log.error("what was stored could not be told on", extra={"event": "bug"}, exc_info=error)
+        self._drop_old()
+        return acks
+
+    def _require_room(self) -> None:
+        """In the file itself, where old records were. Raises sqlite3.OperationalError."""
+        if self.spare_bytes < _ROOM_BYTES:
+            raise sqlite3.OperationalError(
+                f"less than {self._keep_free_bytes >> 20} MiB are free on its disk, which are left to the fleet's own database: "
+                "free some space, or lower [telemetry] keep_days; nodes keep what they have to tell meanwhile"
+            )
+
+    def _drop_old(self) -> None:
         if self._keep_s and time.monotonic() >= self._look_s:
             self._look_s = time.monotonic() + _FORGET_EVERY_S
             with contextlib.suppress(
@@ -73,7 +94,6 @@ class TellingSinkFile(SinkFile):
             ):  # locked: later; what was stored is not to be told again
                 if self.forget(time.time() - self._keep_s, _FORGET_MOST) == _FORGET_MOST:
                     self._look_s = 0.0
-        return acks
 
 
 class Registry:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import signal
 import socket
 import sqlite3
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +38,18 @@ from edge.control.x509 import now_utc
 from edge.errors import ConfigurationError, EdgeError
 from edge.listener import HttpServer, is_loopback, raise_file_limit
 from edge.registry.durable import locked
-from edge.telemetry.mqtt import BrokerAddress
+from edge.telemetry.mqtt import BrokerAddress, Message
 from edge.telemetry.sink import Sink
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 _HOUSEKEEPING_S = 3600.0
-_SINK_AGAIN_S = 5.0
+_CLOCK_SET_S = 60.0
+"""A clock that moved so far was set: what was made before may not be good yet, or be over."""
+_SINK_AGAIN_S, _SINK_WORKED_S = 5.0, 60.0
+_KEEP_FREE_BYTES = 256 << 20
+"""Of the disk, or a twentieth if that is less: telemetry fills the rest at most, so that revocations find room."""
 _ADMIN_CONNECTIONS = 200
 
 
@@ -102,6 +108,9 @@ class FleetServer:
         self._registry = Registry(self._database)
         self._stop = threading.Event()
         self._sink_thread: threading.Thread | None = None
+        self._sink_failure = self._keep_failure = ""
+        self._sink_now: Sink | None = None
+        self._fleet.watched += [self._sink_problem, lambda: self._keep_failure]
         self._nodes_server = http_server(
             build_nodes_application(self._fleet, __version__),
             self._context,
@@ -186,36 +195,54 @@ class FleetServer:
 
     def _sink(self, address: BrokerAddress) -> None:
         """What was not stored comes again, so a database that fails (a full disk) is tried again."""
+        said, keep_s = "", self._settings.telemetry.keep_days * 86_400
+        keep_free_bytes = min(_KEEP_FREE_BYTES, shutil.disk_usage(self._home.root).total // 20)
         while not self._stop.is_set():
+            begun_s = time.monotonic()
             try:
-                file = TellingSinkFile(
-                    self._home.telemetry, self._registry.tell, self._settings.telemetry.keep_days * 86_400
-                )
+                file = TellingSinkFile(self._home.telemetry, self._told, keep_s, keep_free_bytes)
                 with contextlib.closing(file):
-                    Sink(address, "edge/v1/+/+/", file).run(self._stop)
+                    self._sink_now = Sink(address, "edge/v1/+/+/", file)
+                    self._sink_now.run(self._stop)
             except (sqlite3.Error, EdgeError) as error:
-                log.error("the sink's database fails", extra={"event": "sink_failed", "reason": str(error)})
+                if str(error) != said or time.monotonic() - begun_s > _SINK_WORKED_S:
+                    log.error("the sink's database fails", extra={"event": "sink_failed", "reason": str(error)})
+                said = str(error)
+                self._sink_failure = f"telemetry is not stored: {said}"
                 self._stop.wait(_SINK_AGAIN_S)
             except Exception as error:  # a thread that ends here would leave the fleet without telemetry
                 log.error("the sink failed", extra={"event": "bug"}, exc_info=error)
                 self._stop.wait(_SINK_AGAIN_S)
 
+    def _told(self, batch: list[Message]) -> None:
+        self._sink_failure = ""
+        self._registry.tell(batch)
+
+    def _sink_problem(self) -> str:
+        if self._sink_thread is None or self._sink_failure:
+            return self._sink_failure
+        if self._sink_now is not None and self._sink_now.connected.is_set():
+            return ""
+        return "telemetry stands still, and what is shown of nodes is old: there is no connection to the broker; the log says why"
+
     # --- what ends, and what others change ---------------------------------------------------------------------------
 
     async def _keep(self) -> None:
         """Look whether the authority was changed by a command, and whether certificates are to be renewed."""
-        since_s, seen, said = 0.0, self._stamp(), ""
+        since_s, seen, said, clock_s = 0.0, self._stamp(), "", _clock_s()
         while True:
             await asyncio.sleep(_TICK_S)
             since_s, now = since_s + _TICK_S, self._stamp()
-            if now == seen and since_s < _HOUSEKEEPING_S:
+            was_set = abs(_clock_s() - clock_s) > _CLOCK_SET_S
+            if now == seen and since_s < _HOUSEKEEPING_S and not was_set:
                 continue
             problem = await asyncio.to_thread(self._refreshed)
             if not problem:
-                since_s, seen = 0.0, now
+                since_s, seen, clock_s = 0.0, now, _clock_s()
             elif problem != said:
                 log.error("certificates cannot be renewed", extra={"event": "fleet_credentials", "reason": problem})
             said = problem
+            self._keep_failure = f"certificates cannot be renewed: {problem}" if problem else ""
 
     def _refreshed(self) -> str:
         """Why not, or nothing. It is tried again."""
@@ -251,6 +278,11 @@ class FleetServer:
                 "the broker has not read its certificates", extra={"event": "broker_reload_failed", "reason": problem}
             )
         self._fleet.enforcer.ask()
+
+
+def _clock_s() -> float:
+    """Moves when the clock is set, and hardly else."""
+    return time.time() - time.monotonic()
 
 
 def _changed_ns(path: Path) -> int:

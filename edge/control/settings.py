@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import ipaddress
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from edge.errors import ConfigurationError
-from edge.identity.wire import Fallback, MqttPlace, Renewal
+from edge.errors import ConfigurationError, EnrollmentFailed
+from edge.identity.applied import settings_of
+from edge.identity.wire import Bootstrap, Fallback, MqttPlace, Renewal
 from edge.settings import holds_credentials
 
 Port = Annotated[int, Ge(0), Le(65_535)]
-HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:\-]{0,252}$")]
 PREFIX = "edge/v1/{group}/{node}/"
 """Of the topics; the access list is written for it."""
 
@@ -26,6 +27,18 @@ def _without_credentials(url: str) -> str:
     return url
 
 
+def _without_port(host: str) -> str:
+    if ":" in host:
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError(
+                f"{host} is neither a name nor an address: give it without a port, which stands in [est]"
+            ) from None
+    return host
+
+
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:\-]{0,252}$"), AfterValidator(_without_port)]
 BrokerUrl = Annotated[str, Field(pattern=r"^mqtts?://[^\s]+$"), MaxLen(512), AfterValidator(_without_credentials)]
 ServerUrl = Annotated[str, Field(pattern=r"^https?://[^\s]+$"), MaxLen(512), AfterValidator(_without_credentials)]
 
@@ -118,6 +131,15 @@ class FleetSettings(_Section):
     telemetry: Telemetry = Telemetry()
     nodes: Nodes = Nodes()
     gateway: Gateway = Gateway()
+
+    @model_validator(mode="after")
+    def _is_such_as_nodes_take(self) -> Self:
+        """What they refuse keeps all of them from enrolling and renewing."""
+        try:
+            settings_of(Bootstrap(fleet=self.name, node="node", mqtt=self.mqtt, fallback=self.fallback))
+        except EnrollmentFailed as refused:
+            raise ValueError(f"nodes refuse this: {refused.message}") from None
+        return self
 
     @property
     def nodes_url(self) -> str:
@@ -236,4 +258,6 @@ def parse_settings(text: str, where: str) -> FleetSettings:
     except ValidationError as error:
         first = error.errors()[0]
         name, said = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
-        raise ConfigurationError(f"{where}{name}: {said}; docs/fleet.md lists what there is") from None
+        raise ConfigurationError(
+            f"{where}{f'{name}: ' if name else ''}{said}; docs/fleet.md lists what there is"
+        ) from None

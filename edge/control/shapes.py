@@ -60,6 +60,8 @@ class Overview(_Strict):
     root_ends_s: float
     issuing_ends_s: float
     rolling_over: bool
+    problems: list[str]
+    """What is wrong with the server itself: lists that do not hold, telemetry that stands still."""
     now_s: float
 
 

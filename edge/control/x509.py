@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from edge.errors import ConfigurationError
+
 ROOT_LIFE, ISSUING_LIFE, SERVER_LIFE = timedelta(days=20 * 365), timedelta(days=5 * 365), timedelta(days=397)
 BACK = timedelta(hours=1)
 """Certificates begin this long before they are made: clocks differ."""
@@ -82,7 +84,7 @@ def cross_sign(subject: x509.Certificate, issuer: Issuer, now: datetime) -> x509
 def issue_node(
     issuer: Issuer, public_key: CertificatePublicKeyTypes, fleet: str, node: str, now: datetime, life: timedelta
 ) -> x509.Certificate:
-    """A node's certificate: for clients only, valid no longer than who issues it."""
+    """A node's certificate: for clients only, valid no longer than who issues it. Raises ConfigurationError if that has ended."""
     uri = x509.UniformResourceIdentifier(f"spiffe://{fleet}/node/{node}")
     return _leaf(issuer, public_key, node, [uri], ExtendedKeyUsageOID.CLIENT_AUTH, now, life)
 
@@ -103,8 +105,7 @@ def issue_server(
 def make_crl(
     issuer: Issuer, revoked: Iterable[tuple[int, datetime]], begin: datetime, end: datetime
 ) -> x509.CertificateRevocationList:
-    """Of (serial, when)."""
-    end = min(end, issuer.certificate.not_valid_after_utc)
+    """Of (serial, when). It may outlast its issuer: one that has ended is still looked up in the lists of all."""
     builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.certificate.subject)
     builder = builder.last_update(begin).next_update(end)
     builder = builder.add_extension(x509.CRLNumber(int(begin.timestamp())), critical=False)
@@ -132,6 +133,7 @@ def read_request(der: bytes) -> x509.CertificateSigningRequest:
         public = request.public_key()
         good = _wanted(public)
         holds = good and request.is_signature_valid
+        common_name(request.subject)  # raises for what is no text
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         raise RequestRefused("that is no PKCS #10 certificate request") from None
     if not good:
@@ -187,6 +189,10 @@ def _leaf(
     life: timedelta,
 ) -> x509.Certificate:
     end = min(now + life, issuer.certificate.not_valid_after_utc)
+    if end <= now:
+        raise ConfigurationError(
+            f"the issuing authority ended on {end:%Y-%m-%d} and signs nothing any more: `edge fleet ca new-issuing` makes another"
+        )
     return (
         x509.CertificateBuilder()
         .subject_name(_name(name[:64]))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from edge.fleet.limits import HourlyCap
 from edge.fleet.member import Member, TryFailed, words
 
 MAX_ANSWER_BYTES = 64 << 20
+_LEFT_S, _LEFT_BYTES = 1.0, 64 * 1024
+"""For the end of a stream's body after its last event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +38,15 @@ class FleetAnswer:
         self, spent: Spent, member: Member, client: httpx.AsyncClient, response: httpx.Response, begun_s: float
     ) -> None:
         self.upstream = member.upstream.name
-        self.content_type = response.headers.get("content-type", "application/json")
         self._spent = spent
         self._member = member
         self._client = client
         self._response = response
         self._begun_s = begun_s
         self._first: list[Event] = []
-        self._chunks = response.aiter_bytes()
+        self._chunks = response.aiter_raw()
         self._cutter = EventCutter()
+        self._batches = self._cut()
         self._told = False
         self._tokens = 0
         self.body: dict[str, Any] = {}
@@ -53,7 +56,7 @@ class FleetAnswer:
 
     async def begin_stream(self) -> None:
         """Wait for the first event with content. Raises TryFailed."""
-        async for events in self._cut():
+        async for events in self._batches:
             self._first += events
             if error := next((e.error for e in events if e.error), ""):
                 raise TryFailed(f"it sent an error: {error}")
@@ -64,7 +67,7 @@ class FleetAnswer:
 
     async def read_whole(self) -> None:
         """Read an answer that is not streamed. Raises TryFailed."""
-        data = b""
+        data = bytearray()
         async for chunk in self._chunks:
             self._spent.bytes.spend(len(chunk), time.monotonic())
             data += chunk
@@ -87,17 +90,16 @@ class FleetAnswer:
         into nonsense."""
         finished = False
         try:
-            source = self._cut()
             if self._first:
                 finished = self._note(self._first)
                 yield self._first
-            async for events in source:
+            async for events in self._batches:
                 good = list(itertools.takewhile(lambda event: not event.error, events))
                 finished = self._note(good) or finished
                 if good:
                     yield good
                 self._note(events[len(good) :])
-        except (TryFailed, httpx.HTTPError) as error:
+        except Exception as error:  # httpx lets h2's own through
             self._broke(words(error))
         if not finished:
             self._broke("its stream broke off")
@@ -116,8 +118,9 @@ class FleetAnswer:
         self._member.learned.failed()
         raise FleetUnavailable(f"the fleet's answer broke off: {self.upstream}: {reason}")
 
-    async def _cut(self) -> AsyncIterator[list[Event]]:
+    async def _cut(self) -> AsyncGenerator[list[Event], None]:
         """What comes together; [DONE] is the last. Raises TryFailed, after what was good."""
+        said_s = time.monotonic()
         async for chunk in self._chunks:
             self._spent.bytes.spend(len(chunk), time.monotonic())
             events, wrong = [], ""
@@ -129,15 +132,27 @@ class FleetAnswer:
             done = bool(events) and events[-1].body is None
             if events:
                 yield events
+                said_s = time.monotonic()  # not before: whoever reads the events may be slow
+            elif self._told and time.monotonic() - said_s > self._member.upstream.idle_timeout_s:
+                wrong = "it went silent"  # comments keep a connection open, and are no answer
             if wrong:
                 raise TryFailed(wrong)
             if done:
-                async for (
-                    _
-                ) in self._chunks:  # the rest of the body, of which nothing is left: the connection stays usable
-                    pass
-                break
+                await self._end()
+                return
         self._read = True
+
+    async def _end(self) -> None:
+        """[DONE] came, and all but the end of the body should be there. With it the connection stays usable; nobody waits for one
+        that is not ended."""
+        left = _LEFT_BYTES
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_LEFT_S):
+                async for chunk in self._chunks:
+                    left -= len(chunk)
+                    if left < 0:
+                        return
+                self._read = True
 
     def _succeeded(self) -> None:
         now_s = time.monotonic()
@@ -162,9 +177,12 @@ class FleetAnswer:
         if not self._told:
             self._member.breaker.released()
         try:
-            with contextlib.suppress(httpx.HTTPError, RuntimeError):
+            with contextlib.suppress(Exception):
                 await self._response.aclose()
         finally:
             await self._member.lanes.give_back(self._client, clean=self._read)
-            # httpx's stream and its response hold each other: let go of both without waiting for the garbage collector.
+            # httpx's stream and its response hold each other, and so do this and `_cut`: let go of all without waiting for the
+            # garbage collector.
             self._response.stream = httpx.ByteStream(b"")
+            with contextlib.suppress(RuntimeError):  # it runs, and ends by itself: its connection is gone
+                await self._batches.aclose()

@@ -17,10 +17,10 @@ import httpx
 import orjson
 
 from edge.admission.policy import Fleet
-from edge.errors import FleetUnavailable, InvalidRequest
+from edge.errors import ConfigurationError, FleetUnavailable, InvalidRequest
 from edge.fleet.answer import FleetAnswer, Spent
 from edge.fleet.limits import HourlyCap, RetryBudget
-from edge.fleet.member import FleetRefused, Member, TryFailed, require_ok, words
+from edge.fleet.member import FleetRefused, Member, TryFailed, require_ok, require_plain, words
 from edge.fleet.upstreams import Upstream
 
 log = logging.getLogger(__name__)
@@ -156,8 +156,8 @@ class Central:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 break
-            others = 0 if only else sum(m.may_be_asked(time.monotonic()) for m in self._serving(model)) - 1
-            left_s /= 1 + min(max(0, others), 1)  # a second one must have time too
+            if self._choose(model, tried, only) is not None:
+                left_s /= 2  # another one must have time too
             try:
                 return await self._try(member, path, body, model, {"x-request-id": request_id, **(trace or {})}, left_s)
             except TryFailed as failure:
@@ -218,9 +218,12 @@ class Central:
             data = orjson.dumps({**body, "model": name} if name else body)
         except TypeError:
             raise InvalidRequest("the request holds text or a number that is no valid JSON") from None
+        try:
+            client = member.lanes.take()
+        except ConfigurationError as error:
+            raise TryFailed(error.message) from None
         self.bytes_cap.spend(len(data), begun_s)
         member.breaker.sent(begun_s)
-        client = member.lanes.take()
         answer: FleetAnswer | None = None
         begun = False
         try:
@@ -230,6 +233,7 @@ class Central:
             async with asyncio.timeout(patience_s):
                 response = await client.send(request, stream=True)
                 answer = FleetAnswer(self._spent, member, client, response, begun_s)
+                require_plain(response)
                 await require_ok(upstream.name, response)
                 streamed = response.headers.get("content-type", "").startswith("text/event-stream")
                 if streamed != bool(body.get("stream")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ import orjson
 
 MAX_EVENT_BYTES = 4 << 20
 DONE = b"[DONE]"
+_END = re.compile(rb"(?:\r?\n){2}")
+_LONGEST_END = 4
 _CONTENT = ("content", "reasoning_content", "reasoning", "tool_calls")
 
 
@@ -57,23 +60,26 @@ class EventCutter:
     """Owner of what has come of an event that is not complete."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
+        self._seen = 0
+        """So much of it was looked at: an event may be long, and come in very small pieces."""
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """Yield the events that are complete now. Raises BadStream."""
-        self._rest = (self._rest + data).replace(b"\r\n", b"\n")
-        while (end := self._rest.find(b"\n\n")) >= 0:
-            lines, self._rest = self._rest[:end], self._rest[end + 2 :]
-            payload = b"\n".join(line[5:].strip() for line in lines.split(b"\n") if line.startswith(b"data:"))
-            if payload:  # else a comment: it keeps a connection open and says nothing
-                yield Event(lines + b"\n\n", None if payload == DONE else _object(payload))
+        self._rest += data
+        begin = 0
+        try:
+            while (end := _END.search(self._rest, max(begin, self._seen))) is not None:
+                lines = bytes(self._rest[begin : end.start()]).replace(b"\r\n", b"\n")
+                begin = end.end()
+                payload = b"\n".join(line[5:].strip() for line in lines.split(b"\n") if line.startswith(b"data:"))
+                if payload:  # else a comment: it keeps a connection open and says nothing
+                    yield Event(lines + b"\n\n", None if payload == DONE else _object(payload))
+        finally:
+            del self._rest[:begin]
+            self._seen = max(0, len(self._rest) - _LONGEST_END + 1)
         if len(self._rest) > MAX_EVENT_BYTES:
             raise BadStream("an event is too long")
-
-    @property
-    def empty(self) -> bool:
-        """Nothing is left over."""
-        return not self._rest.strip()
 
 
 def _object(payload: bytes) -> dict[str, Any]:

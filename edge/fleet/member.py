@@ -10,6 +10,7 @@ import random
 import httpx
 import orjson
 
+from edge.errors import ConfigurationError
 from edge.fleet.breaker import Breaker
 from edge.fleet.lanes import Lanes
 from edge.fleet.learned import Learned
@@ -23,10 +24,16 @@ _MAX_PROBE_BYTES = 1 << 20
 _DEFAULT_BUSY_S = 1.0
 _LONGEST_BUSY_S = 60.0
 _ERROR_BYTES = 4096
+_REFUSED = orjson.dumps({"error": {"message": "refused by the fleet", "type": "invalid_request_error"}})
 _PASSED_ON = frozenset({400, 413, 422})
 """The request's own fault: told to the caller, and no failure of the upstream."""
 _WORDS = {"closed": "well again", "open": "left alone", "half-open": "on trial"}
-_HINTS = {401: " (see its api_key_file)", 403: " (see its api_key_file)", 404: " (does its url end in /v1?)"}
+_HINTS = {
+    400: " (a gateway that does not let this node in? see `edge identity show`)",
+    401: " (see its api_key_file)",
+    403: " (see its api_key_file)",
+    404: " (does its url end in /v1?)",
+}
 
 
 class FleetRefused(Exception):
@@ -84,11 +91,15 @@ class Member:
 
     async def probe(self) -> str:
         """What is wrong with it, empty if nothing. Its list of models is what every such server has."""
-        client, clean = self.lanes.take(), False
+        try:
+            client, clean = self.lanes.take(), False
+        except ConfigurationError as error:
+            return error.message
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S), client.stream("GET", "models") as response:
+                require_plain(response)
                 data = b""
-                async for chunk in response.aiter_bytes():
+                async for chunk in response.aiter_raw():
                     data += chunk
                     if len(data) > _MAX_PROBE_BYTES:
                         return "GET models answered too much"
@@ -98,7 +109,7 @@ class Member:
             self.models = tuple(str(entry["id"]) for entry in orjson.loads(data)["data"])
         except TimeoutError:
             return f"GET models had no answer within {_PROBE_TIMEOUT_S:g} s"
-        except httpx.HTTPError as error:
+        except (TryFailed, httpx.HTTPError) as error:
             return words(error)
         except (orjson.JSONDecodeError, KeyError, TypeError):
             return "GET models answered nonsense"
@@ -118,15 +129,37 @@ async def require_ok(name: str, response: httpx.Response) -> None:
     if status in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
         raise TryFailed(f"it answered {status}", busy_s=_retry_after_s(response))
     if status in _PASSED_ON:
-        data = b""
-        async for chunk in response.aiter_bytes():
-            data += chunk
-            if len(data) > _ERROR_BYTES:
-                data = orjson.dumps({"error": {"message": "refused by the fleet", "type": "invalid_request_error"}})
-                break
-        raise FleetRefused(name, status, data)
+        raise FleetRefused(name, status, await _refusal(response))
     hint = " (does it know a model of that name? see fleet.model)" if status == httpx.codes.NOT_FOUND else ""
     raise TryFailed(f"it answered {status}{hint}")
+
+
+async def _refusal(response: httpx.Response) -> bytes:
+    """What the caller is told. Raises TryFailed if the server did not say it: the words of a gateway in between are about this
+    node's certificate, say, and no caller's business. That a request is too large is the caller's, whoever says it."""
+    data = b""
+    async for chunk in response.aiter_raw():
+        data += chunk
+        if len(data) > _ERROR_BYTES:
+            break
+    if "json" in response.headers.get("content-type", ""):
+        if len(data) > _ERROR_BYTES:
+            return _REFUSED
+        with contextlib.suppress(orjson.JSONDecodeError):
+            if isinstance(orjson.loads(data), dict):
+                return data
+    if response.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
+        return _REFUSED
+    raise TryFailed(
+        f"it answered {response.status_code}, and not as the API does: a gateway that does not let this node in?"
+    )
+
+
+def require_plain(response: httpx.Response) -> None:
+    """Raises TryFailed for a compressed answer: that was ruled out, and a few bytes of it can be gigabytes."""
+    coding = response.headers.get("content-encoding", "identity")
+    if coding not in ("", "identity"):
+        raise TryFailed(f"it answers compressed ({coding[:20]}), though that was ruled out")
 
 
 def _retry_after_s(response: httpx.Response) -> float:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from edge.effective import ENROLLED_SETTINGS
 from edge.errors import EnrollmentFailed
 from edge.identity.wire import Bootstrap
-from edge.settings import Mqtt, Settings, toml_value
+from edge.settings import Mqtt, Settings, holds_credentials, toml_value
 
 CERTIFICATE, KEY, AUTHORITIES, COMMAND_KEYS = "cert.pem", "key.pem", "ca.pem", "command_keys.pem"
 _NOTE = "# Written by `edge enroll` and at each renewal. What EDGE_HOME/edge.toml, the environment or a flag says comes first.\n"
@@ -42,8 +42,12 @@ def settings_of(bootstrap: Bootstrap) -> Tables:
                 fleet["ca_file"] = str(current / AUTHORITIES)
         tables["fleet"] = fleet
         _require_host(bootstrap.fallback.url)
+    usable = tables
+    if bootstrap.fallback is not None and holds_credentials(bootstrap.fallback.url):
+        # Fleets once handed such addresses out. `edge.effective` passes them over and says so: no reason to have no certificate.
+        usable = {"mqtt": mqtt}
     try:
-        Settings.model_validate(tables)
+        Settings.model_validate(usable)
         Mqtt.model_validate(mqtt)
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ")

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 
 _MOST_CERTIFICATES = 32
+_MOST_RSA_BITS, _RSA_EXPONENT_BITS = 8192, 32
 _LONGEST_LABEL_BYTES = 64
 """The bound of a common name (X.520 ub-common-name); cryptography counts it in UTF-8."""
 
@@ -111,6 +112,15 @@ def _parsed(parse: Callable[[bytes], list[x509.Certificate]], data: bytes) -> li
         raise ValueError(str(error)) from None
 
 
+def _require_quick(key: object) -> None:
+    """Signatures are checked before anybody is trusted, by the node that serves meanwhile, and each with each: some RSA keys make
+    minutes of that. Raises ValueError."""
+    if isinstance(key, rsa.RSAPublicKey) and (
+        key.key_size > _MOST_RSA_BITS or key.public_numbers().e.bit_length() > _RSA_EXPONENT_BITS
+    ):
+        raise ValueError("a certificate in it has a key that takes long to check")
+
+
 def _sound(found: list[x509.Certificate]) -> list[x509.Certificate]:
     """Each one is read through here, so that nothing can be malformed later."""
     if not 0 < len(found) <= _MOST_CERTIFICATES:
@@ -125,6 +135,7 @@ def _sound(found: list[x509.Certificate]) -> list[x509.Certificate]:
                 one.not_valid_before_utc,
                 one.not_valid_after_utc,
             )
+            _require_quick(one.public_key())
     except (
         UnsupportedAlgorithm,
         x509.DuplicateExtension,

@@ -47,6 +47,10 @@ def origin(url: str) -> str:
         raise ValueError("the fleet's address is https://host[:port] and nothing more; the token is given apart")
     if not parts.hostname or parts.port == 0:
         raise ValueError("the fleet's address has no host, or a port that is none")
+    try:
+        _ = httpx.URL(f"https://{parts.netloc}").host
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ValueError(f"the fleet's address is none: {error}") from None
     return f"https://{parts.netloc.lower()}"
 
 

@@ -28,6 +28,8 @@ Reason = Literal[
 MOST_BYTES = 64 * 1024
 """No answer of the fleet's is longer; what is longer is not read."""
 
+MOST_COMMAND_KEYS = 8
+
 _Text = Annotated[str, MaxLen(1024)]
 
 
@@ -71,6 +73,6 @@ class Bootstrap(_Wire):
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,62}$")] = "default"
     mqtt: MqttPlace | None = None
     fallback: Fallback | None = None
-    command_keys: Annotated[tuple[Annotated[str, MaxLen(1024)], ...], MaxLen(8)] = ()
+    command_keys: Annotated[tuple[Annotated[str, MaxLen(1024)], ...], MaxLen(MOST_COMMAND_KEYS)] = ()
     """Ed25519 public keys in PEM."""
     renewal: Renewal = Renewal()

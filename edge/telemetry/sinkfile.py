@@ -74,6 +74,12 @@ class SinkFile:
         """Give it back."""
         self._db.close()
 
+    @property
+    def spare_bytes(self) -> int:
+        """Of its file: what was dropped left them, and what comes is written there first."""
+        (pages,), (size,) = (self._db.execute(f"PRAGMA {name}").fetchone() for name in ("freelist_count", "page_size"))
+        return int(pages) * int(size)
+
     def store(self, batch: list[Message]) -> list[tuple[str, str, int]]:
         """Keep all of it, safe on disk when this returns. Gives what can be acknowledged: (topic prefix, boot, seq). A message
         that cannot be kept is counted as nonsense, so that it does not come again for ever. Raises sqlite3.Error."""

@@ -16,6 +16,7 @@ import pytest
 from bench.fleet_side import Box, FleetSide
 from edge.control.database import Database, Node
 from tests.control.conftest import NewBox
+from tests.waiting import until
 
 ROUTES = [
     ("GET", "/fleet/v1/overview"), ("GET", "/fleet/v1/nodes"), ("GET", "/fleet/v1/nodes/n1"),
@@ -92,6 +93,25 @@ def test_a_revoked_key_ends_the_sessions_that_it_opened(fleet: FleetSide) -> Non
         assert client.get("/fleet/v1/overview").status_code == 200
         assert fleet.cli("admin-key", "revoke", "guest").returncode == 0
         assert client.get("/fleet/v1/overview").status_code == 401
+
+
+def test_a_part_that_does_not_do_its_work_is_told(own_fleet: FleetSide, tmp_path: Path) -> None:
+    own_fleet.start()
+
+    def told() -> tuple[str, list[str]]:
+        with own_fleet.people() as people:
+            return people.get("/health").json()["status"], people.get("/fleet/v1/overview").json()["problems"]
+
+    status, (problem,) = told()
+    assert status == "degraded" and "no connection to the broker" in problem
+    own_fleet.start_broker()
+    until(lambda: told() == ("ok", []))
+    own_fleet.stop_broker()
+    (own_fleet.home.broker / "mosquitto.pid").write_text("1\n")
+    assert (
+        Box(tmp_path / "box", own_fleet).enroll(own_fleet.token()).status_code == 200
+    )  # so there is something to be told
+    until(lambda: any("no running mosquitto" in problem for problem in told()[1]))
 
 
 def test_what_was_done_is_in_the_log_with_who_did_it(fleet: FleetSide, new_box: NewBox) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import socket
 import ssl
 import subprocess
@@ -15,16 +14,21 @@ import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bench.fleet_side import Box, FleetSide
 from edge.control.authority import load_authority
-from edge.control.x509 import issue_node, now_utc
+from edge.control.database import Database
+from edge.control.enrollment import Issued, Registrar
+from edge.control.settings import load_settings
+from edge.control.x509 import issue_node, now_utc, read_request
+from edge.errors import RateLimited
 from edge.identity.token import EnrollmentToken
 from edge.identity.wire import Bootstrap
 from tests.control.conftest import NewBox
+from tests.slow_key import slow_key
 from tests.waiting import until
 
 
@@ -69,6 +73,24 @@ def test_bootstrap_is_the_nodes_own_and_nobody_elses(fleet: FleetSide, new_box: 
     with box.client(certificate=False) as nobody:
         assert reason(nobody.get("/fleet/v1/bootstrap")) == (403, "node_unknown")
         assert nobody.get("/fleet/v1/nodes").status_code == 404, "administration is not on this listener"
+
+
+def test_a_command_key_that_nodes_do_not_take_keeps_none_from_its_bootstrap(
+    own_fleet: FleetSide, tmp_path: Path
+) -> None:
+    place = own_fleet.home.commands.parent
+    (place / "a-persons.pub").write_text("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGb ops@host\n")
+    own = (place / "command.key.pub").read_text()
+    for number in range(9):
+        (place / f"b{number}.pub").write_text(own)
+    own_fleet.start()
+    box = Box(tmp_path / "box", own_fleet)
+    box.enroll(own_fleet.token())
+    for _ in range(2):
+        found = Bootstrap.model_validate(box.bootstrap().json())
+    assert found.command_keys == (own,) * 8
+    said = [line for line in own_fleet.log.read_text().splitlines() if "command key is left out" in line]
+    assert len(said) == 3 and "a-persons.pub" in said[0]
 
 
 def test_a_lost_reply_is_given_again_and_makes_no_second_node(fleet: FleetSide, new_box: NewBox) -> None:
@@ -134,16 +156,59 @@ def test_no_request_is_looked_at_before_the_token_is_known(fleet: FleetSide, new
     assert reason(answer) == (401, "token_unknown")
 
 
+@pytest.mark.parametrize("tag, value", [(0x0C, b"\xff\xfe\xfd"), (0x14, b"\xe4bc"), (0x02, b"\1\2\3"), (0x03, b"\0ab")])
+def test_a_name_that_is_no_text_is_refused(fleet: FleetSide, new_box: NewBox, tag: int, value: bytes) -> None:
+    box, token = new_box("A" * len(value)), fleet.token()
+    request = x509.load_der_x509_csr(box.csr())
+    told = bytearray(request.tbs_certrequest_bytes)
+    at = told.index(b"A" * len(value))
+    told[at - 2], told[at : at + len(value)] = tag, value
+    signature = box.key.sign(bytes(told), ec.ECDSA(hashes.SHA256()))
+    body = bytes(told) + bytes.fromhex("300a06082a8648ce3d040302") + bytes([3, len(signature) + 1, 0]) + signature
+    der = bytes([0x30, 0x81, len(body)]) + body
+    with box.client(certificate=False) as client:
+        answer = client.post(
+            "/.well-known/est/simpleenroll", content=base64.b64encode(der), auth=(token.id, token.secret)
+        )
+    assert reason(answer) == (400, "request_malformed")
+
+
+def test_a_token_is_not_spent_on_a_box_that_was_revoked(fleet: FleetSide, new_box: NewBox) -> None:
+    """The box learns it, makes another key, and comes again with the same token."""
+    box = new_box("second-try")
+    assert box.enroll(fleet.token(approval=True)).status_code == 202
+    assert fleet.cli("revoke", "second-try").returncode == 0
+    token = fleet.token()
+    assert reason(box.enroll(token)) == (403, "node_revoked")
+    box.rekey()
+    assert box.enroll(token).status_code == 200 and box.name != "second-try"
+
+
+def test_a_node_that_renews_all_the_time_is_stopped(own_fleet: FleetSide, tmp_path: Path) -> None:
+    """What was replaced stands in the lists that the broker and all gateways read."""
+    home, box, now = own_fleet.home, Box(tmp_path / "box", own_fleet), now_utc()
+    registrar, database, token = (
+        Registrar(load_authority(home), load_settings(home)),
+        Database(home.database),
+        own_fleet.token(),
+    )
+    with database.write() as session:
+        outcome = registrar.enroll(session, token.id, token.secret, read_request(box.csr()), now)
+        for _ in range(99):
+            assert isinstance(outcome, Issued)
+            box.rekey()
+            outcome = registrar.renew(session, outcome.certificate, read_request(box.csr()), now)
+    assert isinstance(outcome, Issued)
+    with pytest.raises(RateLimited, match="edge fleet revoke box"), database.write() as session:
+        registrar.renew(session, outcome.certificate, read_request(box.csr()), now)
+    with database.write() as session:
+        later = now + timedelta(days=31)
+        assert isinstance(registrar.renew(session, outcome.certificate, read_request(box.csr()), later), Issued)
+    database.close()
+
+
 def test_a_key_that_is_slow_to_check_is_refused(fleet: FleetSide, new_box: NewBox) -> None:
-    usual = rsa.generate_private_key(65537, 2048).private_numbers()
-    around = (usual.p - 1) * (usual.q - 1)
-    e = next(e for e in range(2**2040 + 1, 2**2041, 2) if math.gcd(e, around) == 1)
-    d = pow(e, -1, around)
-    public = rsa.RSAPublicNumbers(e, usual.p * usual.q)
-    numbers = rsa.RSAPrivateNumbers(
-        usual.p, usual.q, d, d % (usual.p - 1), d % (usual.q - 1), usual.iqmp, public
-    )  # fmt: skip
-    slow = numbers.private_key(unsafe_skip_rsa_key_validation=True)
+    slow = slow_key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "slow")])
     request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(slow, hashes.SHA256())
     der, token = request.public_bytes(Encoding.DER), fleet.token()

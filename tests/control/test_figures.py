@@ -71,6 +71,18 @@ def test_another_boot_and_an_hour_begin_anew() -> None:
     assert window.figures()["requests"] == 2
 
 
+def test_a_window_of_many_reports_says_the_same_and_stays_small() -> None:
+    window, step_s, last = Window(), 5.0, 2000
+    for number in range(last + 1):
+        window.add(
+            "b1", number * step_s, Counts(admitted=number, decided=2 * number, fleet=number, gaps=10, late_gaps=number)
+        )
+    assert len(window.reports) < 150
+    found = window.figures()
+    assert found["fallback_rate"] == pytest.approx(0.5) and found["slo_attainment"] == pytest.approx(0.9)
+    assert found["requests"] == pytest.approx(2 * WINDOW_S / step_s, rel=0.05)
+
+
 def test_nothing_judged_is_no_share() -> None:
     window = Window()
     assert window.figures() == {}

@@ -57,7 +57,13 @@ def test_a_new_fleet_says_what_comes_next_and_is_not_made_twice(run_edge: RunEdg
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--name", "No Good!"), ("--host", "bad host"), ("--host", "ok", "--host", "a/b")]
+    "arguments",
+    [
+        ("--name", "No Good!"),
+        ("--host", "bad host"),
+        ("--host", "ok", "--host", "a/b"),
+        ("--host", "fleet.example:8443"),
+    ],
 )
 def test_what_cannot_be_is_refused_by_name(run_edge: RunEdge, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = run_edge("fleet", "init", str(tmp_path / "f"), *arguments)
@@ -75,6 +81,19 @@ def test_wrong_settings_are_named(own_fleet: FleetSide) -> None:
     own_fleet.home.settings_file.write_text("nonsense = 1\n")
     done = own_fleet.cli("serve")
     assert done.returncode == 78 and "nonsense" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ('broker.url = "mqtts://broker.example:8883/mqtt"', "mqtt.url must be mqtt://host[:port]"),
+        ('nodes.fallback_url = "https://:8445/v1"', "has no host"),
+    ],
+)
+def test_what_nodes_would_refuse_is_refused_at_the_fleet(own_fleet: FleetSide, setting: str, said: str) -> None:
+    own_fleet.set(setting)
+    done = own_fleet.cli("serve")
+    assert done.returncode == 78 and said in done.stderr and "nodes refuse this" in done.stderr
 
 
 def test_a_directory_that_is_none_is_said_with_the_cure(run_edge: RunEdge, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.fleet_side import FleetSide
+from bench.fleet_side import Box, FleetSide
 from edge.telemetry.mqtt import Connection, Handlers
 from tests.control.conftest import NewBox
 from tests.page.browser import Browser
@@ -174,9 +174,55 @@ def test_old_figures_are_shown_as_old(browser: Browser, own_fleet: FleetSide) ->
     assert "does not answer" in browser.text()
 
 
+def test_what_is_wrong_with_the_server_is_on_the_page(browser: Browser, own_fleet: FleetSide) -> None:
+    own_fleet.start()
+    browser.open(own_fleet.people_url)
+    browser.wait_for("!document.querySelector('#ask').hidden")
+    give_key(browser, own_fleet.admin_key)
+    browser.wait_for("document.querySelector('#problem').innerText.includes('no connection to the broker')")
+    own_fleet.start_broker()
+    browser.wait_for("document.querySelector('#problem').hidden")
+
+
+def test_who_signs_in_again_sees_what_happens(browser: Browser, own_fleet: FleetSide, tmp_path: Path) -> None:
+    """A session that ended while something was asked for, and a page that then stood still."""
+    own_fleet.start()
+    Box(tmp_path / "a", own_fleet, "first-box").enroll(own_fleet.token(approval=True))
+    key = own_fleet.cli("admin-key", "create", "second").stdout.strip()
+    browser.open(own_fleet.people_url)
+    browser.wait_for("!document.querySelector('#ask').hidden")
+    give_key(browser, own_fleet.admin_key)
+    browser.wait_for(LISTED)
+    assert own_fleet.cli("admin-key", "revoke", "first").returncode == 0
+    press(browser, "first-box", "Approve")
+    browser.wait_for("!document.querySelector('#ask').hidden")
+    give_key(browser, key)
+    browser.wait_for(LISTED)
+    Box(tmp_path / "b", own_fleet, "later-box").enroll(own_fleet.token())
+    browser.wait_for("document.querySelector('#nodelist').innerText.includes('later-box')")
+
+
 def test_signing_out_leaves_nothing_on_the_page(page: Browser, fleet: FleetSide) -> None:
     page.value("document.querySelector('#out').click()")
     page.wait_for("!document.querySelector('#ask').hidden")
+    assert page.value("document.querySelectorAll('#nodelist tr').length") == 0
+
+
+def test_what_was_asked_for_before_signing_out_is_not_shown_afterwards(
+    page: Browser, fleet: FleetSide, new_box: NewBox
+) -> None:
+    """The list is held back until the session is over."""
+    new_box("secret").enroll(fleet.token())
+    page.value(
+        "window.held = []; const real = window.fetch; window.fetch = async (url, options) => {"
+        " const answer = await real(url, options);"
+        " if (String(url).includes('/nodes?')) await new Promise(go => window.held.push(go)); return answer; }"
+    )
+    page.wait_for("window.held.length > 0")
+    page.value("document.querySelector('#out').click()")
+    page.wait_for("!document.querySelector('#ask').hidden")
+    page.value("window.held.forEach(go => go()); setTimeout(() => { window.shown = true; }, 300); 0")
+    page.wait_for("window.shown")
     assert page.value("document.querySelectorAll('#nodelist tr').length") == 0
 
 

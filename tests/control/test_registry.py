@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import orjson
+import pytest
 
 from bench.fleet_side import FleetSide
 from edge.control.database import Database, Node, NodeStatus
@@ -14,6 +15,8 @@ from edge.control.nodes import node_row
 from edge.control.registry import Registry, TellingSinkFile
 from edge.telemetry.mqtt import Message
 from tests.control.test_figures import report
+
+EVENT = {"node": "n", "boot_id": "b", "floor": 1, "kind": "event", "time_unix_nano": "1", "event": "e"}
 
 
 def message(rest: str, document: object, node: str = "n") -> Message:
@@ -99,6 +102,23 @@ def test_what_cannot_be_told_on_is_stored_and_acknowledged(tmp_path: Path) -> No
     document = {"node": "n", "boot_id": "b", "seq": 1, "floor": 1, "kind": "event", "time_unix_nano": "1", "event": "e"}
     assert file.store([message("events", document)]) == [("edge/v1/default/n/", "b", 1)]
     file.close()
+
+
+def test_telemetry_leaves_room_on_the_disk_and_goes_on_when_old_records_are_gone(tmp_path: Path) -> None:
+    """With a bound that no disk can meet: nothing is acknowledged, until there is room in the file itself."""
+    large = [
+        message("events", {**EVENT, "seq": number, "fields": {"x": "y" * 30_000}}) for number in range(1, 300)
+    ]  # fmt: skip
+    file = TellingSinkFile(tmp_path / "telemetry.db", lambda _: None)
+    assert file.store(large) == [("edge/v1/default/n/", "b", 299)]
+    file.close()
+    full = TellingSinkFile(tmp_path / "telemetry.db", lambda _: None, keep_free_bytes=1 << 62)
+    next_one = [message("events", {**EVENT, "seq": 300})]
+    with pytest.raises(sqlite3.OperationalError, match="keep_days"):
+        full.store(next_one)
+    full.forget(time.time() + 1, 1000)
+    assert full.store(next_one) == [("edge/v1/default/n/", "b", 300)]
+    full.close()
 
 
 def test_what_a_node_tells_is_text_or_nothing(own_fleet: FleetSide) -> None:

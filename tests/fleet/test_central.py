@@ -110,6 +110,30 @@ def test_what_was_spent_is_counted_and_the_cap_holds() -> None:
         asyncio.run(main())
 
 
+def test_another_key_in_the_file_is_shown_from_the_next_request_on(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("one")
+    with running(Upstream()) as fleet:
+
+        async def main() -> None:
+            central = Central([Configured(name="a", url=fleet.url, api_key_file=key)], LIMITS)
+            await text_of(central)
+            under_way = await central.ask("chat/completions", BODY, model=None, request_id="r")
+            key.write_text("another")
+            await text_of(central)
+            _ = [event async for batch in under_way.events() for event in batch]
+            await under_way.close()
+            key.write_text("\n")  # in the middle of a change
+            await text_of(central)
+            await central.stop()
+
+        asyncio.run(main())
+    shown = [
+        line for head, _ in fleet.requests for line in head.split("\r\n") if line.lower().startswith("authorization")
+    ]
+    assert [line.split()[-1] for line in shown] == ["one", "one", "another", "another"]
+
+
 def test_tries_are_bounded_by_the_retry_budget_and_by_time() -> None:
     sick = [Upstream(mood="broken") for _ in range(4)]
 

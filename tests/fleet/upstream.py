@@ -27,6 +27,7 @@ class Upstream:
     """Its list of models answers 500."""
     models: list[str] = field(default_factory=lambda: ["central"])
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    slow_s: float = SLOW_S
     port: int = 0
     probes: int = 0
     left: int = 0
@@ -66,7 +67,7 @@ class Upstream:
                 await asyncio.sleep(30)
                 return False
             case "slow":
-                await asyncio.sleep(SLOW_S)
+                await asyncio.sleep(self.slow_s)
             case "broken" | "dead":
                 self._plain(writer, "500 Oops", {"error": {"message": "no"}})
                 return True

@@ -76,6 +76,14 @@ def test_a_password_in_the_fleets_address_keeps_no_node_from_starting(
     assert vars(said)["event"] == "enrollment_unusable" and "secret" not in said.getMessage()
 
 
+def test_a_fleet_that_still_hands_out_a_password_does_not_keep_a_node_from_its_certificate(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    effective = enrolled(home, {**_WHOLE, "fallback": {"url": "https://u:secret@gateway.example/v1"}})
+    assert effective.settings.fleet.url == "" and "mqtt.url" in told(effective)
+    assert [vars(said)["event"] for said in caplog.records] == ["enrollment_unusable"]
+
+
 def test_a_certificate_of_ones_own_takes_its_own_key(home: Path) -> None:
     effective = enrolled(home, _WHOLE, '[mqtt]\ncert_file = "a.pem"\nkey_file = "b.pem"\n')
     assert str(effective.settings.mqtt.cert_file) == "a.pem"

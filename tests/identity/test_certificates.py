@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import contextlib
 import random
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
+from cryptography.x509.oid import NameOID
 
 from bench.est_authority import Authority
 from edge.errors import EnrollmentFailed
 from edge.identity.certificates import key_pem, new_key, pem, read_certs_only, read_key, read_pem, request_der, spki
 from edge.identity.trust import issued_to, pinned, rolled_over
+from tests.slow_key import slow_key
 
 
 def body(found: list[x509.Certificate]) -> bytes:
@@ -46,6 +49,19 @@ def test_too_many_certificates_are_refused() -> None:
     many = [authority.client("n", key.public_key(), fleet="t", begins=None, days=1) for key in keys]
     with pytest.raises(ValueError, match="33 certificates"):
         read_certs_only(body(many))
+
+
+def test_keys_that_take_long_to_check_are_refused_unchecked() -> None:
+    """Whoever stands in between can send them, and the node that renews serves meanwhile."""
+    slow, name = slow_key(), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
+    begins = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(slow.public_key())
+    builder = builder.serial_number(1).not_valid_before(begins).not_valid_after(begins + timedelta(days=1))
+    made = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(
+        slow, hashes.SHA256()
+    )
+    with pytest.raises(ValueError, match="takes long"):
+        read_certs_only(body([*Authority().listed, made]))
 
 
 def test_a_damaged_answer_is_an_error_of_ours_or_none_at_all() -> None:

@@ -79,6 +79,7 @@ def test_exit_codes(est: EstServer, run_edge: RunEdge, tmp_path: Path) -> None:
         (["--token", "{token}"], "give the fleet's address"),
         (["--fleet", "http://fleet", "--token", "{token}"], "must begin with https://"),
         (["--fleet", "https://fleet/path", "--token", "{token}"], "nothing more"),
+        (["--fleet", "https://192.168.1.256", "--token", "{token}"], "Invalid IPv4 address"),
         (["--fleet", "https://fleet", "--token", "{token}", "--token-file", "x"], "give the token once"),
         (["--fleet", "https://fleet", "--token-file", "/nowhere"], "cannot be read"),
     ],

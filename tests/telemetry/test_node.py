@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from bench.broker import Broker
 from edge.settings import Mqtt
+from edge.telemetry.mqtt import Connection, Handlers, Message
 from edge.telemetry.node import place_of
 from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, start_node, stop_node
@@ -202,3 +204,40 @@ def test_a_name_that_a_broker_or_a_sink_refuses_is_refused_at_once(name: str) ->
         with pytest.raises(ValueError, match=f"{field}"):
             Mqtt(**{field: name})
     assert Mqtt(node="n" * 200, group="Werk Süd 7").node
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            b'{"status": "failed\\u001b[2J", "code": "c", "text": "\\u001b]0;owned\\u0007"}',
+            "did not do it (failed[2J, c): ]0;owned",
+        ),
+        (b"[1]", "makes no sense"),
+        (b"{", "makes no sense"),
+        (b"{}", "did not do it"),
+    ],
+)
+def test_what_a_node_answers_does_nothing_to_a_terminal(
+    broker: Broker, run_edge: RunEdge, tmp_path: Path, answer: bytes, said: str
+) -> None:
+    key, over = tmp_path / "key", threading.Event()
+    assert run_edge("fleet", "key", str(key)).returncode == 0
+    asked: list[Message] = []
+    node = Connection(broker.address("n1"), Handlers(asked.append))
+    node.open()
+    node.subscribe(f"{PREFIX}down/cmd/+")
+
+    def reply() -> None:
+        while not over.is_set():
+            node.turn(0.05)
+            while asked:
+                node.publish(f"{PREFIX}up/cmd/{asked.pop().topic.rpartition('/')[2]}", answer)
+
+    replying = threading.Thread(target=reply)
+    replying.start()
+    done = command(broker, key, "rebirth", "--timeout", "20")
+    over.set()
+    replying.join()
+    node.close()
+    assert done.returncode == 1 and said in done.stderr and "\x1b" not in done.stderr and "Traceback" not in done.stderr

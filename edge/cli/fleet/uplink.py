@@ -24,6 +24,7 @@ from edge.settings import LOG_LEVELS
 from edge.telemetry.mqtt import BrokerAddress, Connection, ConnectionFailed, Handlers, Message
 
 _RESEND_S = 5.0
+_LONGEST_SAID = 1000
 _PREFIX, _NODE_LEVEL = "edge/v1/+/+/", 3
 """And which level of it is the node's name."""
 
@@ -153,9 +154,15 @@ def send(
     )  # fmt: skip
     address = _Broker(**broker).address(f"edge-command-{socket.gethostname()}-{command_id}")
     answer = _ask(address, topic, command_id, text, timeout_s)
-    if answer["status"] != "done":
-        raise CommandRefused(f"{node} did not do it ({answer['status']}, {answer['code']}): {answer['text']}")
-    click.echo(json.dumps(answer["result"]) if answer["result"] else "done")
+    if answer.get("status") != "done":
+        said = (_plain(answer.get(name)) for name in ("status", "code", "text"))
+        raise CommandRefused("{} did not do it ({}, {}): {}".format(node, *said))
+    click.echo(json.dumps(answer["result"]) if answer.get("result") else "done")
+
+
+def _plain(said: Any) -> str:
+    """What a node says, as a terminal may show it."""
+    return "".join(c for c in str(said) if c.isprintable())[:_LONGEST_SAID]
 
 
 def _arguments(name: str, argument: str | None, resume: bool) -> dict[str, Any]:
@@ -198,5 +205,10 @@ def _ask(address: BrokerAddress, topic: str, command_id: str, text: bytes, timeo
         raise NodeUnreachable(failure.reason) from None
     if not answers:
         raise NodeUnreachable(f"no answer from {topic} within {timeout_s:g} s; is the node connected?")
-    found: dict[str, Any] = json.loads(answers[0].payload)
+    try:
+        found = json.loads(answers[0].payload)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise NodeUnreachable(f"what answers as {topic} makes no sense: it is no JSON object")
     return found
