@@ -27,7 +27,7 @@ from edge.fleet.member import Member
 from edge.fleet.upstreams import Upstream, read_upstreams
 from edge.identity.moment import believed_s, best_guess_s
 from edge.identity.store import Store
-from edge.listener import bind, is_loopback
+from edge.listener import bind, is_here, is_loopback
 from edge.loading import SettingsPlanner, specs
 from edge.machine import usable_cores
 from edge.memory.host import host_memory
@@ -264,8 +264,11 @@ def _port(settings: Settings) -> Finding:
         listener = bind(settings.server)
     except EdgeError as error:
         return Finding("warn", "port", error.message)
-    address: tuple[str, int] = listener.getsockname()[:2]
-    listener.close()
+    with listener:
+        address: tuple[str, int] = listener.getsockname()[:2]
+        if not is_here(listener):
+            text = f"{address[0]} is no address of this machine now: a node starts, and nobody reaches it until it is"
+            return Finding("warn", "port", text, "correct server.host, or see what gives this machine its address")
     return Finding("ok", "port", f"{address[0]} port {address[1]} is free")
 
 

@@ -52,6 +52,10 @@ class Origin:
     where: str
 
 
+Flags = Mapping[str, tuple[str, str]]
+"""A setting's key: its value, and the flag as typed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Effective:
     """The settings in force. `origins` has an entry for each setting, by its key."""
@@ -61,6 +65,11 @@ class Effective:
     """The settings file, whether there is one or not."""
     settings: Settings
     origins: Mapping[str, Origin]
+    flags: Flags
+
+    def anew(self, env: Mapping[str, str]) -> Effective:
+        """As they would be for a process that began now with the same flags. Raises ConfigurationError."""
+        return load(self.home, env, self.flags)
 
     def value(self, declared: Declared) -> Any:
         """The value in force of one setting."""
@@ -82,12 +91,9 @@ def default_home(env: Mapping[str, str]) -> Path:
     return (Path(data) if data else Path.home() / ".local" / "share") / "edge"
 
 
-def load(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, str]]) -> Effective:
-    """Merge enrollment, file, environment and flags over the defaults.
-
-    `flags` maps a setting's key to (value, the flag as typed). Raises ConfigurationError that names key, source and the
-    values allowed.
-    """
+def load(home: Path, env: Mapping[str, str], flags: Flags) -> Effective:
+    """Merge enrollment, file, environment and flags over the defaults. Raises ConfigurationError that names key, source and the
+    values allowed."""
     found: dict[str, tuple[Any, Origin]] = {}
     known = {d.key: d for d in declared()}
     path = Path(env[FILE_VARIABLE]).expanduser().absolute() if env.get(FILE_VARIABLE) else home / "edge.toml"
@@ -108,7 +114,8 @@ def load(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, str]
         raise ConfigurationError(_refusal(error, found, known)) from None
     _require_distinct_names(settings, path)
     default = Origin("default", "default")
-    return Effective(home, path, settings, {key: found[key][1] if key in found else default for key in known})
+    origins = {key: found[key][1] if key in found else default for key in known}
+    return Effective(home, path, settings, origins, flags)
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:

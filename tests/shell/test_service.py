@@ -20,6 +20,7 @@ from edge.service.install import carry_out, examine
 from edge.service.plan import Machine, MakeState, RemoveFile, Run, WriteFile, install_steps, require, uninstall_steps
 from edge.service.unit import ENVIRONMENT, ENVIRONMENT_TEXT, STATE, UNIT, USERS, USERS_TEXT, unit_text
 from edge.settings import Settings
+from edge.sole import HomeBusy
 from tests.conftest import RunEdge
 
 EDGE = Path("/opt/edge/bin/edge")
@@ -279,7 +280,7 @@ def test_an_unattended_box_never_stays_failed_for_want_of_memory_or_a_port(unit:
     assert said["[Service]", "Restart"] == "always" and int(said["[Service]", "RestartSec"]) >= 5
     exits = {EXIT_USAGE, EXIT_CONFIGURATION}
     assert {int(code) for code in said["[Service]", "RestartPreventExitStatus"].split()} == exits
-    for error in (PortBusy, DoesNotFit):
+    for error in (PortBusy, DoesNotFit, HomeBusy):
         assert not issubclass(error, ConfigurationError), "it would end with 78, and not be tried again"
     defaults = Settings()
     least_s = defaults.server.drain_timeout_s + longest_end_s(defaults.cache.kept_mib << 20)
