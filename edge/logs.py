@@ -6,6 +6,7 @@ Whatever stands in `extra` becomes a field. A prompt's text never does.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
@@ -85,7 +86,10 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             event["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        try:
+            return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        except TypeError:  # a file name that is no text, or a number beyond 64 bits
+            return json.dumps(event, default=str)
 
 
 class TextLines(logging.Formatter):
@@ -103,4 +107,8 @@ def _time(record: logging.LogRecord) -> str:
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return orjson.dumps(text).decode() if not text or any(c in text for c in ' "=\n\r\t') else text
+    return (
+        text
+        if text and text.isprintable() and not set(text) & set(' "=')
+        else json.dumps(text, ensure_ascii=not text.isprintable())
+    )

@@ -41,3 +41,14 @@ def test_an_exception_is_kept_whole() -> None:
         failed.exc_info = sys.exc_info()
     assert "ValueError: odd" in json.loads(JsonLines().format(failed))["traceback"]
     assert "ValueError: odd" in TextLines().format(failed)
+
+
+def test_what_is_no_text_or_no_json_number_is_logged_all_the_same() -> None:
+    odd = record(event="engine_ready", file="mod\udce8le.gguf", seconds=1 << 70)
+    assert json.loads(JsonLines().format(odd))["file"] == "mod\udce8le.gguf"
+    assert r'file="mod\udce8le.gguf"' in TextLines().format(odd)
+
+
+def test_what_a_terminal_would_obey_is_written_out() -> None:
+    assert TextLines().format(record(reason="\x1b[2J\x9b2Jgrün")).endswith(r'reason="\u001b[2J\u009b2Jgr\u00fcn"')
+    assert TextLines().format(record(reason="grün")).endswith("reason=grün")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +48,27 @@ def test_a_reload_is_told_with_its_time(tmp_path: Path) -> None:
         lines = peer.recv(256).split(b"\n")
     assert lines[0] == b"RELOADING=1" and lines[2] == b"STATUS=draining"
     assert lines[1].startswith(b"MONOTONIC_USEC=") and int(lines[1].partition(b"=")[2]) > 0
+
+
+def test_what_is_said_once_waits_for_a_manager_that_is_behind(manager: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()}, PID)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, contextlib.suppress(BlockingIOError):
+        other.setblocking(False)
+        queued = 0
+        while True:
+            other.sendto(b"another service", manager.getsockname())
+            queued += 1
+    notifier.alive()  # lost, and said again soon
+    ready = threading.Thread(target=notifier.ready, args=("serving tiny",))
+    ready.start()
+    heard = [manager.recv(512) for _ in range(queued + 1)]
+    ready.join()
+    assert heard == [b"another service"] * queued + [b"READY=1\nSTATUS=serving tiny"]
+
+
+def test_a_status_that_is_no_text_is_told_all_the_same(manager: socket.socket) -> None:
+    Notifier({"NOTIFY_SOCKET": manager.getsockname()}, PID).status("mod\udce8le.gguf")
+    assert manager.recv(512) == b"STATUS=mod?le.gguf"
 
 
 def test_abstract_sockets_are_reached() -> None:

@@ -67,6 +67,18 @@ def test_after_a_kill_events_and_what_was_before_them_are_there_and_the_rest_is_
     again.stop()
 
 
+def test_a_text_that_is_no_text_does_not_stand_in_the_way_of_all_that_comes_after(tmp_path: Path) -> None:
+    """A file's name may be any bytes."""
+    node = NodeSide(tmp_path / "o", HandClock())
+    node.outbox.append_event("engine_ready", {"file": os.fsdecode(b"mod\xe8le.gguf"), "bytes": 1 << 70})
+    node.outbox.append_event("engine_down", {})
+    assert [r.body["event"] for r in records(node)] == ["engine_ready", "engine_down"]
+    assert node.outbox.stats().in_memory == 0
+    for record in records(node):
+        json.loads(payload(record, Envelope("n", 1, historical=False)))
+    node.stop()
+
+
 def test_metrics_wait_in_memory_and_are_spilled_after_a_while(tmp_path: Path) -> None:
     node = NodeSide(tmp_path / "o", HandClock(), spill_s=0.01)
     node.outbox.append_metrics(small_sample(), 15)
