@@ -107,8 +107,5 @@ def _time(record: logging.LogRecord) -> str:
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return (
-        text
-        if text and text.isprintable() and not set(text) & set(' "=')
-        else json.dumps(text, ensure_ascii=not text.isprintable())
-    )
+    plain = text.isprintable()
+    return text if text and plain and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=not plain)
