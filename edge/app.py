@@ -88,10 +88,10 @@ def serve(effective: Effective, observer: StartObserver) -> None:
         "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
     )  # devices have the numbers that the management library gives them
     start_logging(settings.log.level, settings.log.format)
-    raise_file_limit(settings.server.max_connections)
+    connections = raise_file_limit(settings.server.max_connections)
     require_tls_files(settings.server)
     with sole_node(effective.home):
-        _serve(effective, observer)
+        _serve(effective.with_connections(connections), observer)
 
 
 def _serve(effective: Effective, observer: StartObserver) -> None:

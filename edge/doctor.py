@@ -105,7 +105,7 @@ def _native() -> Iterator[Finding]:
         )
         yield from _compiler()
         return
-    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_S, check=False)
+    done = _probed(_PROBE)
     if done.returncode != 0:
         words = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
         cure = "build it anew for this machine: `make distclean install`"
@@ -117,6 +117,15 @@ def _native() -> Iterator[Finding]:
         "ok", "native library", f"llama-cpp-python {bindings}, built for {' '.join(_FEATURE.findall(features))}"
     )
     yield _gpu(offloads == "1")
+
+
+def _probed(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Code in a process of its own. One that takes too long has failed."""
+    command = [sys.executable, "-c", code, *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_PROBE_S, check=False)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"it takes over {_PROBE_S} s")
 
 
 def _compiler() -> Iterator[Finding]:
@@ -226,8 +235,7 @@ def _runtime(model: Found, loaded: set[str]) -> Iterator[Finding]:
     if not needs:
         return
     loaded.update(needs)
-    command = [sys.executable, "-c", _RUNTIME_PROBE, *needs]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S, check=False)
+    done = _probed(_RUNTIME_PROBE, *needs)
     said = done.stdout.splitlines()
     if done.returncode == 0:
         yield Finding("ok", "ONNX runtime", "; ".join(said))

@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +75,11 @@ class Effective:
         """The value in force of one setting."""
         return getattr(getattr(self.settings, declared.section), declared.name)
 
+    def with_connections(self, most: int) -> Effective:
+        """The same with that in `server.max_connections`: the machine may allow fewer than the settings."""
+        server = self.settings.server.model_copy(update={"max_connections": most})
+        return replace(self, settings=self.settings.model_copy(update={"server": server}))
+
     @property
     def keys_file(self) -> Path:
         """Absolute path of the API keys."""
@@ -82,13 +87,26 @@ class Effective:
 
 
 def default_home(env: Mapping[str, str]) -> Path:
-    """EDGE_HOME, else /var/lib/edge for root where it exists, else ~/.local/share/edge (or under XDG_DATA_HOME)."""
-    if env.get("EDGE_HOME"):
-        return Path(env["EDGE_HOME"]).expanduser().absolute()
-    if os.geteuid() == 0 and SYSTEM_HOME.is_dir():
-        return SYSTEM_HOME
-    data = env.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "edge"
+    """EDGE_HOME, else /var/lib/edge for root where it exists, else ~/.local/share/edge (or under XDG_DATA_HOME). Raises
+    ConfigurationError."""
+    try:
+        if env.get("EDGE_HOME"):
+            home = Path(env["EDGE_HOME"]).expanduser().absolute()
+        elif os.geteuid() == 0 and SYSTEM_HOME.is_dir():
+            home = SYSTEM_HOME
+        else:
+            data = env.get("XDG_DATA_HOME")
+            home = (Path(data) if data else Path.home() / ".local" / "share") / "edge"
+        str(home).encode()
+    except RuntimeError:
+        raise ConfigurationError(
+            "this user has no home directory; say where all state shall lie, with EDGE_HOME or --home"
+        ) from None
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"{home} is no UTF-8 text, which engines are told where to keep things in; choose another with EDGE_HOME or --home"
+        ) from None
+    return home
 
 
 def load(home: Path, env: Mapping[str, str], flags: Flags) -> Effective:
@@ -129,6 +147,8 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read {path}: {_reason(error)}") from None
+    if not text:
+        log.warning(f"{path} is empty, so nothing in it counts: if that is not meant, it was cut short; restore it")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

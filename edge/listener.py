@@ -165,9 +165,9 @@ def is_here(listener: socket.socket) -> bool:
     return True
 
 
-def raise_file_limit(connections: int) -> None:
+def raise_file_limit(connections: int) -> int:
     """Each connection takes a descriptor, and the usual limit of 1,024 is soft. Where none is left nobody is answered, a probe no
-    more than a client."""
+    more than a client: so no more connections than the limit leaves room for. Returns how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = connections + _OTHER_FILES
     wanted = max(needed, _OPEN_FILES)
@@ -177,12 +177,14 @@ def raise_file_limit(connections: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        log.warning(
-            "this process may open fewer files than there may be connections; raise its limit (ulimit -n, LimitNOFILE), or "
-            "allow fewer connections",
-            extra={"event": "few_open_files", "limit": soft, "needed": needed},
-        )
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return connections
+    fewer = max(soft - _OTHER_FILES, soft // 2)
+    log.warning(
+        "this process may open few files, so it takes fewer connections; raise its limit (ulimit -n, LimitNOFILE)",
+        extra={"event": "few_open_files", "limit": soft, "needed": needed, "connections": fewer},
+    )
+    return fewer
 
 
 def url(settings: Server, listener: socket.socket) -> str:

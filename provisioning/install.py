@@ -166,6 +166,7 @@ def build_wheel(requirement: str) -> Path:
         shelf = WHEELS / _machine_key(requirement)
         shelf.mkdir(exist_ok=True)
         (wheel,) = Path(draft).glob("*.whl")
+        os.sync()  # it is kept for good: a power cut must not leave an empty file of its name
         return wheel.rename(shelf / wheel.name)
 
 

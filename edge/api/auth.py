@@ -62,9 +62,11 @@ class KeyStore:
         """The keys as they stand in the file now."""
         try:
             found = self._path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             self._seen, self._keys, self._newer = None, [], False
             return []
+        except OSError as error:
+            raise self._unreadable(error.strerror or str(error)) from None
         seen = (found.st_mtime_ns, found.st_ino, found.st_size)
         if seen != self._seen:
             self._keys = self._read()
@@ -121,7 +123,9 @@ class KeyStore:
     def _read(self) -> list[ApiKey]:
         try:
             stored = msgspec.json.decode(self._path.read_bytes(), type=_File)
-        except (OSError, msgspec.DecodeError) as error:
+        except OSError as error:
+            raise self._unreadable(error.strerror or str(error)) from None
+        except msgspec.DecodeError as error:
             raise ConfigurationError(
                 f"the key file {self._path} cannot be read ({error}); restore it, or delete it and create keys anew"
             ) from error
@@ -133,6 +137,9 @@ class KeyStore:
             )
         self._newer = found is Fit.NEWER
         return stored.keys
+
+    def _unreadable(self, reason: str) -> ConfigurationError:
+        return ConfigurationError(f"the key file {self._path} cannot be read ({reason}); give this user the directory")
 
     def _write(self, keys: list[ApiKey]) -> None:
         """Whole or not at all, readable by the owner only, on disk before it counts."""

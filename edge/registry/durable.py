@@ -15,11 +15,13 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Nothing more can be written there, whoever says so."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a small file as a whole; on return it is on the disk. Raises OSError."""
+def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Replace a small file as a whole; on return it is on the disk. `mode` None: as the umask has it. Raises OSError."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -62,6 +62,12 @@ def test_a_damaged_file_is_an_error_and_never_no_keys(tmp_path: Path, content: s
         KeyStore(path).all()
 
 
+def test_a_file_that_cannot_be_looked_at_is_an_error_and_never_no_keys(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").symlink_to("keys.json")
+    with pytest.raises(ConfigurationError, match=r"keys\.json cannot be read .*; give this user the directory"):
+        KeyStore(tmp_path / "keys.json").all()
+
+
 def test_a_newer_versions_file_is_not_guessed_at(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_text(json.dumps({"version": 99, "keys": []}))

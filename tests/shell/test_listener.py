@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -78,3 +80,16 @@ def test_a_name_is_no_loopback_address_by_its_looks() -> None:
         False,
         False,
     ]
+
+
+def test_a_process_that_may_open_few_files_takes_fewer_connections() -> None:
+    code = """
+import resource
+from edge.listener import raise_file_limit
+for hard in (4096, 1024, 256):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1024), hard))
+    print(raise_file_limit(1024))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["1024", "768", "128"]
+    assert done.stderr.count("so it takes fewer connections; raise its limit (ulimit -n, LimitNOFILE)") == 2

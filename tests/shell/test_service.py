@@ -177,6 +177,17 @@ def test_another_systems_root_is_prepared_and_a_second_time_nothing_is_done(syst
     assert kept.read_text() == "{}"
 
 
+def test_files_that_people_wrote_may_be_in_any_letters(system: Path) -> None:
+    settings = system / ENVIRONMENT.relative_to("/")
+    settings.parent.mkdir()
+    settings.write_bytes("# Größe\n".encode("latin-1"))
+    users = system / "etc" / "passwd"
+    users.write_text(f"\n+::::::\n{users.read_text()}")
+    installed(system, lambda _: None)
+    assert settings.read_bytes() == "# Größe\n".encode("latin-1")
+    assert install_steps(examine(system, EDGE), start=True) == []
+
+
 def test_a_dry_run_says_each_step_and_changes_nothing(system: Path, run_edge: RunEdge) -> None:
     before = sorted(system.rglob("*"))
     done = run_edge("install", "--systemd", "--dry-run", "--root", str(system), "--executable", str(EDGE))
