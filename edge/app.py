@@ -240,6 +240,7 @@ class Node:
         long: all else ends meanwhile, so that telemetry is told and on disk by then."""
         alive = asyncio.create_task(self._watch.stay_alive(), name="alive")
         engines = asyncio.create_task(self._pool.stop(), name="end-engines")
+        hurry = asyncio.create_task(self._end_at_once_if_told(), name="hurry")
         try:
             self._server.should_exit = True
             await serving
@@ -251,7 +252,12 @@ class Node:
             await self._observation.stop()  # last: a collector may hang, and what the outbox holds is on disk by now
         finally:
             await engines
+            hurry.cancel()
             alive.cancel()
+
+    async def _end_at_once_if_told(self) -> None:
+        await self._stop_now.wait()
+        self._pool.kill()
 
     def _require_startable(self) -> None:
         """Raises ConfigurationError if the settings as they are now would not start a node."""

@@ -169,6 +169,19 @@ def test_a_node_that_is_killed_while_its_engine_saves_has_lost_no_telemetry(home
             assert '"event":"telemetry_gap"' not in again.said()
 
 
+def test_a_second_signal_does_not_wait_for_an_engine_that_saves(home: Path) -> None:
+    with running(home, "--set", "cache.kept_mib=65536") as node:  # which a slow disk may take two hours for
+        (engine,) = (c for c in psutil.Process(node.process.pid).children() if "edge.engine.worker" in c.cmdline())
+        engine.suspend()
+        node.process.send_signal(signal.SIGINT)
+        while "stopping" not in node.said():
+            time.sleep(0.05)
+        assert node.process.poll() is None
+        node.process.send_signal(signal.SIGINT)
+        assert node.process.wait(30) == 0
+        assert "Traceback" not in node.said()
+
+
 def test_a_second_signal_ends_it_at_once(home: Path) -> None:
     with running(home) as node, httpx.Client(trust_env=False, timeout=60) as client:
         model = model_of(node, client)
