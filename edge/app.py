@@ -23,6 +23,7 @@ from edge.engine.client import EngineClient
 from edge.enrolled import keeper_of, telemetry_of
 from edge.errors import ConfigurationError
 from edge.fitting import Fitter, wishes_of
+from edge.identity.owner import other_owner
 from edge.listener import bind, http_server, keep_looking_for, raise_file_limit, require_tls_files, url
 from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
 from edge.logs import start_logging
@@ -90,6 +91,12 @@ def serve(effective: Effective, observer: StartObserver) -> None:
     start_logging(settings.log.level, settings.log.format)
     connections = raise_file_limit(settings.server.max_connections)
     require_tls_files(settings.server)
+    if (owner := other_owner(effective.home)) is not None:
+        log.warning(
+            "root runs this node on the home of another user, whose own node cannot use what is written there now; run it as that "
+            "user, and give him what lies there already (chown -R)",
+            extra={"event": "home_of_another", "home": str(effective.home), "uid": owner.uid},
+        )
     with sole_node(effective.home):
         _serve(effective.with_connections(connections), observer)
 

@@ -109,6 +109,9 @@ def test_a_program_that_systemd_could_not_start_is_refused() -> None:
     for machine in (relative, dataclasses.replace(relative, root=Path("/mnt"))):
         with pytest.raises(ConfigurationError, match=r"bin/edge is not an absolute path.*--executable /opt"):
             install_steps(machine, start=True)
+    spaced = dataclasses.replace(FRESH, executable=Path("/opt/edge 2/bin/edge"))
+    with pytest.raises(ConfigurationError, match="has a space, or a sign that means something to systemd"):
+        install_steps(spaced, start=True)
     missing = dataclasses.replace(FRESH, executable_exists=False)
     with pytest.raises(ConfigurationError, match="no program /opt/edge/bin/edge for the service"):
         install_steps(missing, start=True)

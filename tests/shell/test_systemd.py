@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge.systemd import Notifier
+from edge.watch import patient
 
 PID = os.getpid()
 
@@ -94,3 +95,20 @@ def test_the_watchdog_is_fed_twice_per_interval() -> None:
 )
 def test_a_watchdog_meant_for_nobody_is_ignored(env: dict[str, str]) -> None:
     assert Notifier(env, PID).watchdog_s is None
+
+
+def test_a_long_checksum_asks_for_the_time_that_it_takes(manager: socket.socket, tmp_path: Path) -> None:
+    shown: list[int] = []
+    told = patient(
+        Notifier({"NOTIFY_SOCKET": manager.getsockname()}, PID), lambda _, done_bytes: shown.append(done_bytes)
+    )
+    for done_bytes in range(1000):
+        told(tmp_path / "large.gguf", done_bytes)
+    assert shown == list(range(1000))
+    assert manager.recv(512) == b"STATUS=checking large.gguf\nEXTEND_TIMEOUT_USEC=30000000"
+    manager.setblocking(False)
+    heard = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            heard.append(manager.recv(512))
+    assert len(heard) < 20, "once a second, and not for each piece that is read"
