@@ -93,8 +93,8 @@ def serve(effective: Effective, observer: StartObserver) -> None:
     require_tls_files(settings.server)
     if (owner := other_owner(effective.home)) is not None:
         log.warning(
-            "root runs this node on the home of another user, whose own node cannot use what is written there now; run it as that "
-            "user, and give him what lies there already (chown -R)",
+            "root runs this node on the home of another user, whose own node cannot use what is written there now; run it as "
+            "that user, and give him what lies there already (chown -R)",
             extra={"event": "home_of_another", "home": str(effective.home), "uid": owner.uid},
         )
     with sole_node(effective.home):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from edge.errors import ConfigurationError
+from edge.errors import ConfigurationError, NotYet
 from edge.settings import (
     ENV_PREFIX,
     NAME_PATTERN,
@@ -141,9 +141,7 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         if required:
-            raise ConfigurationError(
-                f"there is no {path}, which {FILE_VARIABLE} names; write it, or unset the variable"
-            ) from None
+            raise NotYet(f"there is no {path}, which {FILE_VARIABLE} names; write it, or unset the variable") from None
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read {path}: {_reason(error)}") from None

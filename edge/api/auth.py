@@ -8,7 +8,6 @@ changes:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import os
@@ -21,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from edge.errors import ConfigurationError, InvalidApiKey, PermissionDenied, RateLimited
+from edge.registry.durable import lock, sync_directory
 from edge.versions import Fit, fit
 
 PREFIX = "edge-"
@@ -114,7 +114,7 @@ class KeyStore:
         except OSError as error:
             raise ConfigurationError(f"the key file {self._path} cannot be written: {error.strerror}") from error
         try:
-            fcntl.flock(directory, fcntl.LOCK_EX)
+            lock(directory, wait=True)
             self._seen = None  # whatever the clock says, as it is now
             yield
         finally:
@@ -160,7 +160,7 @@ class KeyStore:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(fresh, self._path)
-            _sync_directory(self._path.parent)
+            sync_directory(self._path.parent)
         except OSError as error:
             fresh.unlink(missing_ok=True)
             raise ConfigurationError(f"the key file {self._path} cannot be written: {error.strerror}") from error
@@ -202,11 +202,3 @@ def authorize(keys: KeyStore, secret: str | None, scope: Scope | None) -> ApiKey
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -131,8 +131,8 @@ def _require_runnable(machine: Machine) -> None:
         )
     if not re.fullmatch(r"[\w./+@:~-]+", str(machine.executable)):
         raise ConfigurationError(
-            f"{str(machine.executable)!r} has a space, or a sign that means something to systemd, in it: install edge elsewhere, such "
-            "as in /opt/edge"
+            f"{str(machine.executable)!r} has a space, or a sign that means something to systemd, in it: install edge elsewhere, "
+            "such as in /opt/edge"
         )
     if machine.root is not None:
         return

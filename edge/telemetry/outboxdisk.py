@@ -155,8 +155,8 @@ class OutboxDisk:
         self._alarms.set(
             "outbox_disk",
             f"the outbox cannot be written ({error}); events and metrics stay in memory and a crash would lose them",
-            f"free space on the disk of {self._directory}, or see whose files these are and why they cannot be written; it is tried "
-            "again by itself",
+            f"free space on the disk of {self._directory}, or see whose files these are and why they cannot be written; it is "
+            "tried again by itself",
         )
         self._without()
 
