@@ -24,7 +24,7 @@ from edge.enrolled import keeper_of, telemetry_of
 from edge.errors import ConfigurationError
 from edge.fitting import Fitter, wishes_of
 from edge.identity.owner import other_owner
-from edge.listener import bind, http_server, keep_looking_for, raise_file_limit, require_tls_files, url
+from edge.listener import bind, http_server, is_here, keep_looking_for, raise_file_limit, require_tls_files, url
 from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
 from edge.logs import start_logging
 from edge.machine import resident_bytes
@@ -53,6 +53,8 @@ class Started:
     model_name: str
     facts: ModelFacts
     url: str
+    is_here: bool
+    """The machine has that address now."""
     keys_required: bool
     engine_bytes: int
     front_bytes: int
@@ -330,6 +332,7 @@ class Node:
             model_name=self._model_name,
             facts=facts,
             url=url(self._settings.server, self._listener),
+            is_here=is_here(self._listener),
             keys_required=self._keys_required,
             engine_bytes=resident_bytes(pid) if pid is not None else 0,
             front_bytes=resident_bytes(os.getpid()),

@@ -121,6 +121,7 @@ class StartView:
 def _account(started: Started) -> list[tuple[str, str]]:
     facts, url = started.facts, started.url
     keys = "an API key is required" if started.keys_required else "no API key is required from this machine"
+    absent = "" if started.is_here else "; nobody gets there yet: it is no address of this machine"
     key_header = "-H 'Authorization: Bearer '$EDGE_API_KEY " if started.keys_required else ""
     chat = "edge chat" if url == "http://127.0.0.1:8080" else f"edge chat --url {url}"
     body = f'{{"model": "{started.model_name}", "messages": [{{"role": "user", "content": "{_EXAMPLE}"}}]}}'
@@ -147,7 +148,7 @@ def _account(started: Started) -> list[tuple[str, str]]:
             if started.further
             else []
         ),
-        ("serves", f"{url}/v1 ({keys})"),
+        ("serves", f"{url}/v1 ({keys}{absent})"),
         ("try it", f'{chat} "{_EXAMPLE}"'),
         ("", f"curl {url}/v1/chat/completions {key_header}-H 'Content-Type: application/json' -d '{body}'"),
     ]
