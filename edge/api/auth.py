@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import time
@@ -19,9 +20,11 @@ from typing import Literal
 
 import msgspec
 
-from edge.errors import ConfigurationError, InvalidApiKey, PermissionDenied, RateLimited
+from edge.errors import ConfigurationError, InvalidApiKey, PermissionDenied, RateLimited, Unavailable
 from edge.registry.durable import lock, sync_directory
 from edge.versions import Fit, fit
+
+log = logging.getLogger(__name__)
 
 PREFIX = "edge-"
 SCHEMA_VERSION = 1
@@ -57,6 +60,7 @@ class KeyStore:
         self._keys: list[ApiKey] = []
         self._newer = False
         """A newer version wrote the file: it may be read, and writing it would lose what is not known here."""
+        self._said = ""
 
     def all(self) -> list[ApiKey]:
         """The keys as they stand in the file now."""
@@ -96,13 +100,25 @@ class KeyStore:
             self._write(kept)
 
     def find(self, secret: str) -> ApiKey | None:
-        """The key that this secret belongs to. Every kept hash is compared, in constant time."""
+        """The key that this secret belongs to. Every kept hash is compared, in constant time. Raises Unavailable while the file
+        cannot be read, which is for the log, and nothing that a client should see."""
         wanted = _hash(secret)
         match = None
-        for key in self.all():
+        for key in self._now():
             if hmac.compare_digest(key.sha256, wanted):
                 match = key
         return match
+
+    def _now(self) -> list[ApiKey]:
+        try:
+            keys = self.all()
+        except ConfigurationError as error:
+            if error.message != self._said:
+                self._said = error.message
+                log.error("API keys cannot be checked", extra={"event": "keys_unreadable", "reason": error.message})
+            raise Unavailable("API keys cannot be checked at present; the node's log says why") from None
+        self._said = ""
+        return keys
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:

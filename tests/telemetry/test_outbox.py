@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -512,6 +513,25 @@ def test_a_file_that_is_no_database_at_all_is_set_aside(tmp_path: Path) -> None:
     node = NodeSide(tmp_path / "o", HandClock())
     assert "outbox_corrupt" in node.codes()
     assert node.outbox.append_event("start", {}).seq == len(records(node))
+    node.stop()
+
+
+@pytest.mark.parametrize("body", [b'{"event":', b"[]", b'{"evenu": "start"}'])
+def test_a_bit_that_has_turned_over_costs_its_record_and_no_other(tmp_path: Path, body: bytes) -> None:
+    """SQLite does not notice: its pages are whole."""
+    node = NodeSide(tmp_path / "o", HandClock())
+    for number in range(5):
+        node.outbox.append_event(f"e{number}", {})
+    boot_id = node.outbox.boot_id
+    node.stop()
+    with contextlib.closing(sqlite3.connect(tmp_path / "o" / FILE)) as db:
+        db.execute("UPDATE records SET body = ? WHERE id & 255 = 3", (body,))
+        db.commit()
+    node = NodeSide(tmp_path / "o", HandClock())
+    told = {r.seq: r.body["event"] for r in records(node) if r.boot_id == boot_id}
+    told |= {r.seq: r.body["event"] for r in records(node) if r.boot_id == boot_id}
+    assert told == {1: "e0", 2: "e1", 4: "e3", 5: "e4"}
+    assert (boot_id, "3", 3, "damage") in gaps(node) and node.codes() == {"outbox_corrupt"}
     node.stop()
 
 
