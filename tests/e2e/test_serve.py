@@ -118,13 +118,17 @@ def test_live_and_ready_answer_while_the_model_is_loading(home: Path, central: U
     assert {live for live, _ in seen} == {httpx.codes.OK}
 
 
-def test_sigterm_lets_a_stream_finish_and_refuses_new_work(home: Path) -> None:
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]], ids=["told", "terminal closed"])
+def test_sigterm_lets_a_stream_finish_and_refuses_new_work(home: Path, signals: list[signal.Signals]) -> None:
     with running(home) as node, httpx.Client(trust_env=False, timeout=60) as client:
         model = model_of(node, client)
         with client.stream("POST", f"{node.base_url}/v1/completions", json={**LONG, "model": model}) as stream:
             lines = stream.iter_lines()
             assert next(lines).startswith("data: ")
-            node.process.send_signal(signal.SIGTERM)
+            group = [psutil.Process(node.process.pid), *psutil.Process(node.process.pid).children()]
+            for number in signals:
+                for process in group:
+                    process.send_signal(number)
             while (refused := client.get(f"{node.base_url}/health/ready")).status_code == httpx.codes.OK:
                 pass
             assert refused.status_code == httpx.codes.SERVICE_UNAVAILABLE
