@@ -144,7 +144,10 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
             raise NotYet(f"there is no {path}, which {FILE_VARIABLE} names; write it, or unset the variable") from None
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read {path}: {_reason(error)}") from None
+        cure = "; give this user the directory, or choose another with EDGE_HOME or --home"
+        raise ConfigurationError(
+            f"cannot read {path}: {_reason(error)}{cure if isinstance(error, PermissionError) else ''}"
+        ) from None
     if not text:
         log.warning(f"{path} is empty, so nothing in it counts: if that is not meant, it was cut short; restore it")
     try:
