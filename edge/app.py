@@ -298,7 +298,7 @@ class Node:
 
     def _on_signal(self, number: signal.Signals) -> None:
         """The first asks for a drained stop, the second for a stop at once, unless it is SIGHUP: of a terminal that is closed
-        both the kernel and the shell tell. Whoever sends one does not want the node to begin anew, whatever the fleet has asked."""
+        both the kernel and the shell tell. Who sends one does not want the node to begin anew, whatever the fleet has asked."""
         again, self._told_to_end = self._told_to_end and number != signal.SIGHUP, True
         if self.begin_again:
             self.begin_again = False
