@@ -302,12 +302,26 @@ def test_an_unattended_box_never_stays_failed_for_want_of_memory_or_a_port(unit:
 
 
 def test_the_unit_lets_background_engines_step_back_behind_others(unit: Path) -> None:
+    allowed = allowed_calls(unit)
+    assert {"sched_setscheduler", "setpriority"} <= allowed
+    assert not allowed & {"sched_setaffinity", "mbind", "chroot"}
+
+
+def test_the_unit_lets_a_node_ask_whether_its_clock_is_set_and_not_set_it(unit: Path) -> None:
+    """ProtectClock= denies the question too, by a filter of its own: then the node refuses all commands, for ever."""
+    text = unit.read_text()
+    assert "\nProtectClock=" not in text and "\nCapabilityBoundingSet=\n" in text
+    allowed = allowed_calls(unit)
+    assert {"adjtimex", "clock_adjtime"} <= allowed and not allowed & {"clock_settime", "settimeofday"}
+
+
+def allowed_calls(unit: Path) -> set[str]:
+    """System calls that the unit's filters leave."""
     allowed: set[str] = set()
     for line in re.findall(r"^SystemCallFilter=(.+)$", unit.read_text(), re.MULTILINE):
         calls = set().union(*(calls_of(name) for name in line.removeprefix("~").split()))
         allowed = allowed - calls if line.startswith("~") else allowed | calls
-    assert {"sched_setscheduler", "setpriority"} <= allowed
-    assert not allowed & {"sched_setaffinity", "mbind", "chroot"}
+    return allowed
 
 
 def calls_of(name: str) -> set[str]:
