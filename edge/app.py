@@ -273,8 +273,8 @@ class Node:
         require_startable(self._effective.anew(os.environ))
 
     def _reload(self) -> None:
-        """End in good order, and begin again with the settings as they are then."""
-        self.begin_again = True
+        """End in good order, and begin again with the settings as they are then; not where a signal has asked for the end."""
+        self.begin_again = not self._told_to_end
         self._stop.set()
 
     def _take_up_enrollment(self) -> None:
