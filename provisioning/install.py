@@ -92,6 +92,7 @@ def install(extras: list[str]) -> None:
         environment=os.environ,
         cure="check the network, then run the same command again",
     )
+    os.sync()  # what the stamp vouches for is on the disk before it
     stamp.write_text(f"{wanted} {' '.join(sorted(extras))}")
 
 
