@@ -12,22 +12,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import uvloop
 
 from edge import __version__
-from edge.admission.policy import Mode
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
 from edge.directed import Directed
-from edge.effective import Effective, load
+from edge.effective import Effective
 from edge.engine.client import EngineClient
 from edge.enrolled import keeper_of, telemetry_of
 from edge.errors import ConfigurationError
 from edge.fitting import Fitter, wishes_of
-from edge.fleet.central import Central, FleetLimits
-from edge.fleet.upstreams import read_upstreams
-from edge.listener import bind, http_server, is_loopback, raise_file_limit, require_tls_files, url
+from edge.identity.owner import other_owner
+from edge.listener import bind, http_server, is_here, keep_looking_for, raise_file_limit, require_tls_files, url
 from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
 from edge.logs import start_logging
 from edge.machine import resident_bytes
@@ -35,14 +32,14 @@ from edge.messages import ModelFacts
 from edge.observation import Observation, dcgm_names
 from edge.onnx.client import TensorClient
 from edge.onnx.messages import LoadTensors
+from edge.prerequisites import build_fleet, mode_of, require_keys, require_startable
 from edge.quiet import settle_collector, yield_soon
 from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.residency import Fitted, Pool, PoolLimits
-from edge.settings import Settings
 from edge.sole import sole_node
 from edge.systemd import Notifier
 from edge.tlsfiles import TlsFiles
-from edge.watch import Watch
+from edge.watch import Watch, patient
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +53,8 @@ class Started:
     model_name: str
     facts: ModelFacts
     url: str
+    is_here: bool
+    """The machine has that address now."""
     keys_required: bool
     engine_bytes: int
     front_bytes: int
@@ -71,8 +70,8 @@ class Started:
 class StartObserver(Protocol):
     """Who wants to see the node start."""
 
-    def checking(self, path: Path) -> None:
-        """A checksum is being computed for the first time."""
+    def checking(self, path: Path, done_bytes: int) -> None:
+        """A checksum is being computed for the first time; so much was read so far."""
         ...
 
     def loading(self, stage: str, fraction: float) -> None:
@@ -92,18 +91,25 @@ def serve(effective: Effective, observer: StartObserver) -> None:
         "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
     )  # devices have the numbers that the management library gives them
     start_logging(settings.log.level, settings.log.format)
-    raise_file_limit(settings.server.max_connections)
+    connections = raise_file_limit(settings.server.max_connections)
     require_tls_files(settings.server)
+    if (owner := other_owner(effective.home)) is not None:
+        log.warning(
+            "root runs this node on the home of another user, whose own node cannot use what is written there now; run it as "
+            "that user, and give him what lies there already (chown -R)",
+            extra={"event": "home_of_another", "home": str(effective.home), "uid": owner.uid},
+        )
     with sole_node(effective.home):
-        _serve(effective, observer)
+        _serve(effective.with_connections(connections), observer)
 
 
 def _serve(effective: Effective, observer: StartObserver) -> None:
     settings = effective.settings
+    notifier = Notifier(os.environ, os.getpid())
     listener = bind(settings.server)  # before anything that takes long: a busy port is noticed at once
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
-    model = registry.resolve(settings.model.name, observer.checking)
-    node = Node(effective, model, registry, listener, observer)
+    model = registry.resolve(settings.model.name, patient(notifier, observer.checking))
+    node = Node(effective, model, registry, listener, observer, notifier)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(node.run())
     if node.begin_again:
@@ -122,17 +128,18 @@ class Node:
         registry: Registry,
         listener: socket.socket,
         observer: StartObserver,
+        notifier: Notifier,
     ) -> None:
-        settings = effective.settings
+        self._effective, settings = effective, effective.settings
         self._home, self._settings, self._model = effective.home, settings, model
         self._further = tuple(settings.models)
         self._listener, self._observer = listener, observer
-        notifier = Notifier(os.environ, os.getpid())
         self._model_name = settings.model.alias or model.name
         self._keys = KeyStore(effective.keys_file)
         self._keys_required = require_keys(settings, self._keys)
         self._pool = self._pool_of_models(registry, Fitter(settings))
         self._fleet = build_fleet(settings, effective.home)
+        self._mode = mode_of(settings, has_fleet=self._fleet is not None)
         self._drain = DrainState()
         self._observation = Observation(settings, self._home, self._pool)
         self._keeper = keeper_of(settings, effective.home)
@@ -146,10 +153,13 @@ class Node:
         if self._tls is not None:
             front.metrics.registry.register(self._tls)
         self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
+        self._told_to_end = False
         self._watch = Watch(notifier, self._pool, settings, self._stop, self._model_name)
         self.begin_again = False
         """The fleet asked for a start with the settings as they are by then."""
-        self._directed = Directed(self._telemetry, front, self._reload) if self._telemetry is not None else None
+        self._directed = (
+            Directed(self._telemetry, front, self._reload, self._require_startable) if self._telemetry else None
+        )
         self._keeper.on_settings = self._take_up_enrollment
 
     def _pool_of_models(self, registry: Registry, fitter: Fitter) -> Pool:
@@ -182,7 +192,7 @@ class Node:
             write_timeout_s=server.write_timeout_s,
             ttft_slo_s=self._settings.slo.ttft_ms / 1000,
             itl_slo_s=self._settings.slo.itl_ms / 1000,
-            mode=self._mode(),
+            mode=self._mode,
             offline=self._settings.admission.offline,
             max_wait_s=self._settings.admission.max_wait_s,
             load_wait_s=self._settings.admission.load_wait_s,
@@ -205,14 +215,6 @@ class Node:
             return None
         return TlsFiles(context, server.tls_cert, server.tls_key, server.tls_client_ca)
 
-    def _mode(self) -> Mode:
-        mode = self._settings.admission.mode
-        if mode == "fleet" and self._fleet is None:
-            raise ConfigurationError("admission.mode is fleet, and no fleet is set; set fleet.url or fleet.file")
-        if mode == "auto":
-            return "best-effort" if self._fleet is None else "fleet"
-        return mode
-
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain. Raises ModelUnusable or DoesNotFit if the main model cannot be loaded."""
         self._catch_signals()
@@ -225,7 +227,9 @@ class Node:
             await self._fleet.start()
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="http-server")
         serving.add_done_callback(lambda _: self._stop.set())  # it ends by itself only when it fails
-        looking = asyncio.create_task(self._tls.keep_looking(), name="tls-files") if self._tls is not None else None
+        looking = [asyncio.create_task(keep_looking_for(self._listener), name="address")]
+        if self._tls is not None:
+            looking.append(asyncio.create_task(self._tls.keep_looking(), name="tls-files"))
         try:
             if await self._watch.loaded(self._observer.loading):
                 settle_collector()
@@ -236,8 +240,8 @@ class Node:
                 others.cancel()
             await self._finish_requests()
         finally:
-            if looking is not None:
-                looking.cancel()
+            for task in looking:
+                task.cancel()
             await self._end(serving)
 
     async def _end(self, serving: asyncio.Task[None]) -> None:
@@ -245,6 +249,7 @@ class Node:
         long: all else ends meanwhile, so that telemetry is told and on disk by then."""
         alive = asyncio.create_task(self._watch.stay_alive(), name="alive")
         engines = asyncio.create_task(self._pool.stop(), name="end-engines")
+        hurry = asyncio.create_task(self._end_at_once_if_told(), name="hurry")
         try:
             self._server.should_exit = True
             await serving
@@ -256,17 +261,26 @@ class Node:
             await self._observation.stop()  # last: a collector may hang, and what the outbox holds is on disk by now
         finally:
             await engines
+            hurry.cancel()
             alive.cancel()
 
+    async def _end_at_once_if_told(self) -> None:
+        await self._stop_now.wait()
+        self._pool.kill()
+
+    def _require_startable(self) -> None:
+        """Raises ConfigurationError if the settings as they are now would not start a node."""
+        require_startable(self._effective.anew(os.environ))
+
     def _reload(self) -> None:
-        """End in good order, and begin again with the settings as they are then."""
-        self.begin_again = True
+        """End in good order, and begin again with the settings as they are then; not where a signal has asked for the end."""
+        self.begin_again = not self._told_to_end
         self._stop.set()
 
     def _take_up_enrollment(self) -> None:
         """The fleet, or who enrolled or reset this node, wants other settings: begin anew with them, if that can be."""
         try:
-            load(self._home, os.environ, {})
+            self._require_startable()
         except ConfigurationError as error:
             log.warning(
                 "the enrollment's settings cannot be taken up",
@@ -278,12 +292,17 @@ class Node:
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is signal.SIG_DFL:  # nohup(1) wants it ignored
+                loop.add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: signal.Signals) -> None:
-        """The first asks for a drained stop, the second for a stop at once."""
-        again = self._stop.is_set()
+        """The first asks for a drained stop, the second for a stop at once, unless it is SIGHUP: of a terminal that is closed
+        both the kernel and the shell tell. Who sends one does not want the node to begin anew, whatever the fleet has asked."""
+        again, self._told_to_end = self._told_to_end and number != signal.SIGHUP, True
+        if self.begin_again:
+            self.begin_again = False
+            self._watch.draining(begin_again=False)
         log.info("stopping" if not again else "stopping at once", extra={"event": "stopping", "signal": number.name})
         self._stop.set()
         if again:
@@ -313,53 +332,13 @@ class Node:
             model_name=self._model_name,
             facts=facts,
             url=url(self._settings.server, self._listener),
+            is_here=is_here(self._listener),
             keys_required=self._keys_required,
             engine_bytes=resident_bytes(pid) if pid is not None else 0,
             front_bytes=resident_bytes(os.getpid()),
             ttft_slo_ms=self._settings.slo.ttft_ms,
             itl_slo_ms=self._settings.slo.itl_ms,
             promises=self._settings.admission.mode != "off",
-            fleet=tuple(state.name for state in self._fleet.states())
-            if self._mode() == "fleet" and self._fleet
-            else (),
+            fleet=tuple(state.name for state in self._fleet.states()) if self._mode == "fleet" and self._fleet else (),
             further=self._further,
         )
-
-
-def build_fleet(settings: Settings, home: Path) -> Central | None:
-    """The fleet's client, None where no fleet is set. Raises ConfigurationError."""
-    fleet = settings.fleet
-    upstreams = read_upstreams(fleet, home)
-    if not upstreams:
-        return None
-    for upstream in upstreams:
-        if (
-            upstream.api_key_file is not None
-            and upstream.url.startswith("http://")
-            and not is_loopback(_host(upstream.url))
-        ):
-            log.warning(
-                "the key of an upstream travels in the clear; use https",
-                extra={"event": "upstream_in_the_clear", "upstream": upstream.name},
-            )
-    limits = FleetLimits(
-        fleet.first_token_s, fleet.whole_answer_s, fleet.mib_per_hour << 20, fleet.cost_per_hour, fleet.retry_share
-    )
-    return Central(upstreams, limits)
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).hostname or ""
-
-
-def require_keys(settings: Settings, keys: KeyStore) -> bool:
-    """Whether clients need an API key. Raises ConfigurationError where they do and there is none."""
-    required = settings.auth.mode == "always" or not is_loopback(settings.server.host)
-    if required and not keys.all():
-        where = (
-            f"{settings.server.host} can be reached from elsewhere"
-            if settings.auth.mode == "auto"
-            else "auth.mode is always"
-        )
-        raise ConfigurationError(f"{where}, which needs an API key, and there is none; make one: edge keys create NAME")
-    return required

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from edge.admission.decisions import REMEMBERED
 from edge.api.front import Front
-from edge.effective import default_home, load
 from edge.errors import ConfigurationError
 from edge.logs import change_level
 from edge.settings import LOG_LEVELS
@@ -30,8 +28,12 @@ _RELOAD_AFTER_S = 0.5
 class Directed:
     """Feeds the telemetry, and carries out commands on the event loop."""
 
-    def __init__(self, telemetry: Telemetry, front: Front, reload: Callable[[], None]) -> None:
+    def __init__(
+        self, telemetry: Telemetry, front: Front, reload: Callable[[], None], require_startable: Callable[[], None]
+    ) -> None:
+        """`require_startable` raises ConfigurationError if the node would not start anew."""
         self._telemetry, self._front, self._reload = telemetry, front, reload
+        self._require_startable = require_startable
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -117,7 +119,7 @@ class Directed:
         """Finish what runs and start anew with the settings as they are now; refused if they are wrong."""
         assert self._loop is not None
         try:
-            load(default_home(os.environ), os.environ, {})
+            self._require_startable()
         except ConfigurationError as error:
             raise CommandFailed(f"the settings would not start a node: {error.message}") from None
         self._loop.call_later(_RELOAD_AFTER_S, self._reload)

@@ -27,7 +27,7 @@ from edge.fleet.member import Member
 from edge.fleet.upstreams import Upstream, read_upstreams
 from edge.identity.moment import believed_s, best_guess_s
 from edge.identity.store import Store
-from edge.listener import bind, is_loopback
+from edge.listener import bind, is_here, is_loopback
 from edge.loading import SettingsPlanner, specs
 from edge.machine import usable_cores
 from edge.memory.host import host_memory
@@ -105,7 +105,7 @@ def _native() -> Iterator[Finding]:
         )
         yield from _compiler()
         return
-    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_S, check=False)
+    done = _probed(_PROBE)
     if done.returncode != 0:
         words = (done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"])[-1]
         cure = "build it anew for this machine: `make distclean install`"
@@ -117,6 +117,15 @@ def _native() -> Iterator[Finding]:
         "ok", "native library", f"llama-cpp-python {bindings}, built for {' '.join(_FEATURE.findall(features))}"
     )
     yield _gpu(offloads == "1")
+
+
+def _probed(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Code in a process of its own. One that takes too long has failed."""
+    command = [sys.executable, "-c", code, *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_PROBE_S, check=False)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"it takes over {_PROBE_S} s")
 
 
 def _compiler() -> Iterator[Finding]:
@@ -226,8 +235,7 @@ def _runtime(model: Found, loaded: set[str]) -> Iterator[Finding]:
     if not needs:
         return
     loaded.update(needs)
-    command = [sys.executable, "-c", _RUNTIME_PROBE, *needs]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S, check=False)
+    done = _probed(_RUNTIME_PROBE, *needs)
     said = done.stdout.splitlines()
     if done.returncode == 0:
         yield Finding("ok", "ONNX runtime", "; ".join(said))
@@ -264,8 +272,11 @@ def _port(settings: Settings) -> Finding:
         listener = bind(settings.server)
     except EdgeError as error:
         return Finding("warn", "port", error.message)
-    address: tuple[str, int] = listener.getsockname()[:2]
-    listener.close()
+    with listener:
+        address: tuple[str, int] = listener.getsockname()[:2]
+        if not is_here(listener):
+            text = f"{address[0]} is no address of this machine now: a node starts, and nobody reaches it until it is"
+            return Finding("warn", "port", text, "correct server.host, or see what gives this machine its address")
     return Finding("ok", "port", f"{address[0]} port {address[1]} is free")
 
 

@@ -7,14 +7,14 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from edge.errors import ConfigurationError
+from edge.errors import ConfigurationError, NotYet
 from edge.settings import (
     ENV_PREFIX,
     NAME_PATTERN,
@@ -52,6 +52,10 @@ class Origin:
     where: str
 
 
+Flags = Mapping[str, tuple[str, str]]
+"""A setting's key: its value, and the flag as typed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Effective:
     """The settings in force. `origins` has an entry for each setting, by its key."""
@@ -61,10 +65,20 @@ class Effective:
     """The settings file, whether there is one or not."""
     settings: Settings
     origins: Mapping[str, Origin]
+    flags: Flags
+
+    def anew(self, env: Mapping[str, str]) -> Effective:
+        """As they would be for a process that began now with the same flags. Raises ConfigurationError."""
+        return load(self.home, env, self.flags)
 
     def value(self, declared: Declared) -> Any:
         """The value in force of one setting."""
         return getattr(getattr(self.settings, declared.section), declared.name)
+
+    def with_connections(self, most: int) -> Effective:
+        """The same with that in `server.max_connections`: the machine may allow fewer than the settings."""
+        server = self.settings.server.model_copy(update={"max_connections": most})
+        return replace(self, settings=self.settings.model_copy(update={"server": server}))
 
     @property
     def keys_file(self) -> Path:
@@ -73,21 +87,31 @@ class Effective:
 
 
 def default_home(env: Mapping[str, str]) -> Path:
-    """EDGE_HOME, else /var/lib/edge for root where it exists, else ~/.local/share/edge (or under XDG_DATA_HOME)."""
-    if env.get("EDGE_HOME"):
-        return Path(env["EDGE_HOME"]).expanduser().absolute()
-    if os.geteuid() == 0 and SYSTEM_HOME.is_dir():
-        return SYSTEM_HOME
-    data = env.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "edge"
+    """EDGE_HOME, else /var/lib/edge for root where it exists, else ~/.local/share/edge (or under XDG_DATA_HOME). Raises
+    ConfigurationError."""
+    try:
+        if env.get("EDGE_HOME"):
+            home = Path(env["EDGE_HOME"]).expanduser().absolute()
+        elif os.geteuid() == 0 and SYSTEM_HOME.is_dir():
+            home = SYSTEM_HOME
+        else:
+            data = env.get("XDG_DATA_HOME")
+            home = (Path(data) if data else Path.home() / ".local" / "share") / "edge"
+        str(home).encode()
+    except RuntimeError:
+        raise ConfigurationError(
+            "this user has no home directory; say where all state shall lie, with EDGE_HOME or --home"
+        ) from None
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"{home} is no UTF-8 text, which engines are told where to keep things in; choose another with EDGE_HOME or --home"
+        ) from None
+    return home
 
 
-def load(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, str]]) -> Effective:
-    """Merge enrollment, file, environment and flags over the defaults.
-
-    `flags` maps a setting's key to (value, the flag as typed). Raises ConfigurationError that names key, source and the
-    values allowed.
-    """
+def load(home: Path, env: Mapping[str, str], flags: Flags) -> Effective:
+    """Merge enrollment, file, environment and flags over the defaults. Raises ConfigurationError that names key, source and the
+    values allowed."""
     found: dict[str, tuple[Any, Origin]] = {}
     known = {d.key: d for d in declared()}
     path = Path(env[FILE_VARIABLE]).expanduser().absolute() if env.get(FILE_VARIABLE) else home / "edge.toml"
@@ -108,7 +132,8 @@ def load(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, str]
         raise ConfigurationError(_refusal(error, found, known)) from None
     _require_distinct_names(settings, path)
     default = Origin("default", "default")
-    return Effective(home, path, settings, {key: found[key][1] if key in found else default for key in known})
+    origins = {key: found[key][1] if key in found else default for key in known}
+    return Effective(home, path, settings, origins, flags)
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:
@@ -116,12 +141,15 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         if required:
-            raise ConfigurationError(
-                f"there is no {path}, which {FILE_VARIABLE} names; write it, or unset the variable"
-            ) from None
+            raise NotYet(f"there is no {path}, which {FILE_VARIABLE} names; write it, or unset the variable") from None
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read {path}: {_reason(error)}") from None
+        cure = "; give this user the directory, or choose another with EDGE_HOME or --home"
+        raise ConfigurationError(
+            f"cannot read {path}: {_reason(error)}{cure if isinstance(error, PermissionError) else ''}"
+        ) from None
+    if not text:
+        log.warning(f"{path} is empty, so nothing in it counts: if that is not meant, it was cut short; restore it")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

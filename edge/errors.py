@@ -327,6 +327,13 @@ class ConfigurationError(EdgeError):
     code = "configuration"
 
 
+class NotYet(ConfigurationError):
+    """What stands in the way may go by itself: a file on a disk that is mounted later, a name that no server knows yet, an outbox
+    that is being sent. The command ends so that a service manager tries again."""
+
+    code = "not_yet"
+
+
 class StoreUnwritable(ConfigurationError):
     """The store of models cannot be written to."""
 

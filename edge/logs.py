@@ -6,7 +6,9 @@ Whatever stands in `extra` becomes a field. A prompt's text never does.
 
 from __future__ import annotations
 
+import json
 import logging
+import select
 import sys
 from datetime import UTC, datetime
 from typing import Literal, TextIO
@@ -16,15 +18,65 @@ import orjson
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
+_PIECE_LETTERS = select.PIPE_BUF // 4
+"""A pipe that can be written to takes so much at once; a letter has four bytes at most."""
+
+
 class _CurrentStderr(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at the time: a progress bar on the terminal puts itself in between."""
+    """Writes to what `sys.stderr` is at the time: a progress bar on the terminal puts itself in between. Where nobody reads what
+    is written, lines are lost and counted: the event loop logs too, and must not stand still for it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self._lost = 0
+        self._end = ""
+        """Of a line that was lost when part of it was written."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One event. Never raises."""
+        try:
+            if self._lost and self._write(self.format(logging.makeLogRecord({**_LOST, "lines": self._lost}))):
+                self._lost = 0
+            if not self._write(self.format(record)):
+                self._lost += 1
+        except Exception:
+            self.handleError(record)
+
+    def _write(self, line: str) -> bool:
+        """Whether it was taken as a whole."""
+        stream, text = self.stream, self._end + line + self.terminator
+        for start in range(0, len(text), _PIECE_LETTERS):
+            if not _is_taken(stream):
+                if start:
+                    self._end = self.terminator
+                return False
+            stream.write(text[start : start + _PIECE_LETTERS])
+            stream.flush()
+        self._end = ""
+        return True
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
         return sys.stderr
+
+
+_LOST = {
+    "name": __name__,
+    "levelno": logging.WARNING,
+    "levelname": "WARNING",
+    "msg": "lines of this log were lost: nobody read them",
+    "event": "log_lines_lost",
+}
+
+
+def _is_taken(stream: TextIO) -> bool:
+    """Whether what is written goes on at once. True for all but pipes and sockets that are full."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return bool(poll.poll(0))
+    except (OSError, ValueError):  # it is none of the kernel's
+        return True
 
 
 def start_logging(level: str, form: Literal["text", "json"]) -> None:
@@ -85,7 +137,10 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             event["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        try:
+            return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        except TypeError:  # a file name that is no text, or a number beyond 64 bits
+            return json.dumps(event, default=str)
 
 
 class TextLines(logging.Formatter):
@@ -103,4 +158,5 @@ def _time(record: logging.LogRecord) -> str:
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return orjson.dumps(text).decode() if not text or any(c in text for c in ' "=\n\r\t') else text
+    plain = text.isprintable()
+    return text if text and plain and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=not plain)

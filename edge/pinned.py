@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edge.api.schema import ChatMessage, Tool
 from edge.api.translate import chat_messages
-from edge.errors import ConfigurationError, EdgeError
+from edge.errors import ConfigurationError, EdgeError, NotYet
 from edge.messages import ChatPrompt, Prompt, TextPrompt
 
 MAX_FILE_BYTES = 16 << 20
@@ -42,9 +42,10 @@ def read_pinned(path: Path) -> list[Prompt]:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigurationError(f"cache.pinned_file {path} is over {MAX_FILE_BYTES >> 20} MiB; make it shorter")
         lines = path.read_text("utf-8").split("\n")  # not splitlines: JSON strings may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigurationError(f"cache.pinned_file {path} cannot be read: {reason}") from None
+    except OSError as error:
+        raise NotYet(f"cache.pinned_file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"cache.pinned_file {path} cannot be read: it is not UTF-8 text") from None
     prompts = [_entry(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if len(prompts) > MAX_ENTRIES:
         raise ConfigurationError(f"cache.pinned_file {path} has {len(prompts)} entries; at most {MAX_ENTRIES}")

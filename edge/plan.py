@@ -20,7 +20,7 @@ from edge.messages import ModelFacts
 from edge.registry.fetch import Patience
 from edge.registry.gguf import read_header
 from edge.registry.remote import sparse_copy
-from edge.registry.resolve import Registry, ResolvedModel
+from edge.registry.resolve import OnChecksum, Registry, ResolvedModel
 from edge.registry.source import shown
 
 _TICK_S = 0.2
@@ -50,7 +50,7 @@ class Answer:
 def plan(
     effective: Effective,
     memory_bytes: int | None,
-    on_check: Callable[[Path], None],
+    on_check: OnChecksum,
     on_load: Callable[[str, float], None] | None,
 ) -> Answer:
     """Lay a model out in this machine's memory, or in `memory_bytes` of it. With `on_load` it is loaded, measured and unloaded
@@ -84,9 +84,7 @@ def _planned(effective: Effective, registry: Registry, model: ResolvedModel, fit
 
 
 @contextlib.contextmanager
-def _looked_at(
-    registry: Registry, name: str, elsewhere: str | None, on_check: Callable[[Path], None]
-) -> Iterator[ResolvedModel]:
+def _looked_at(registry: Registry, name: str, elsewhere: str | None, on_check: OnChecksum) -> Iterator[ResolvedModel]:
     """A model of this machine, or the header of one that lies elsewhere, in a file as long as the whole."""
     if elsewhere is None:
         yield registry.resolve(name, on_check)

@@ -52,7 +52,8 @@ class Server(Section):
     """The HTTP listener."""
 
     host: Annotated[str, MinLen(1)] = Field(
-        "127.0.0.1", description="Address to listen on; others than loopback need API keys."
+        "127.0.0.1",
+        description="Address to listen on; others than loopback need API keys. One that the machine gets later is waited for.",
     )
     port: Annotated[int, Ge(0), Le(65_535)] = Field(8080, description="TCP port; 0 takes any free one.")
     tls_cert: Path | None = Field(None, description="PEM file with the server's certificate chain. Turns TLS on.")

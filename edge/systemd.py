@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 
 _MICROSECONDS = 1_000_000
+_PATIENCE_S = 2.0
+"""For what is said once: while a machine boots the manager may be behind, and what it does not hear it acts on."""
 
 
 class Notifier:
@@ -20,7 +22,7 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         """The service does its work from now on."""
-        self._send("READY=1", f"STATUS={status}")
+        self._send("READY=1", f"STATUS={status}", patience_s=_PATIENCE_S)
 
     def status(self, status: str) -> None:
         """One line for `systemctl status`."""
@@ -33,24 +35,27 @@ class Notifier:
 
     def stopping(self, status: str, extend_s: float) -> None:
         """The service is ending in good order, within `extend_s` seconds. The unit's own time may be shorter."""
-        self._send("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={int(extend_s * _MICROSECONDS)}")
+        extend = f"EXTEND_TIMEOUT_USEC={int(extend_s * _MICROSECONDS)}"
+        self._send("STOPPING=1", f"STATUS={status}", extend, patience_s=_PATIENCE_S)
 
     def reloading(self, status: str) -> None:
         """The service takes no work for a while and will say that it is ready again, as the same process."""
-        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", f"STATUS={status}")
+        now = f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"
+        self._send("RELOADING=1", now, f"STATUS={status}", patience_s=_PATIENCE_S)
 
     def alive(self) -> None:
         """Keep the watchdog from restarting the service."""
         self._send("WATCHDOG=1")
 
-    def _send(self, *lines: str) -> None:
+    def _send(self, *lines: str, patience_s: float = 0.0) -> None:
         if self._address is None:
             return
-        payload = "\n".join(line.replace("\n", " ") for line in lines).encode()
+        payload = "\n".join(line.replace("\n", " ") for line in lines).encode("utf-8", "replace")
         # A manager that has gone away or is slow must not stop the service.
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
-            peer.setblocking(False)
-            peer.sendto(payload, self._address)
+            peer.settimeout(patience_s)
+            peer.connect(self._address)  # only then does the wait end when the manager has read what is queued
+            peer.send(payload)
 
 
 def _address(path: str) -> bytes | None:

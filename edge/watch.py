@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from edge.engine.child import longest_end_s
 from edge.messages import Stats
@@ -22,8 +23,24 @@ _WEDGED_AFTER = 3.0
 that the client itself has failed, and only the service manager's watchdog is left."""
 
 
+def patient(notifier: Notifier, checking: Callable[[Path, int], None]) -> Callable[[Path, int], None]:
+    """`checking`, and the service manager hears that a checksum goes on: to read gigabytes from a slow disk takes longer than it
+    gives a start, and what is ended in the middle begins at the first byte again."""
+    told_s = -_WATCH_S
+
+    def told(path: Path, done_bytes: int) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= _WATCH_S:
+            told_s = time.monotonic()
+            notifier.busy(f"checking {path.name}", extend_s=_GRACE_S)
+            notifier.alive()
+        checking(path, done_bytes)
+
+    return told
+
+
 class Watch:
-    """Watches the main model, and is the only one who speaks to the service manager."""
+    """Watches the main model. Beside `patient`, which comes before it, the only one who speaks to the service manager."""
 
     def __init__(
         self, notifier: Notifier, pool: Pool, settings: Settings, stop: asyncio.Event, model_name: str

@@ -92,6 +92,7 @@ def install(extras: list[str]) -> None:
         environment=os.environ,
         cure="check the network, then run the same command again",
     )
+    os.sync()  # what the stamp vouches for is on the disk before it
     stamp.write_text(f"{wanted} {' '.join(sorted(extras))}")
 
 
@@ -166,6 +167,7 @@ def build_wheel(requirement: str) -> Path:
         shelf = WHEELS / _machine_key(requirement)
         shelf.mkdir(exist_ok=True)
         (wheel,) = Path(draft).glob("*.whl")
+        os.sync()  # it is kept for good: a power cut must not leave an empty file of its name
         return wheel.rename(shelf / wheel.name)
 
 

@@ -8,9 +8,9 @@ changes:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import time
@@ -20,8 +20,11 @@ from typing import Literal
 
 import msgspec
 
-from edge.errors import ConfigurationError, InvalidApiKey, PermissionDenied, RateLimited
+from edge.errors import ConfigurationError, InvalidApiKey, PermissionDenied, RateLimited, Unavailable
+from edge.registry.durable import lock, sync_directory
 from edge.versions import Fit, fit
+
+log = logging.getLogger(__name__)
 
 PREFIX = "edge-"
 SCHEMA_VERSION = 1
@@ -57,14 +60,17 @@ class KeyStore:
         self._keys: list[ApiKey] = []
         self._newer = False
         """A newer version wrote the file: it may be read, and writing it would lose what is not known here."""
+        self._said = ""
 
     def all(self) -> list[ApiKey]:
         """The keys as they stand in the file now."""
         try:
             found = self._path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             self._seen, self._keys, self._newer = None, [], False
             return []
+        except OSError as error:
+            raise self._unreadable(error.strerror or str(error)) from None
         seen = (found.st_mtime_ns, found.st_ino, found.st_size)
         if seen != self._seen:
             self._keys = self._read()
@@ -94,13 +100,25 @@ class KeyStore:
             self._write(kept)
 
     def find(self, secret: str) -> ApiKey | None:
-        """The key that this secret belongs to. Every kept hash is compared, in constant time."""
+        """The key that this secret belongs to. Every kept hash is compared, in constant time. Raises Unavailable while the file
+        cannot be read, which is for the log, and nothing that a client should see."""
         wanted = _hash(secret)
         match = None
-        for key in self.all():
+        for key in self._now():
             if hmac.compare_digest(key.sha256, wanted):
                 match = key
         return match
+
+    def _now(self) -> list[ApiKey]:
+        try:
+            keys = self.all()
+        except ConfigurationError as error:
+            if error.message != self._said:
+                self._said = error.message
+                log.error("API keys cannot be checked", extra={"event": "keys_unreadable", "reason": error.message})
+            raise Unavailable("API keys cannot be checked at present; the node's log says why") from None
+        self._said = ""
+        return keys
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -112,7 +130,7 @@ class KeyStore:
         except OSError as error:
             raise ConfigurationError(f"the key file {self._path} cannot be written: {error.strerror}") from error
         try:
-            fcntl.flock(directory, fcntl.LOCK_EX)
+            lock(directory, wait=True)
             self._seen = None  # whatever the clock says, as it is now
             yield
         finally:
@@ -121,7 +139,9 @@ class KeyStore:
     def _read(self) -> list[ApiKey]:
         try:
             stored = msgspec.json.decode(self._path.read_bytes(), type=_File)
-        except (OSError, msgspec.DecodeError) as error:
+        except OSError as error:
+            raise self._unreadable(error.strerror or str(error)) from None
+        except msgspec.DecodeError as error:
             raise ConfigurationError(
                 f"the key file {self._path} cannot be read ({error}); restore it, or delete it and create keys anew"
             ) from error
@@ -133,6 +153,9 @@ class KeyStore:
             )
         self._newer = found is Fit.NEWER
         return stored.keys
+
+    def _unreadable(self, reason: str) -> ConfigurationError:
+        return ConfigurationError(f"the key file {self._path} cannot be read ({reason}); give this user the directory")
 
     def _write(self, keys: list[ApiKey]) -> None:
         """Whole or not at all, readable by the owner only, on disk before it counts."""
@@ -153,7 +176,7 @@ class KeyStore:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(fresh, self._path)
-            _sync_directory(self._path.parent)
+            sync_directory(self._path.parent)
         except OSError as error:
             fresh.unlink(missing_ok=True)
             raise ConfigurationError(f"the key file {self._path} cannot be written: {error.strerror}") from error
@@ -195,11 +218,3 @@ def authorize(keys: KeyStore, secret: str | None, scope: Scope | None) -> ApiKey
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from edge import __version__
-from edge.errors import ConfigurationError, EdgeError
+from edge.errors import ConfigurationError, EdgeError, NotYet
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 1, 2, 78, 130
 EXIT_CODES = {
@@ -96,7 +96,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED
     except ConfigurationError as error:
-        code = _say(error.message, EXIT_CONFIGURATION)
+        code = _say(error.message, EXIT_FAILURE if isinstance(error, NotYet) else EXIT_CONFIGURATION)
     except EdgeError as error:
         code = _say(error.message, EXIT_FAILURE)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
@@ -125,7 +125,7 @@ def _keep_traceback() -> str:
     text = f"edge {__version__}, {stamp}, {' '.join(sys.argv)}\n{traceback.format_exc()}"
     try:
         with tempfile.NamedTemporaryFile(
-            "w", prefix=f"edge-{stamp}-", suffix=".log", errors="backslashreplace", delete=False
+            "w", prefix=f"edge-{stamp}-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
         ) as file:
             file.write(text)
     except OSError:

@@ -61,7 +61,7 @@ def command(
     quiet = Console(stderr=True)
     with quiet.status("starting ...") as status:
 
-        def checking(path: Path) -> None:
+        def checking(path: Path, _: int) -> None:
             status.update(f"checking {path} (once for each file) ...")
 
         def loading(stage: str, share: float) -> None:

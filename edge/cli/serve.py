@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 from rich.console import Console
@@ -32,8 +35,39 @@ def command(effective: Effective) -> None:
     """
     from edge.app import serve
 
-    with StartView(Console(soft_wrap=True, highlight=False)) as view:
+    output = cast("IO[str]", LastingOutput(sys.stdout)) if sys.stdout is not None else None
+    with StartView(Console(file=output, soft_wrap=True, highlight=False)) as view:
         serve(effective, view)
+
+
+class LastingOutput:
+    """Standard output for what shows how a node starts. Its reader may leave, the disk of its file may be full, a terminal may
+    lack a letter: none of that keeps the node from starting. What cannot be shown is not, and nothing after it."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As a text stream has it; never raises."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):  # UnicodeEncodeError is a ValueError, and so is a stream that is closed
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        """The same."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # what is still in its buffer goes there when the process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class StartView:
@@ -56,9 +90,9 @@ class StartView:
     ) -> None:
         self._end_bar()
 
-    def checking(self, path: Path) -> None:
+    def checking(self, path: Path, done_bytes: int) -> None:
         """A checksum is being computed for the first time."""
-        if path.stat().st_size >= _LONG_READ_BYTES:
+        if done_bytes == 0 and path.stat().st_size >= _LONG_READ_BYTES:
             self._console.print(f"checking {path} (once for each file) ...")
 
     def loading(self, stage: str, fraction: float) -> None:
@@ -87,6 +121,7 @@ class StartView:
 def _account(started: Started) -> list[tuple[str, str]]:
     facts, url = started.facts, started.url
     keys = "an API key is required" if started.keys_required else "no API key is required from this machine"
+    absent = "" if started.is_here else "; nobody gets there yet: it is no address of this machine"
     key_header = "-H 'Authorization: Bearer '$EDGE_API_KEY " if started.keys_required else ""
     chat = "edge chat" if url == "http://127.0.0.1:8080" else f"edge chat --url {url}"
     body = f'{{"model": "{started.model_name}", "messages": [{{"role": "user", "content": "{_EXAMPLE}"}}]}}'
@@ -113,7 +148,7 @@ def _account(started: Started) -> list[tuple[str, str]]:
             if started.further
             else []
         ),
-        ("serves", f"{url}/v1 ({keys})"),
+        ("serves", f"{url}/v1 ({keys}{absent})"),
         ("try it", f'{chat} "{_EXAMPLE}"'),
         ("", f"curl {url}/v1/chat/completions {key_header}-H 'Content-Type: application/json' -d '{body}'"),
     ]

@@ -17,7 +17,7 @@ import uvloop
 
 from edge.connection import BoundedConnection, bounded_connection
 from edge.errors import ConfigurationError
-from edge.listener import HttpServer, PortBusy, bind, uvicorn_config
+from edge.listener import HttpServer, PortBusy, bind, say_if_absent, uvicorn_config
 from edge.settings import Server
 
 PEER = "edge.peer_certificate"
@@ -101,10 +101,12 @@ def http_server(
 def listen(host: str, port: int, section: str) -> socket.socket:
     """Take the address. Raises PortBusy or ConfigurationError that names the setting."""
     try:
-        return bind(Server(host=host, port=port))
+        listener = bind(Server(host=host, port=port))
+        say_if_absent(listener)
+        return listener
     except PortBusy:
         raise PortBusy(
             f"port {port} on {host} is in use already; stop what listens there, or choose another in fleet.toml: [{section}] port"
         ) from None
     except ConfigurationError as error:
-        raise ConfigurationError(error.message.replace("server.host", f"[{section}] host")) from None
+        raise type(error)(error.message.replace("server.host", f"[{section}] host")) from None

@@ -47,11 +47,12 @@ class Pipe(Generic[HeardT]):
 
 
 def end_with_parent() -> None:
-    """The kernel kills this process when the front dies, even by SIGKILL; Ctrl-C and SIGTERM are the front's to
-    handle."""
+    """The kernel kills this process when the front dies, even by SIGKILL; Ctrl-C, SIGTERM and a terminal that is closed are the
+    front's to handle."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def step_back() -> None:

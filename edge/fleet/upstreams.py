@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from edge.errors import ConfigurationError
+from edge.errors import ConfigurationError, NotYet
 from edge.settings import Fleet, holds_credentials
 
 MAX_UPSTREAMS = 32
@@ -106,7 +106,7 @@ def _from_file(path: Path) -> _File:
             )
         return _File.model_validate(tomllib.loads(path.read_text("utf-8")))
     except OSError as error:
-        raise ConfigurationError(f"fleet.file {path} cannot be read: {error.strerror}") from None
+        raise NotYet(f"fleet.file {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"fleet.file {path} is not valid TOML: {error}") from None
     except ValidationError as error:
@@ -118,7 +118,7 @@ def _absolute(upstream: Upstream, home: Path) -> Upstream:
     paths = {name: home / path for name in fields if (path := getattr(upstream, name)) is not None}
     for name, path in paths.items():
         if not path.is_file():
-            raise ConfigurationError(f"upstream {upstream.name!r}: {name} {path} is no file")
+            raise NotYet(f"upstream {upstream.name!r}: {name} {path} is no file")
     return upstream.model_copy(update=paths)
 
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from prometheus_client.registry import Collector
 
-from edge.errors import ConfigurationError
+from edge.errors import ConfigurationError, NotYet
 from edge.otlp.metrics import Latencies, NodeExporter, OnLoop, uptime
 from edge.otlp.outcome import CountedSpans, Outcome, ToldSpanExporter
 from edge.otlp.traces import Traces
@@ -110,9 +110,10 @@ def read_headers(path: Path) -> Mapping[str, str]:
     """Of a file with one `Name: value` a line. Raises ConfigurationError."""
     try:
         lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise ConfigurationError(f"cannot read otlp.headers_file {path}: {reason}") from None
+    except OSError as error:
+        raise NotYet(f"cannot read otlp.headers_file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"cannot read otlp.headers_file {path}: it is not text") from None
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         name, colon, value = (part.strip() for part in line.partition(":"))

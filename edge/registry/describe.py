@@ -11,7 +11,7 @@ from edge.errors import ModelUnusable
 from edge.registry.durable import storage_error, write_atomically
 from edge.registry.gguf import GgufHeader
 from edge.registry.manifest import NAME_PATTERN, Manifest, manifest_text
-from edge.registry.source import may_be_secret
+from edge.registry.source import file_mode
 
 Describe = Callable[[str, GgufHeader], Manifest]
 """Makes the manifest of a model without one, from its sum and its header."""
@@ -55,7 +55,7 @@ def write_manifest(directory: Path, manifest: Manifest, command: str) -> Path:
     path = directory / f"{manifest.name}.toml"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, manifest_text(manifest, command).encode(), private=may_be_secret(manifest.source))
+        write_atomically(path, manifest_text(manifest, command).encode(), file_mode(manifest.source))
     except OSError as error:
         raise storage_error(error, directory) from None
     return path

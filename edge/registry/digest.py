@@ -7,12 +7,12 @@ import binascii
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from edge.errors import ModelUnusable
+from edge.registry.durable import write_atomically
 
 BLOCK_BYTES = 1 << 20
 CHECKSUMS_VERSION = 1
@@ -96,14 +96,9 @@ class Checksums:
         return files if found["version"] == CHECKSUMS_VERSION and isinstance(files, dict) else {}
 
     def _write(self, known: dict[str, object]) -> None:
-        draft = self._path.with_suffix(f".{os.getpid()}")
-        try:
+        with contextlib.suppress(OSError):  # a read-only or full home: sums are computed at every start
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps({"version": CHECKSUMS_VERSION, "files": known}, indent=1), "utf-8")
-            draft.replace(self._path)
-        except OSError:  # a read-only or full home: sums are computed at every start
-            with contextlib.suppress(OSError):
-                draft.unlink()
+            write_atomically(self._path, json.dumps({"version": CHECKSUMS_VERSION, "files": known}, indent=1).encode())
 
 
 def fingerprint(path: Path) -> str:

@@ -11,16 +11,20 @@ from pathlib import Path
 
 from edge.errors import DiskFull, EdgeError, StoreBusy, StoreUnwritable
 
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
+"""What flock(2) says on file systems without locks; the last is NFS, of a directory: it wants to have it open for writing."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Nothing more can be written there, whoever says so."""
 
 
-def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Replace a small file as a whole; on return it is on the disk. `private`: nobody else may read it. Raises OSError."""
+def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Replace a small file as a whole; on return it is on the disk. `mode` None: as the umask has it. Raises OSError."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     try:
-        mode = 0o600 if private else 0o666
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
+        with open(os.open(draft, flags, 0o666 if mode is None else 0o600), "wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -33,12 +37,27 @@ def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the names in a directory durable, where the file system can. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # fsync(2): it has nothing of the kind
+            raise
     finally:
         os.close(descriptor)
+
+
+def lock(descriptor: int, *, wait: bool) -> None:
+    """Take the lock of an open file. On a file system without locks nothing is held, as a node says when it starts there: keys
+    and certificates have to be changed on such a box too. Raises BlockingIOError, OSError."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 @contextlib.contextmanager
@@ -55,7 +74,7 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         raise storage_error(error, path.parent) from None
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            lock(descriptor, wait=wait)
         except BlockingIOError:
             raise StoreBusy(f"another process is at work on {what}; wait for it to end") from None
         yield
@@ -70,7 +89,7 @@ def is_locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor, wait=False)
     except BlockingIOError:
         return True
     finally:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from edge.errors import StoreBusy
 from edge.registry.digest import BLOCK_BYTES
 from edge.registry.durable import is_locked, locked, sync_directory, write_atomically
-from edge.registry.source import may_be_secret
+from edge.registry.source import file_mode
 
 CHECKPOINT_BYTES = 32 << 20
 """At most so much is lost to a power cut; a process that is killed loses nothing."""
@@ -112,7 +112,7 @@ class Partial:
     def save(self, state: State) -> None:
         """Write the state down, with this boot's mark."""
         text = state.model_copy(update={"boot": boot_id()}).model_dump_json()
-        write_atomically(self._state_path, text.encode(), private=may_be_secret(state.source))
+        write_atomically(self._state_path, text.encode(), file_mode(state.source))
 
     def forget_state(self) -> None:
         """The bytes have become a blob."""

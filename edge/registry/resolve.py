@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import re
 import stat
@@ -9,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge.errors import ModelUnusable
+from edge.errors import ConfigurationError, ModelUnusable
 from edge.registry.digest import Checksums, sha256_of
 from edge.registry.gguf import GgufHeader, read_header
 from edge.registry.manifest import LANGUAGE, NAME_PATTERN, Manifest, NewerManifest, read_manifest
 from edge.registry.source import Builtin, Hub, LocalFile, Source, Web, is_source, parse_source, shown
 from edge.registry.store import Record, Store
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ _NO_WEIGHTS = frozenset({".json", ".txt", ".md", ".jinja"})
 """Endings of files that take no memory worth planning."""
 
 Found = ResolvedModel | ResolvedTensors
+OnChecksum = Callable[[Path, int], None]
+"""Told of the file, and how many of its bytes were read so far."""
 
 
 def model_directories(home: Path) -> list[Path]:
@@ -73,6 +79,7 @@ class Registry:
         self._directories = directories
         self.checksums = Checksums(verified)
         self.store = Store(store or verified.parent / "store", self.checksums)
+        self._left_out: dict[Path, str] = {}
 
     @classmethod
     def at(cls, home: Path) -> Registry:
@@ -80,8 +87,8 @@ class Registry:
         return cls(model_directories(home), home / "verified.json")
 
     def manifests(self) -> dict[str, tuple[Manifest, Path]]:
-        """Every manifest and where it lies, by model name; the first directory wins. Those that only a newer version can read
-        are left out. Raises ConfigurationError."""
+        """Every manifest and where it lies, by model name; the first directory wins. Those that cannot be read are left out: one
+        that somebody is writing, or a power cut has cut short, keeps no other model from being served."""
         found: dict[str, tuple[Manifest, Path]] = {}
         for directory in self._directories:
             for path in sorted(directory.glob("*.toml")):
@@ -89,13 +96,24 @@ class Registry:
                     manifest = read_manifest(path)
                 except NewerManifest:
                     continue
+                except ConfigurationError as error:
+                    self._leave_out(path, error)
+                    continue
                 found.setdefault(manifest.name, (manifest, path))
         for name, record in self.store.records().items():  # fetched under a manifest that has gone since
             found.setdefault(name, (record.manifest, self.store.root / "names" / f"{name}.json"))
         return found
 
-    def resolve(self, wish: str, on_checksum: Callable[[Path], None] | None = None) -> ResolvedModel:
-        """Find a language model by name or path and check its file; `on_checksum` is told before a long read.
+    def _leave_out(self, path: Path, error: ConfigurationError) -> None:
+        """Said once for each reason: manifests are read again and again."""
+        if self._left_out.get(path) != error.message:
+            self._left_out[path] = error.message
+            log.warning(
+                f"{error.message}; that model is left out", extra={"event": "manifest_unusable", "file": str(path)}
+            )
+
+    def resolve(self, wish: str, on_checksum: OnChecksum | None = None) -> ResolvedModel:
+        """Find a language model by name or path and check its file; `on_checksum` is told before a long read and during it.
 
         Raises ModelUnusable that says what is wrong with it, ConfigurationError for a broken manifest.
         """
@@ -108,7 +126,7 @@ class Registry:
             )
         return found
 
-    def find(self, wish: str, on_checksum: Callable[[Path], None] | None = None) -> Found:
+    def find(self, wish: str, on_checksum: OnChecksum | None = None) -> Found:
         """The same for any model that can be served."""
         known = self.manifests()
         if wish in known:
@@ -125,12 +143,12 @@ class Registry:
             return _tensors(path.stem, path.absolute(), None, _with_weights(path.absolute()))
         if os.path.exists(path) or path.suffix == ".gguf" or "/" in wish:
             return _bare(path)
-        self._say_if_newer(wish)
+        self._say_if_unreadable(wish)
         names = ", ".join(sorted(known)) or "none"
         raise ModelUnusable(f"unknown model {wish!r}: known are {names}; or give the path of a .gguf or .onnx file")
 
-    def _say_if_newer(self, wish: str) -> None:
-        """Raises ConfigurationError if the model is known, but to a newer version only."""
+    def _say_if_unreadable(self, wish: str) -> None:
+        """Raises ConfigurationError if there is a manifest of that name and it cannot be read, or by a newer version only."""
         if not re.fullmatch(NAME_PATTERN, wish):
             return
         for directory in self._directories:
@@ -167,7 +185,7 @@ class Registry:
             pass
         return path
 
-    def _resolve_known(self, manifest: Manifest, where: Path, on_checksum: Callable[[Path], None] | None) -> Found:
+    def _resolve_known(self, manifest: Manifest, where: Path, on_checksum: OnChecksum | None) -> Found:
         name = manifest.name
         if not manifest.served:
             if manifest.task == "detection" and not manifest.holds_gguf:
@@ -196,9 +214,7 @@ class Registry:
         main = files[record.files[0].file]
         return _checked(name, main, manifest, files)
 
-    def _stored(
-        self, manifest: Manifest, record: Record, on_checksum: Callable[[Path], None] | None
-    ) -> dict[str, Path]:
+    def _stored(self, manifest: Manifest, record: Record, on_checksum: OnChecksum | None) -> dict[str, Path]:
         name = manifest.name
         if manifest.sha256 not in (None, record.files[0].sha256):
             raise ModelUnusable(
@@ -216,15 +232,14 @@ class Registry:
         tree = self.store.tree(record)
         return files if tree is None else {file: tree / file for file in files}
 
-    def _verify(
-        self, path: Path, sha256: str, whose: str, cure: str, on_checksum: Callable[[Path], None] | None
-    ) -> None:
+    def _verify(self, path: Path, sha256: str, whose: str, cure: str, on_checksum: OnChecksum | None) -> None:
         try:
             if self.checksums.holds(path, sha256):
                 return
-            if on_checksum is not None:
-                on_checksum(path)
-            computed = sha256_of(path)
+            tell = None if on_checksum is None else functools.partial(on_checksum, path)
+            if tell is not None:
+                tell(0)
+            computed = sha256_of(path, tell)
             if computed != sha256:
                 raise ModelUnusable(
                     f"{path} is not the file {whose} (sha256 {computed[:12]}..., expected {sha256[:12]}...): {cure}"

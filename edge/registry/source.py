@@ -134,6 +134,11 @@ def may_be_secret(text: str) -> bool:
     return "?" in text and text.startswith(("https://", "http://"))
 
 
+def file_mode(*sources: str) -> int | None:
+    """Of a file that names these: nobody else's where one may be secret; None: as the umask has it."""
+    return 0o600 if any(map(may_be_secret, sources)) else None
+
+
 def without_credentials(text: str) -> str:
     """A source as it may be written to a file: user and password left out, the query kept, since it may be the name."""
     if not text.startswith(("https://", "http://")):

@@ -30,7 +30,7 @@ from edge.registry.digest import Checksums
 from edge.registry.durable import locked, storage_error, sync_directory, write_atomically
 from edge.registry.manifest import MANIFEST_VERSION, Manifest, known_part
 from edge.registry.partial import Partial
-from edge.registry.source import may_be_secret
+from edge.registry.source import file_mode
 from edge.registry.trees import Trees
 from edge.versions import Fit, fit_of
 
@@ -197,9 +197,9 @@ class Store:
                     self._place(ready)
                 sync_directory(self._blobs)
                 self._lay_out(record)
-                sources = (manifest.source, *(part.source for part in manifest.files))
+                mode = file_mode(manifest.source, *(part.source for part in manifest.files))
                 text = record.model_dump_json(indent=1).encode()
-                write_atomically(self._record_path(manifest.name), text, private=any(map(may_be_secret, sources)))
+                write_atomically(self._record_path(manifest.name), text, mode)
                 self._drop_unused(former)
         except OSError as error:
             raise storage_error(error, self.root) from None

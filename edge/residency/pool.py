@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -187,6 +189,13 @@ class Pool:
         self._stopping = True
         self._line.disband(EngineDown("the node is stopping"))
         await self._engines.stop()
+
+    def kill(self) -> None:
+        """A stop under way waits no longer for what engines still have to write."""
+        for instance in self._engines.all:
+            if (pid := instance.engine.status.pid) is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     async def _keep_watch(self) -> None:
         """Idle time-outs, last answers that end, and what comes with time alone."""

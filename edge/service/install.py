@@ -11,6 +11,7 @@ from pathlib import Path
 
 import edge
 from edge.errors import ConfigurationError, EdgeError
+from edge.registry.durable import write_atomically
 from edge.service.plan import Machine, MakeState, RemoveFile, Run, Step, WriteFile
 from edge.service.unit import ENVIRONMENT, STATE, UNIT, USER, USERS
 
@@ -27,7 +28,7 @@ def examine(root: Path | None, executable: Path | None = None) -> Machine:
     found = {}
     for path in (UNIT, USERS, ENVIRONMENT):
         try:
-            found[path] = placed(root, path).read_text("utf-8")
+            found[path] = placed(root, path).read_text("utf-8", "replace")  # settings are written by people
         except FileNotFoundError:
             continue
         except PermissionError:  # a dry run without root: it is there, and what it says is not for this user
@@ -93,10 +94,7 @@ def placed(root: Path | None, path: Path) -> Path:
 
 def _write(path: Path, text: str, mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, "utf-8")
-    draft.chmod(mode)
-    draft.replace(path)
+    write_atomically(path, text.encode(), mode)
 
 
 def _make_state(path: Path, owner: tuple[int, int]) -> None:
@@ -125,7 +123,7 @@ def _own(name: str, owner: tuple[int, int], directory: int | None) -> None:
 def _user(root: Path | None) -> tuple[int, int]:
     """The service's user and group, from the password file of the system at `root`."""
     for line in placed(root, Path("/etc/passwd")).read_text("utf-8").splitlines():
-        name, _, uid, gid = line.split(":")[:4]
+        name, _, uid, gid = (*line.split(":"), "", "", "")[:4]
         if name == USER:
             return int(uid), int(gid)
     raise StepFailed(

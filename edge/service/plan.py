@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +128,11 @@ def _require_runnable(machine: Machine) -> None:
     if not machine.executable.is_absolute():
         raise ConfigurationError(
             f"{machine.executable} is not an absolute path, which systemd wants: give --executable /opt/edge/bin/edge, or alike"
+        )
+    if not re.fullmatch(r"[\w./+@:~-]+", str(machine.executable)):
+        raise ConfigurationError(
+            f"{str(machine.executable)!r} has a space, or a sign that means something to systemd, in it: install edge elsewhere, "
+            "such as in /opt/edge"
         )
     if machine.root is not None:
         return

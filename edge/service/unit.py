@@ -90,7 +90,6 @@ ProtectKernelTunables=yes
 ProtectKernelModules=yes
 ProtectKernelLogs=yes
 ProtectControlGroups=yes
-ProtectClock=yes
 ProtectHostname=yes
 RestrictNamespaces=yes
 RestrictRealtime=yes
@@ -105,6 +104,9 @@ SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
 # Background engines step back behind the others with these; RestrictRealtime= keeps every process from going before them.
 SystemCallFilter=sched_setscheduler setpriority
+# Whether a time source has set the clock is asked with these; without a capability nobody can set it with them. ProtectClock=
+# would forbid to ask, and a clock that nobody vouches for is not believed: commands of the fleet would be refused for ever.
+SystemCallFilter=adjtimex clock_adjtime
 # Left open on purpose: ProcSubset= (memory and pressure are read from /proc), MemoryDenyWriteExecute= (GPU drivers make code
 # while they run), PrivateDevices= (it would take the GPUs away).
 

@@ -22,15 +22,15 @@ DURATION = "gen_ai.server.request.duration"
 KINDS = {"ttft": TTFT, "itl": ITL, "whole": DURATION}
 
 TOLD = frozenset({
-    "answer_continued", "breaker_open", "context_beyond_training", "drain_incomplete", "engine_down", "engine_kill",
-    "engine_ready", "engine_reduced", "engine_wedged", "enrolled", "gpu_back", "gpu_lost", "gpu_xid", "model_failed",
-    "model_leaves", "model_loaded", "model_returns", "no_smaller_layout", "renewal_failed", "renewed", "request_trace",
-    "stopping", "throttle", "throttle_over", "upstream_closed", "upstream_half_open", "upstream_in_the_clear",
-    "upstream_open",
+    "address_absent", "address_here", "answer_continued", "breaker_open", "context_beyond_training",
+    "drain_incomplete", "engine_down", "engine_kill", "engine_ready", "engine_reduced", "engine_wedged", "enrolled",
+    "gpu_back", "gpu_lost", "gpu_xid", "model_failed", "model_leaves", "model_loaded", "model_returns",
+    "no_smaller_layout", "renewal_failed", "renewed", "request_trace", "stopping", "throttle", "throttle_over",
+    "upstream_closed", "upstream_half_open", "upstream_in_the_clear", "upstream_open",
 })  # fmt: skip
 """Log events that are sent too. None of them carries what a user said."""
 _FIELDS = frozenset({
-    "bytes", "certificate_ends", "code", "context_tokens", "failures", "file", "generation", "gpu", "kv_type", "model",
+    "address", "bytes", "certificate_ends", "code", "context_tokens", "failures", "file", "generation", "gpu", "kv_type", "model",
     "reason", "request_id", "requests", "restart_in_s", "seconds", "signal", "signs", "silent_s", "slots",
     "trained_tokens", "upstream", "xid",
 })  # fmt: skip

@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from edge.errors import ConfigurationError
+from edge.errors import ConfigurationError, NotYet
 
 CONTEXT = b"edge-command-v1\n"
 """Stands before the signed text: a signature made for anything else is none here."""
@@ -194,7 +194,7 @@ def read_public_keys(path: Path) -> list[Ed25519PublicKey]:
     try:
         return parse_public_keys(path.read_bytes())
     except OSError as error:
-        raise ConfigurationError(f"mqtt.command_keys_file {path} cannot be read: {error.strerror}") from None
+        raise NotYet(f"mqtt.command_keys_file {path} cannot be read: {error.strerror}") from None
     except ValueError:
         raise ConfigurationError(
             f"mqtt.command_keys_file {path} must hold Ed25519 public keys in PEM; `edge fleet key FILE` makes a pair"

@@ -21,7 +21,7 @@ class Offsets:
 
     def take_up(self, file: OutboxFile) -> None:
         """Those that a newly opened file knows."""
-        self._by_start_ns = {k: int(v) for k, v in file.meta("offset:").items()}
+        self._by_start_ns = {k: int(v) for k, v in file.meta("offset:").items() if v.lstrip("-").isdecimal()}
 
     def learn(self, now: Stamp, file: OutboxFile | None) -> None:
         """Once the clock is set, that of this start; an alarm until then."""

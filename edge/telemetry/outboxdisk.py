@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edge.errors import ConfigurationError
+from edge.errors import NotYet
 from edge.telemetry.alarms import Alarms
 from edge.telemetry.otherversions import Waiting, put_aside
 from edge.telemetry.outboxfile import NewerOutbox, OutboxFile
@@ -69,8 +69,8 @@ class OutboxDisk:
     # --- the directory ------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Take the directory, and open the file. Raises ConfigurationError if another process has it; a disk that does not work
-        is an alarm."""
+        """Take the directory, and open the file. Raises NotYet if another process has it; a disk that does not work is an
+        alarm."""
         try:
             self._take_directory()
         except OSError as error:
@@ -78,7 +78,7 @@ class OutboxDisk:
         self.reopen()
 
     def _take_directory(self) -> None:
-        """Make it and lock it. Raises ConfigurationError if another process has it, and OSError."""
+        """Make it and lock it. Raises NotYet if another process has it, and OSError."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._let_directory_go()
         self._lock_file = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -86,9 +86,9 @@ class OutboxDisk:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._let_directory_go()
-            raise ConfigurationError(
-                f"the outbox in {self._directory} is in use: a node runs on this EDGE_HOME and sends by itself; stop "
-                "it first, or give this one another EDGE_HOME"
+            raise NotYet(
+                f"the outbox in {self._directory} is in use: a node runs on this EDGE_HOME and sends by itself, or `edge outbox "
+                "drain` does; let it end first, or give this one another EDGE_HOME"
             ) from None
         except OSError as error:  # file systems without locks
             log.warning(
@@ -155,7 +155,8 @@ class OutboxDisk:
         self._alarms.set(
             "outbox_disk",
             f"the outbox cannot be written ({error}); events and metrics stay in memory and a crash would lose them",
-            f"free space on the disk of {self._directory}, or see why it cannot be written; it is tried again by itself",
+            f"free space on the disk of {self._directory}, or see whose files these are and why they cannot be written; it is "
+            "tried again by itself",
         )
         self._without()
 
@@ -170,7 +171,7 @@ class OutboxDisk:
         try:
             self._take_directory()
             file.copy_to(copy)
-        except (sqlite3.Error, OSError, ConfigurationError) as error:
+        except (sqlite3.Error, OSError, NotYet) as error:
             with contextlib.suppress(OSError):
                 copy.unlink(missing_ok=True)
             saved = False

@@ -40,6 +40,8 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """  # noqa: E501
 COLUMNS = "id, kind, mono_ns, span_ns, size, first, wall_ns, synced, boot_id, kernel_boot, covers, body"
 _FIELDS = COLUMNS.count(",") + 1
+_ALWAYS = {True: frozenset("tcgh"), False: frozenset({"event"})}
+"""Fields of a body: of metrics, and of the others."""
 PAGE_BYTES = 4096
 _WAL_PAGES = 64
 _WAIT_S = 5.0
@@ -146,7 +148,7 @@ class OutboxFile:
     def after(self, row_id: int, limit: int) -> list[tuple[int, Record]]:
         """The next records by id."""
         query = f"SELECT {COLUMNS} FROM records WHERE id > ? ORDER BY id LIMIT ?"
-        return [(row[0], record_of(row)) for row in self._db.execute(query, (row_id, limit))]
+        return [(row[0], _sound(row)) for row in self._db.execute(query, (row_id, limit))]
 
     def outlines(self, kinds: tuple[Kind, ...], limit: int, below_ns: int = 1 << 62) -> list[Outline]:
         """The oldest records of those kinds whose intervals are shorter than `below_ns`."""
@@ -164,7 +166,7 @@ class OutboxFile:
         """Those of them that there are, in order."""
         query = f"SELECT {COLUMNS} FROM records WHERE id = ?"
         rows = (self._db.execute(query, (i,)).fetchone() for i in ids)
-        return [record_of(row) for row in rows if row is not None]
+        return [_sound(row) for row in rows if row is not None]
 
     def covers(self, row_id: int) -> Ranges | None:
         """Which others the record of that id stands for; None if there is none of that id."""
@@ -291,11 +293,28 @@ def _row(boot: int, record: Record) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def record_of(row: tuple[int, Kind, int, int, int, int, int, int, str, str, str, bytes]) -> Record:
+Row = tuple[int, Kind, int, int, int, int, int, int, str, str, str, bytes]
+
+
+def _sound(row: Row) -> Record:
+    """SQLite looks at its own pages, and not at what lies in them: a bit that has turned over there is damage too, and must not
+    stand in the way of all that comes after it. Raises sqlite3.DatabaseError."""
+    try:
+        return record_of(row)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise sqlite3.DatabaseError(
+            f"database disk image is malformed: record {row[0]} makes no sense: {error}"
+        ) from None
+
+
+def record_of(row: Row) -> Record:
+    """Raises ValueError, TypeError or AttributeError if its content is not whole."""
     row_id, kind, mono_ns, span_ns, _, _, wall_ns, synced, boot_id, kernel_boot, covers, body = row
     stamp = Stamp(wall_ns, mono_ns, kernel_boot, bool(synced))
-    seq = row_id & ((1 << SHIFT) - 1)
-    return Record(boot_id, seq, kind, stamp, orjson.loads(body), span_ns, Ranges.parse(covers))
+    seq, content = row_id & ((1 << SHIFT) - 1), orjson.loads(body)
+    if not _ALWAYS[kind == "metrics"] <= content.keys():
+        raise ValueError("a field is missing")
+    return Record(boot_id, seq, kind, stamp, content, span_ns, Ranges.parse(covers))
 
 
 class OutboxReader:
@@ -323,9 +342,7 @@ class OutboxReader:
 
     def first(self, limit: int) -> list[Record]:
         """The records that are told next."""
-        return [
-            record_of(row) for row in self._db.execute(f"SELECT {COLUMNS} FROM records ORDER BY id LIMIT ?", (limit,))
-        ]
+        return [_sound(row) for row in self._db.execute(f"SELECT {COLUMNS} FROM records ORDER BY id LIMIT ?", (limit,))]
 
     @property
     def size_bytes(self) -> int:

@@ -210,9 +210,14 @@ def event_body(name: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float):
+    """What JSON can hold: a record that cannot be written would stand before all others for ever. File names need be no text."""
+    if (
+        value is None
+        or isinstance(value, bool | float)
+        or (isinstance(value, int) and value.bit_length() <= _WHOLE_BITS)
+    ):
         return value
-    return str(value)[:LONGEST_TEXT]
+    return str(value)[:LONGEST_TEXT].encode("utf-8", "replace").decode()
 
 
 def gap_body(boot_id: str, lost: Ranges, reason: str, *, open_ended: bool = False) -> dict[str, Any]:

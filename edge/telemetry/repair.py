@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge.telemetry.outboxfile import COLUMNS, PAGE_BYTES, SHIFT, Boot, OutboxFile, record_of
+from edge.telemetry.outboxfile import COLUMNS, PAGE_BYTES, SHIFT, Boot, OutboxFile, Row, record_of
 from edge.telemetry.ranges import Ranges
-from edge.telemetry.records import Kind, Record
+from edge.telemetry.records import Record
 
 _MOST_PROBES = 20_000
 
@@ -106,7 +106,7 @@ def _read_records(db: sqlite3.Connection, found: dict[int, Record]) -> None:
                 _keep(row, found)
 
 
-def _keep(row: tuple[int, Kind, int, int, int, int, int, int, str, str, str, bytes], found: dict[int, Record]) -> int:
+def _keep(row: Row, found: dict[int, Record]) -> int:
     """Put the row there if its content is whole. Returns its id, 0 if it is not."""
     try:
         found[row[0]] = record_of(row)

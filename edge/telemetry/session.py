@@ -214,7 +214,12 @@ class Session:
         if self._is_in_flight(row_id, record):
             self._outstanding[row_id] = (record.boot_id, record.seq, now_s)
             return True
-        data = payload(record, Envelope(self._config.node, self._outbox.floor(record.boot_id), historical))
+        try:
+            data = payload(record, Envelope(self._config.node, self._outbox.floor(record.boot_id), historical))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # a bit has turned over on the disk
+            log.error("a record makes no sense", extra={"event": "outbox_damaged", "reason": repr(error)})
+            self._outbox.discard(row_id, record, "damage")
+            return True
         if len(data) + len(topic) + _MQTT_HEAD_BYTES > self._connection.largest_bytes:
             self._outbox.discard(row_id, record, "too_large")
             return True

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge.api.auth import ApiKey, KeyStore, RateLimiter, authorize
-from edge.errors import ConfigurationError, InvalidApiKey, PermissionDenied, RateLimited
+from edge.errors import ConfigurationError, InvalidApiKey, PermissionDenied, RateLimited, Unavailable
 
 
 def create(store: KeyStore, name: str = "line-1", **changes: object) -> str:
@@ -60,6 +60,28 @@ def test_a_damaged_file_is_an_error_and_never_no_keys(tmp_path: Path, content: s
     path.write_text(content)
     with pytest.raises(ConfigurationError, match=r"keys\.json cannot be read"):
         KeyStore(path).all()
+
+
+def test_a_node_says_once_that_keys_cannot_be_checked_and_checks_them_when_they_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, path = KeyStore(tmp_path / "keys.json"), tmp_path / "keys.json"
+    secret = create(store)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40])
+    for _ in range(3):
+        with pytest.raises(Unavailable) as refused:
+            authorize(store, secret, "inference")
+        assert str(path) not in refused.value.message
+    assert [vars(record)["event"] for record in caplog.records] == ["keys_unreadable"]
+    path.write_bytes(whole)
+    assert authorize(store, secret, "inference").name == "line-1"
+
+
+def test_a_file_that_cannot_be_looked_at_is_an_error_and_never_no_keys(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").symlink_to("keys.json")
+    with pytest.raises(ConfigurationError, match=r"keys\.json cannot be read .*; give this user the directory"):
+        KeyStore(tmp_path / "keys.json").all()
 
 
 def test_a_newer_versions_file_is_not_guessed_at(tmp_path: Path) -> None:

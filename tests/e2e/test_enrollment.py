@@ -165,3 +165,45 @@ def test_a_node_renews_its_certificate_while_it_runs(home: Path, tmp_path: Path,
         stop_node(running)
         broker.kill()
         est.stop()
+
+
+@pytest.fixture
+def est(tmp_path: Path) -> Iterator[EstServer]:
+    server = EstServer(tmp_path / "est")
+    yield server
+    server.stop()
+
+
+@pytest.mark.e2e
+def test_a_stop_that_comes_while_a_node_ends_to_begin_anew_stops_it(
+    est: EstServer, node: RunningNode, run_edge: RunEdge
+) -> None:
+    long = {"model": "edge-builtin", "prompt": "pump 3", "max_tokens": 1500, "stream": True, "ignore_eos": True, "n": 8}
+    with (
+        httpx.Client(trust_env=False, timeout=60) as client,
+        client.stream("POST", f"{node.base_url}/v1/completions", json=long) as stream,
+    ):
+        lines = stream.iter_lines()
+        next(lines)
+        assert run_edge("enroll", "--fleet", est.url, EDGE_ENROLL_TOKEN=est.token()).returncode == 0
+        until(lambda: "starting anew" in node.said(), 60)
+        node.process.terminate()
+        assert [line for line in lines if line][-1] == "data: [DONE]", "one signal is no reason to give requests up"
+    assert node.process.wait(30) == 0
+    assert node.said().count("engine ready") == 1
+
+
+@pytest.mark.e2e
+def test_a_node_goes_on_as_it_is_where_it_could_not_begin_anew(est: EstServer, home: Path, run_edge: RunEdge) -> None:
+    """Nobody stands beside a box whose fleet takes away what its settings count on."""
+    est.more = {"fallback": {"url": "http://127.0.0.1:9/v1", "model": ""}}
+    assert run_edge("enroll", "--fleet", est.url, EDGE_ENROLL_TOKEN=est.token()).returncode == 0
+    running = start_node(home, "--set", "admission.mode=fleet", port=free_port())
+    try:
+        assert run_edge("identity", "reset", "--yes").returncode == 0
+        until(lambda: "the enrollment's settings cannot be taken up" in running.said(), 60)
+        assert "admission.mode is fleet, and no fleet is set" in running.said()
+        assert run_edge("health", "--url", running.base_url).stdout == "ready\n"
+        assert "starting anew" not in running.said()
+    finally:
+        stop_node(running)

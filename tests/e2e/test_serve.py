@@ -118,13 +118,17 @@ def test_live_and_ready_answer_while_the_model_is_loading(home: Path, central: U
     assert {live for live, _ in seen} == {httpx.codes.OK}
 
 
-def test_sigterm_lets_a_stream_finish_and_refuses_new_work(home: Path) -> None:
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]], ids=["told", "terminal closed"])
+def test_sigterm_lets_a_stream_finish_and_refuses_new_work(home: Path, signals: list[signal.Signals]) -> None:
     with running(home) as node, httpx.Client(trust_env=False, timeout=60) as client:
         model = model_of(node, client)
         with client.stream("POST", f"{node.base_url}/v1/completions", json={**LONG, "model": model}) as stream:
             lines = stream.iter_lines()
             assert next(lines).startswith("data: ")
-            node.process.send_signal(signal.SIGTERM)
+            group = [psutil.Process(node.process.pid), *psutil.Process(node.process.pid).children()]
+            for number in signals:
+                for process in group:
+                    process.send_signal(number)
             while (refused := client.get(f"{node.base_url}/health/ready")).status_code == httpx.codes.OK:
                 pass
             assert refused.status_code == httpx.codes.SERVICE_UNAVAILABLE
@@ -167,6 +171,19 @@ def test_a_node_that_is_killed_while_its_engine_saves_has_lost_no_telemetry(home
         node.process.wait(30)
         with running(home, *flags) as again:
             assert '"event":"telemetry_gap"' not in again.said()
+
+
+def test_a_second_signal_does_not_wait_for_an_engine_that_saves(home: Path) -> None:
+    with running(home, "--set", "cache.kept_mib=65536") as node:  # which a slow disk may take two hours for
+        (engine,) = (c for c in psutil.Process(node.process.pid).children() if "edge.engine.worker" in c.cmdline())
+        engine.suspend()
+        node.process.send_signal(signal.SIGINT)
+        while "stopping" not in node.said():
+            time.sleep(0.05)
+        assert node.process.poll() is None
+        node.process.send_signal(signal.SIGINT)
+        assert node.process.wait(30) == 0
+        assert "Traceback" not in node.said()
 
 
 def test_a_second_signal_ends_it_at_once(home: Path) -> None:

@@ -52,14 +52,19 @@ def test_a_path_needs_no_manifest(registry: Registry, tiny_gguf: Path) -> None:
 
 
 def test_a_checksum_is_computed_once_and_again_when_the_file_changes(registry: Registry, models: Path) -> None:
-    computed: list[Path] = []
-    registry.resolve("tiny", computed.append)
-    registry.resolve("tiny", computed.append)
-    assert computed == [models / "tiny.gguf"]
+    told: list[tuple[Path, int]] = []
+
+    def tell(path: Path, done_bytes: int) -> None:
+        told.append((path, done_bytes))
+
+    registry.resolve("tiny", tell)
+    registry.resolve("tiny", tell)
+    path = models / "tiny.gguf"
+    assert told == [(path, 0), (path, path.stat().st_size)]
     status = (models / "tiny.gguf").stat()
     os.utime(models / "tiny.gguf", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    registry.resolve("tiny", computed.append)
-    assert computed == [models / "tiny.gguf"] * 2
+    registry.resolve("tiny", tell)
+    assert told == [(path, 0), (path, path.stat().st_size)] * 2
 
 
 def test_a_changed_file_is_refused(registry: Registry, models: Path) -> None:
@@ -122,6 +127,20 @@ def test_a_wrong_manifest_is_named(registry: Registry, models: Path, line: str, 
         file.write(line)
     with pytest.raises(ConfigurationError, match=complaint):
         registry.resolve("tiny")
+
+
+@pytest.mark.parametrize("text", ["", "name = 'half", "\0\0\0\0"])
+def test_a_manifest_that_is_cut_short_costs_no_other_model(
+    registry: Registry, home: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (home / "models").mkdir()
+    broken = home / "models" / "other.toml"
+    broken.write_text(text)
+    assert registry.resolve("tiny").name == registry.resolve("tiny").name == "tiny"
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(str(broken)) and said.endswith("; that model is left out")
+    with pytest.raises(ConfigurationError, match=r"other\.toml"):
+        registry.resolve("other")
 
 
 def test_a_home_that_cannot_be_written_costs_only_time(models: Path, tmp_path: Path) -> None:

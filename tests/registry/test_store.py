@@ -62,7 +62,7 @@ def test_a_linked_file_stays_and_is_held_to_its_sum(node: Node, file: Path) -> N
 def test_the_first_serve_does_not_read_a_fetched_file_again(node: Node, file: Path) -> None:
     add(node, file, "mine")
     read: list[Path] = []
-    Registry.at(node.home).resolve("mine", read.append)
+    Registry.at(node.home).resolve("mine", lambda path, _: read.append(path))
     assert read == []
 
 

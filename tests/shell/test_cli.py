@@ -72,11 +72,28 @@ def test_wrong_usage_is_one_line_with_a_pointer(run_edge: RunEdge, arguments: li
         (["--set", "engine.slot=4"], "unknown setting `engine.slot` in --set engine.slot: engine has context_tokens, "),
         (["--host", "256.1.1.1"], "server.host '256.1.1.1' is no address of this machine"),
         (["--host", "0.0.0.0"], "edge keys create NAME"),
-        (["--set", "server.tls_cert=/no.pem", "--set", "server.tls_key=/no.pem"], "cannot read a TLS file"),
     ],
 )
 def test_serve_refuses_what_cannot_work(run_edge: RunEdge, arguments: list[str], part: str, tiny_gguf: Path) -> None:
     assert part in complaint(run_edge("serve", "--model", str(tiny_gguf), *arguments), 78)
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ("server.host=box.invalid", "no name that can be looked up now"),
+        ("server.tls_cert=/no.pem server.tls_key=/no.pem", "cannot read a TLS file"),
+        ("fleet.url=https://fleet.invalid/v1 fleet.ca_file=/no.pem", "ca_file /no.pem is no file"),
+        ("fleet.file=/no.toml", "fleet.file /no.toml cannot be read"),
+        ("cache.pinned_file=/no.jsonl", "cache.pinned_file /no.jsonl cannot be read"),
+        ("mqtt.url=mqtt://127.0.0.1:9 mqtt.command_keys_file=/no.pem", "mqtt.command_keys_file /no.pem cannot be read"),
+    ],
+)
+def test_what_may_be_there_later_ends_a_start_so_that_it_is_tried_again(
+    run_edge: RunEdge, settings: str, part: str
+) -> None:
+    flags = [word for setting in settings.split() for word in ("--set", setting)]
+    assert part in complaint(run_edge("serve", "--port", "0", *flags), 1)
 
 
 def test_serve_refuses_a_wrong_environment(run_edge: RunEdge) -> None:

@@ -20,6 +20,7 @@ from edge.service.install import carry_out, examine
 from edge.service.plan import Machine, MakeState, RemoveFile, Run, WriteFile, install_steps, require, uninstall_steps
 from edge.service.unit import ENVIRONMENT, ENVIRONMENT_TEXT, STATE, UNIT, USERS, USERS_TEXT, unit_text
 from edge.settings import Settings
+from edge.sole import HomeBusy
 from tests.conftest import RunEdge
 
 EDGE = Path("/opt/edge/bin/edge")
@@ -108,6 +109,9 @@ def test_a_program_that_systemd_could_not_start_is_refused() -> None:
     for machine in (relative, dataclasses.replace(relative, root=Path("/mnt"))):
         with pytest.raises(ConfigurationError, match=r"bin/edge is not an absolute path.*--executable /opt"):
             install_steps(machine, start=True)
+    spaced = dataclasses.replace(FRESH, executable=Path("/opt/edge 2/bin/edge"))
+    with pytest.raises(ConfigurationError, match="has a space, or a sign that means something to systemd"):
+        install_steps(spaced, start=True)
     missing = dataclasses.replace(FRESH, executable_exists=False)
     with pytest.raises(ConfigurationError, match="no program /opt/edge/bin/edge for the service"):
         install_steps(missing, start=True)
@@ -174,6 +178,17 @@ def test_another_systems_root_is_prepared_and_a_second_time_nothing_is_done(syst
     carry_out(uninstall_steps(examine(system, EDGE)), system, said.append)
     assert not wanted.is_symlink() and not (system / "etc/systemd/system/edge.service").exists()
     assert kept.read_text() == "{}"
+
+
+def test_files_that_people_wrote_may_be_in_any_letters(system: Path) -> None:
+    settings = system / ENVIRONMENT.relative_to("/")
+    settings.parent.mkdir()
+    settings.write_bytes("# Größe\n".encode("latin-1"))
+    users = system / "etc" / "passwd"
+    users.write_text(f"\n+::::::\n{users.read_text()}")
+    installed(system, lambda _: None)
+    assert settings.read_bytes() == "# Größe\n".encode("latin-1")
+    assert install_steps(examine(system, EDGE), start=True) == []
 
 
 def test_a_dry_run_says_each_step_and_changes_nothing(system: Path, run_edge: RunEdge) -> None:
@@ -279,7 +294,7 @@ def test_an_unattended_box_never_stays_failed_for_want_of_memory_or_a_port(unit:
     assert said["[Service]", "Restart"] == "always" and int(said["[Service]", "RestartSec"]) >= 5
     exits = {EXIT_USAGE, EXIT_CONFIGURATION}
     assert {int(code) for code in said["[Service]", "RestartPreventExitStatus"].split()} == exits
-    for error in (PortBusy, DoesNotFit):
+    for error in (PortBusy, DoesNotFit, HomeBusy):
         assert not issubclass(error, ConfigurationError), "it would end with 78, and not be tried again"
     defaults = Settings()
     least_s = defaults.server.drain_timeout_s + longest_end_s(defaults.cache.kept_mib << 20)
@@ -287,12 +302,26 @@ def test_an_unattended_box_never_stays_failed_for_want_of_memory_or_a_port(unit:
 
 
 def test_the_unit_lets_background_engines_step_back_behind_others(unit: Path) -> None:
+    allowed = allowed_calls(unit)
+    assert {"sched_setscheduler", "setpriority"} <= allowed
+    assert not allowed & {"sched_setaffinity", "mbind", "chroot"}
+
+
+def test_the_unit_lets_a_node_ask_whether_its_clock_is_set_and_not_set_it(unit: Path) -> None:
+    """ProtectClock= denies the question too, by a filter of its own: then the node refuses all commands, for ever."""
+    text = unit.read_text()
+    assert "\nProtectClock=" not in text and "\nCapabilityBoundingSet=\n" in text
+    allowed = allowed_calls(unit)
+    assert {"adjtimex", "clock_adjtime"} <= allowed and not allowed & {"clock_settime", "settimeofday"}
+
+
+def allowed_calls(unit: Path) -> set[str]:
+    """System calls that the unit's filters leave."""
     allowed: set[str] = set()
     for line in re.findall(r"^SystemCallFilter=(.+)$", unit.read_text(), re.MULTILINE):
         calls = set().union(*(calls_of(name) for name in line.removeprefix("~").split()))
         allowed = allowed - calls if line.startswith("~") else allowed | calls
-    assert {"sched_setscheduler", "setpriority"} <= allowed
-    assert not allowed & {"sched_setaffinity", "mbind", "chroot"}
+    return allowed
 
 
 def calls_of(name: str) -> set[str]:

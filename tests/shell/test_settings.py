@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,22 @@ def test_a_sink_shows_no_password_of_its_address(run_edge: RunEdge, home: Path) 
     done = run_edge("fleet", "sink", "--url", "mqtt://u:s3cret@127.0.0.1", "--db", str(home / "sink.db"))
     assert done.returncode == 2 and "use --username and --password-file" in done.stderr
     assert "s3cret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [("~nobody-of-that-name/edge", "no home directory"), (os.fsdecode(b"/srv/\xe9dge"), "is no UTF-8 text")],
+)
+def test_a_home_that_cannot_be_is_named_with_the_cure(where: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{said}.* with EDGE_HOME or --home"):
+        default_home({"EDGE_HOME": where})
+
+
+def test_a_settings_file_that_a_power_cut_has_emptied_is_spoken_of(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (home / "edge.toml").write_text("")
+    assert load(home, {}, {}).settings.server.port == 8080
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{home / 'edge.toml'} is empty, so nothing in it counts: if that is not meant, it was cut short; restore it"
+    ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edge.systemd import Notifier
+from edge.watch import patient
 
 PID = os.getpid()
 
@@ -48,6 +51,27 @@ def test_a_reload_is_told_with_its_time(tmp_path: Path) -> None:
     assert lines[1].startswith(b"MONOTONIC_USEC=") and int(lines[1].partition(b"=")[2]) > 0
 
 
+def test_what_is_said_once_waits_for_a_manager_that_is_behind(manager: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()}, PID)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, contextlib.suppress(BlockingIOError):
+        other.setblocking(False)
+        queued = 0
+        while True:
+            other.sendto(b"another service", manager.getsockname())
+            queued += 1
+    notifier.alive()  # lost, and said again soon
+    ready = threading.Thread(target=notifier.ready, args=("serving tiny",))
+    ready.start()
+    heard = [manager.recv(512) for _ in range(queued + 1)]
+    ready.join()
+    assert heard == [b"another service"] * queued + [b"READY=1\nSTATUS=serving tiny"]
+
+
+def test_a_status_that_is_no_text_is_told_all_the_same(manager: socket.socket) -> None:
+    Notifier({"NOTIFY_SOCKET": manager.getsockname()}, PID).status("mod\udce8le.gguf")
+    assert manager.recv(512) == b"STATUS=mod?le.gguf"
+
+
 def test_abstract_sockets_are_reached() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
         peer.bind(f"\0edge-test-{PID}")
@@ -71,3 +95,20 @@ def test_the_watchdog_is_fed_twice_per_interval() -> None:
 )
 def test_a_watchdog_meant_for_nobody_is_ignored(env: dict[str, str]) -> None:
     assert Notifier(env, PID).watchdog_s is None
+
+
+def test_a_long_checksum_asks_for_the_time_that_it_takes(manager: socket.socket, tmp_path: Path) -> None:
+    shown: list[int] = []
+    told = patient(
+        Notifier({"NOTIFY_SOCKET": manager.getsockname()}, PID), lambda _, done_bytes: shown.append(done_bytes)
+    )
+    for done_bytes in range(1000):
+        told(tmp_path / "large.gguf", done_bytes)
+    assert shown == list(range(1000))
+    assert manager.recv(512) == b"STATUS=checking large.gguf\nEXTEND_TIMEOUT_USEC=30000000"
+    manager.setblocking(False)
+    heard = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            heard.append(manager.recv(512))
+    assert len(heard) < 20, "once a second, and not for each piece that is read"

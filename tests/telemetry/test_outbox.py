@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -65,6 +66,18 @@ def test_after_a_kill_events_and_what_was_before_them_are_there_and_the_rest_is_
     again = NodeSide(tmp_path / "o", HandClock())
     assert len(gaps(again)) == 1  # an ordered end is no gap, and an old one is told once
     again.stop()
+
+
+def test_a_text_that_is_no_text_does_not_stand_in_the_way_of_all_that_comes_after(tmp_path: Path) -> None:
+    """A file's name may be any bytes."""
+    node = NodeSide(tmp_path / "o", HandClock())
+    node.outbox.append_event("engine_ready", {"file": os.fsdecode(b"mod\xe8le.gguf"), "bytes": 1 << 70})
+    node.outbox.append_event("engine_down", {})
+    assert [r.body["event"] for r in records(node)] == ["engine_ready", "engine_down"]
+    assert node.outbox.stats().in_memory == 0
+    for record in records(node):
+        json.loads(payload(record, Envelope("n", 1, historical=False)))
+    node.stop()
 
 
 def test_metrics_wait_in_memory_and_are_spilled_after_a_while(tmp_path: Path) -> None:
@@ -500,6 +513,25 @@ def test_a_file_that_is_no_database_at_all_is_set_aside(tmp_path: Path) -> None:
     node = NodeSide(tmp_path / "o", HandClock())
     assert "outbox_corrupt" in node.codes()
     assert node.outbox.append_event("start", {}).seq == len(records(node))
+    node.stop()
+
+
+@pytest.mark.parametrize("body", [b'{"event":', b"[]", b'{"evenu": "start"}'])
+def test_a_bit_that_has_turned_over_costs_its_record_and_no_other(tmp_path: Path, body: bytes) -> None:
+    """SQLite does not notice: its pages are whole."""
+    node = NodeSide(tmp_path / "o", HandClock())
+    for number in range(5):
+        node.outbox.append_event(f"e{number}", {})
+    boot_id = node.outbox.boot_id
+    node.stop()
+    with contextlib.closing(sqlite3.connect(tmp_path / "o" / FILE)) as db:
+        db.execute("UPDATE records SET body = ? WHERE id & 255 = 3", (body,))
+        db.commit()
+    node = NodeSide(tmp_path / "o", HandClock())
+    told = {r.seq: r.body["event"] for r in records(node) if r.boot_id == boot_id}
+    told |= {r.seq: r.body["event"] for r in records(node) if r.boot_id == boot_id}
+    assert told == {1: "e0", 2: "e1", 4: "e3", 5: "e4"}
+    assert (boot_id, "3", 3, "damage") in gaps(node) and node.codes() == {"outbox_corrupt"}
     node.stop()
 
 
