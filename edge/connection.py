@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from edge.api.gate import HEALTH
 from edge.api.render import error_object
 from edge.errors import EdgeError, InvalidRequest, Overloaded, SlowClient
+from edge.plainhttp import PlainParser
 
 MAX_HEAD_BYTES = 64 * 1024
 RESERVE = 16
@@ -36,6 +37,7 @@ class HeadTooLarge(EdgeError):
 class BoundedConnection(HttpToolsProtocol):
     """uvicorn's connection; it refuses in the same words and form as the routes do, and then closes."""
 
+    parser: PlainParser
     header_timeout_s: float
     max_connections: int
     idle: dict[BoundedConnection, None]
@@ -45,6 +47,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
+        self.parser = PlainParser(self)
         self._is_extra = False  # above the limit
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
@@ -104,6 +107,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is whole; its body is the gate's concern, until it has answered."""
+        if self.parser.met_offer:
+            return
         self._head_is_there()
         if self._is_extra and (self.cycle is not None or not self._asks_for_health()):
             if self.cycle is None and not self.transport.is_closing():
@@ -132,6 +137,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        if self.parser.met_offer:
+            return
         self._whole, self._in_trailer = True, False
         self._rest_is_there()
         if self.cycle is None:
