@@ -179,7 +179,6 @@ class Node:
             keys_required=self._keys_required,
             max_body_bytes=server.max_body_bytes,
             body_timeout_s=server.body_timeout_s,
-            write_timeout_s=server.write_timeout_s,
             ttft_slo_s=self._settings.slo.ttft_ms / 1000,
             itl_slo_s=self._settings.slo.itl_ms / 1000,
             mode=self._mode(),

@@ -66,7 +66,7 @@ class Server(Section):
     header_timeout_s: Seconds = Field(10.0, description="Time a client has to send its request's head.")
     body_timeout_s: Seconds = Field(30.0, description="Time a client has to send its request's body; then 408.")
     write_timeout_s: Seconds = Field(
-        30.0, description="Time a client may leave a full send buffer unread; then its request is given up."
+        30.0, description="Time a client may leave what waits for it unread; then it is given up."
     )
     max_connections: Annotated[int, Ge(1), Le(1_000_000)] = Field(
         1024,

@@ -183,4 +183,9 @@ def _secret(headers: Headers) -> str | None:
 
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
-    return given if _SANE_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+    return given if _SANE_ID.fullmatch(given) else fresh_id()
+
+
+def fresh_id() -> str:
+    """An id for a request that brings none."""
+    return f"req-{secrets.token_hex(12)}"

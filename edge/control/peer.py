@@ -91,7 +91,7 @@ def http_server(
     app: Callable[..., Any], context: ssl.SSLContext | None, *, timeout_s: float, max_connections: int
 ) -> HttpServer:
     """uvicorn on our connection class."""
-    connection = bounded_connection(timeout_s, max_connections, PeerConnection)
+    connection = bounded_connection(timeout_s, timeout_s, max_connections, PeerConnection)
     config = uvicorn_config(app, connection, _KEEP_ALIVE_S)
     config.load()
     config.ssl = context
