@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from edge import __version__
+from edge.api.faults import invalid_body
 from edge.api.front import Front
 from edge.api.render import json_response
 from edge.api.schema import InferInput, InferRequest
@@ -172,8 +173,7 @@ def _parts(body: bytes, request: Request) -> tuple[InferRequest, bytes]:
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the JSON part cannot be read: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidRequest(f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}") from None
+        raise invalid_body(error.errors()) from None
     return parsed, body[size:]
 
 

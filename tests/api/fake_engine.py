@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from edge.engine.counts import Counts
 from edge.engine.port import EngineStatus, StreamEvent
+from edge.engine.supervised import request_frame
 from edge.errors import Declined, EdgeError
 from edge.messages import (
     Finished,
@@ -23,7 +24,6 @@ from edge.messages import (
     Timing,
     Token,
     Tokenized,
-    frame,
 )
 from edge.onnx.messages import TensorStats
 
@@ -164,7 +164,7 @@ class FakeEngine:
 
     def submit(self, work: Submit) -> FakeStream:
         self.require_room()
-        frame(work)  # what cannot cross the pipe must not come so far
+        request_frame(work)  # as the engine's client does: refuses what cannot cross the pipe
         stream = FakeStream(work, list(self.script(work)))
         self.streams.append(stream)
         return stream
