@@ -157,8 +157,6 @@ def _unversioned(model: str) -> str:
 
 def _parts(body: bytes, request: Request) -> tuple[InferRequest, bytes]:
     """The JSON part and what follows. Raises InvalidRequest."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise InvalidRequest("compressed bodies are not read here: send it without Content-Encoding")
     declared = request.headers.get(_LENGTH)
     size = len(body)
     if declared is not None:
