@@ -169,10 +169,10 @@ class FakeEngine:
         self.streams.append(stream)
         return stream
 
-    async def tokenize(self, prompt: Prompt, *, add_special: bool = True) -> Tokenized:
+    async def tokenize(self, prompt: Prompt, *, add_special: bool = True, pieces: bool = False) -> Tokenized:
         self.tokenized.append((prompt, add_special))
         text = prompt.text.encode() if isinstance(prompt, TextPrompt) else b"chat"
-        return Tokenized(0, list(text), [bytes([b]) for b in text])
+        return Tokenized(0, list(text), [bytes([b]) for b in text] if pieces else [])
 
     async def detokenize(self, tokens: list[int]) -> str:
         return bytes(tokens).decode()
