@@ -80,7 +80,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._head_is_there()
         self._rest_is_there()
         self._answer_is_read()
-        if self._running is not None:  # uvicorn tells the last of several requests only, not the one that is being answered
+        if (
+            self._running is not None
+        ):  # uvicorn tells the last of several requests only, not the one that is being answered
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Protocol
 
 import httptools
@@ -26,7 +27,7 @@ class PlainParser(httptools.HttpRequestParser):
         """The head that was read last is such a one: it comes once more, without the offer. A tunnel (CONNECT) is none."""
         return bool(self.should_upgrade()) and self.get_method() != b"CONNECT"
 
-    def feed_data(self, data: bytes | memoryview) -> None:
+    def feed_data(self, data: bytes | bytearray | memoryview[int] | array[int]) -> None:
         """Read on."""
         rest = memoryview(data)
         while True:

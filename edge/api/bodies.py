@@ -38,7 +38,7 @@ class BodyRoom:
             nonlocal own_bytes
             if own_bytes + size_bytes > _SMALL_BYTES and self.held_bytes + size_bytes > self.most_bytes:
                 refusal = Overloaded(
-                    f"large requests under way take {self.held_bytes >> 20} MiB, the node takes no more of them; try again shortly"
+                    f"large requests under way take {self.held_bytes >> 20} MiB, the node takes no more; try again shortly"
                 )
                 refusal.reason = "bodies"
                 raise refusal

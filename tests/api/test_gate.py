@@ -207,7 +207,9 @@ def test_a_client_that_sent_more_and_leaves_is_no_fault_of_ours(serve: Serve, ca
 
     node = serve(FakeEngine(script))
     body = json.dumps({**CHAT, "stream": True}).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    )
     connection = node.connect()
     connection.sendall(head % len(body) + body + b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
     connection.recv(1000)

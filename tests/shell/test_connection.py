@@ -25,8 +25,8 @@ H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Answers once the whole request is there; `/slow` takes its time, `/early` does not wait for a body, `/echo` answers with it,
-    `/large` with a lot."""
+    """Answers once the whole request is there; `/slow` takes its time, `/early` does not wait for a body, `/echo` answers with
+    it, `/large` with a lot."""
     body = b""
     while scope["path"] != "/early":
         message = await receive()
