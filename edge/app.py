@@ -10,11 +10,10 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
-
-import uvloop
 
 from edge import __version__
 from edge.admission.policy import Mode
@@ -27,6 +26,7 @@ from edge.errors import ConfigurationError
 from edge.fitting import Fitter, wishes_of
 from edge.fleet.central import Central, FleetLimits
 from edge.fleet.upstreams import read_upstreams
+from edge.handshakes import HandshakeLoop
 from edge.listener import bind, http_server, is_loopback, raise_file_limit, require_tls_files, url
 from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
 from edge.logs import start_logging
@@ -104,7 +104,8 @@ def _serve(effective: Effective, observer: StartObserver) -> None:
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
     model = registry.resolve(settings.model.name, observer.checking)
     node = Node(effective, model, registry, listener, observer)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    loop = partial(HandshakeLoop, settings.server.header_timeout_s, settings.server.max_connections)
+    with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(node.run())
     if node.begin_again:
         listener.close()

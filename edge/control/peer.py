@@ -13,8 +13,6 @@ from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from edge.connection import BoundedConnection, bounded_connection
 from edge.errors import ConfigurationError
 from edge.listener import HttpServer, PortBusy, bind, uvicorn_config
@@ -42,18 +40,6 @@ class PeerConnection(BoundedConnection):
         super().on_message_begin()
         scope: MutableMapping[str, Any] = self.scope  # type: ignore[assignment]
         scope[PEER] = self._peer
-
-
-class HandshakeLoop(uvloop.Loop):
-    """An event loop whose servers do not wait a minute for a TLS handshake."""
-
-    handshake_timeout_s = 10.0
-
-    async def create_server(self, *given: Any, **options: Any) -> Any:
-        """As ever, with that bound."""
-        if options.get("ssl") is not None:
-            options.setdefault("ssl_handshake_timeout", self.handshake_timeout_s)
-        return await super().create_server(*given, **options)
 
 
 def nodes_context(chain: Path, key: Path, anchors: Path) -> ssl.SSLContext:
