@@ -22,6 +22,8 @@ MAX_HEAD_BYTES = 64 * 1024
 RESERVE = 16
 """Connections above the limit whose head is awaited. One more, and the first of them is refused: whoever leaves heads unfinished
 takes the place of nobody who sends his at once, as a probe does."""
+MOST_QUEUED = 16
+"""Requests that wait on one connection for the answers before them. Hardly any client sends one; thousands fit into one read."""
 _RESERVE_S = 2.0
 _RESERVE_HEAD_BYTES = 8 * 1024
 _LEAST_READ_BYTES = 48 * 1024
@@ -53,6 +55,7 @@ class BoundedConnection(HttpToolsProtocol):
         self.parser = PlainParser(self)
         self._running: RequestResponseCycle | None = None
         self._is_extra = False  # above the limit
+        self._is_full = False  # what was asked is answered, and nothing more is taken
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._rest_timer: asyncio.TimerHandle | None = None
@@ -122,14 +125,15 @@ class BoundedConnection(HttpToolsProtocol):
         if self.parser.met_offer:
             return
         self._head_is_there()
-        if self._is_extra and (self.cycle is not None or not self._asks_for_health()):
-            if self.cycle is None and not self.transport.is_closing():
-                self._refuse_extra()
-            return  # it gets one answer, and no second one
+        if self._is_full or self.transport.is_closing():
+            return
+        if self._is_extra and not self._asks_for_health():
+            self._refuse_extra()
+            return
         self._whole = False
         super().on_headers_complete()
-        if self._is_extra:
-            self.cycle.keep_alive = False
+        if self._is_extra or len(self.pipeline) >= MOST_QUEUED:
+            self._is_full, self.cycle.keep_alive = True, False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head. One of the trailer means nothing here, and is not kept."""
@@ -144,17 +148,16 @@ class BoundedConnection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Bytes of the body."""
         self._in_trailer = False
-        if self.cycle is not None:  # it is None when the request was refused at its head
+        if not self._whole:  # else the request was not taken
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        if self.parser.met_offer:
+        self._in_trailer = False
+        if self._whole:  # it was not taken
             return
-        self._whole, self._in_trailer = True, False
+        self._whole = True
         self._rest_is_there()
-        if self.cycle is None:
-            return
         super().on_message_complete()
         if not self._answering:  # it was answered before it was whole
             self.idle[self] = None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edge.api.gate import HEALTH
-from edge.connection import MAX_HEAD_BYTES, RESERVE
+from edge.connection import MAX_HEAD_BYTES, MOST_QUEUED, RESERVE
 from edge.listener import bind, http_server
 from edge.settings import Server
 
@@ -423,6 +423,19 @@ def test_a_refusal_has_an_id_and_a_reason() -> None:
         writer.write(b"nonsense\r\n\r\n")
         head = (await reader.read()).partition(b"\r\n\r\n")[0]
         assert b"x-request-id: req-" in head and b"x-edge-reason: invalid_value" in head
+        writer.close()
+
+    against_server(client)
+
+
+def test_no_more_requests_are_kept_than_a_client_may_mean() -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        more = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n%02d"
+        writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n" + b"".join(more % number for number in range(90)))
+        answers = (await reader.read()).split(b"HTTP/1.1 200 OK\r\n")[1:]
+        assert [answer[-2:] for answer in answers] == [b"ok", *(b"%02d" % number for number in range(MOST_QUEUED))]
+        assert [b"connection: close" in answer for answer in answers] == [False] * MOST_QUEUED + [True]
         writer.close()
 
     against_server(client)
