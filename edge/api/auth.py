@@ -65,6 +65,8 @@ class KeyStore:
         except FileNotFoundError:
             self._seen, self._keys, self._newer = None, [], False
             return []
+        except OSError as error:
+            raise ConfigurationError(f"the key file {self._path} cannot be read ({error.strerror})") from error
         seen = (found.st_mtime_ns, found.st_ino, found.st_size)
         if seen != self._seen:
             self._keys = self._read()

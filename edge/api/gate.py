@@ -18,14 +18,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.admission.policy import may_leave
 from edge.api.ask import asked
+from edge.api.auth import ApiKey, authorize
 from edge.api.auth import Scope as KeyScope
-from edge.api.auth import authorize
 from edge.api.bodies import BodyRoom, Vanished, hand_over, replayed, whole_body
 from edge.api.front import Front
 from edge.api.page import PATH as PAGE
 from edge.api.polled import POLLED
 from edge.api.render import error_response
-from edge.errors import EdgeError, EngineFault, InvalidRequest, PermissionDenied, RouteNotFound
+from edge.errors import (
+    ConfigurationError,
+    EdgeError,
+    EngineFault,
+    InvalidRequest,
+    PermissionDenied,
+    RouteNotFound,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +66,8 @@ class Gate:
         self._app = app
         self._front = front
         self._room = BodyRoom(_BODIES * front.config.max_body_bytes)
+        self._keys_failed = False
+        """That the keys cannot be read was said."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, read the body, and hand over; or answer with the error."""
@@ -133,13 +143,25 @@ class Gate:
                 "models are not loaded or unloaded from a web page: send the request without `Origin`"
             )
         if front.config.keys_required:
-            key = authorize(front.keys, _secret(headers), wanted)
+            key = self._key(headers, wanted)
             name = key.name
             if wanted == "inference":
                 front.rates.take(key)
         if wanted == "inference" and (obstacle := front.shut()) is not None and not self._may_leave(path, headers):
             raise obstacle.error
         return name
+
+    def _key(self, headers: Headers, wanted: KeyScope | None) -> ApiKey:
+        """The request's. What is wrong with the file of keys is for the log: clients may be anybody."""
+        try:
+            key = authorize(self._front.keys, _secret(headers), wanted)
+        except ConfigurationError as error:
+            if not self._keys_failed:
+                log.error("API keys cannot be read", extra={"event": "keys_unreadable", "reason": error.message})
+            self._keys_failed = True
+            raise Unavailable("API keys cannot be checked at present; the node's log says why") from None
+        self._keys_failed = False
+        return key
 
     def _may_leave(self, path: str, headers: Headers) -> bool:
         """Whether the fleet might answer: then the request is read although the engine cannot take it."""

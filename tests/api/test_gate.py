@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -220,3 +221,19 @@ def test_a_client_that_sent_more_and_leaves_is_no_fault_of_ours(serve: Serve, ca
         time.sleep(0.01)
     assert node.engine.streams[0].aborted.is_set() and not node.engine.streams[0].over
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_keys_that_cannot_be_read_are_for_the_log_and_not_for_clients(
+    serve: Serve, keys: KeyStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = keys.create("one", scopes=("inference",), requests_per_minute=None, created="2026-01-01")
+    file, headers = tmp_path / "keys.json", {"authorization": f"Bearer {secret}"}
+    good = file.read_bytes()
+    with serve(keys_required=True).http(headers=headers) as client:
+        for content, status in ((b"{", 503), (b"{{", 503), (good, 200), (b"{", 503)):
+            file.write_bytes(content)
+            answer = client.post("/v1/chat/completions", json=CHAT)
+            assert answer.status_code == status
+            assert str(tmp_path) not in answer.text
+    said = [record for record in caplog.records if getattr(record, "event", "") == "keys_unreadable"]
+    assert len(said) == 2 and str(file) in vars(said[0])["reason"]
