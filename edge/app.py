@@ -10,10 +10,9 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
-
-import uvloop
 
 from edge import __version__
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
@@ -23,6 +22,7 @@ from edge.engine.client import EngineClient
 from edge.enrolled import keeper_of, telemetry_of
 from edge.errors import ConfigurationError
 from edge.fitting import Fitter, wishes_of
+from edge.handshakes import HandshakeLoop
 from edge.identity.owner import other_owner
 from edge.listener import bind, http_server, is_here, keep_looking_for, raise_file_limit, require_tls_files, url
 from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
@@ -110,7 +110,8 @@ def _serve(effective: Effective, observer: StartObserver) -> None:
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
     model = registry.resolve(settings.model.name, patient(notifier, observer.checking))
     node = Node(effective, model, registry, listener, observer, notifier)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    loop = partial(HandshakeLoop, settings.server.header_timeout_s, settings.server.max_connections)
+    with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(node.run())
     if node.begin_again:
         listener.close()
@@ -189,7 +190,6 @@ class Node:
             keys_required=self._keys_required,
             max_body_bytes=server.max_body_bytes,
             body_timeout_s=server.body_timeout_s,
-            write_timeout_s=server.write_timeout_s,
             ttft_slo_s=self._settings.slo.ttft_ms / 1000,
             itl_slo_s=self._settings.slo.itl_ms / 1000,
             mode=self._mode,

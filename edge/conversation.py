@@ -59,16 +59,16 @@ class _Answer:
     calls: dict[int, ToolCall] = field(default_factory=dict)
 
     def take(self, chunk: dict[str, Any]) -> Iterator[Event]:
-        for choice in chunk.get("choices", []):
-            delta = choice.get("delta", {})
+        for choice in chunk.get("choices") or []:
+            delta = choice.get("delta") or {}
             if thought := delta.get("reasoning_content"):
                 yield Reasoning(thought)
             if text := delta.get("content"):
                 self.text += text
                 yield Text(text)
             for piece in delta.get("tool_calls") or []:
-                call = self.calls.setdefault(piece["index"], ToolCall())
-                function = piece.get("function", {})
+                call = self.calls.setdefault(piece.get("index", 0), ToolCall())
+                function = piece.get("function") or {}
                 call.id = piece.get("id") or call.id
                 call.name += function.get("name") or ""
                 call.arguments += function.get("arguments") or ""
@@ -199,7 +199,7 @@ def _trusting(authority: Path) -> ssl.SSLContext:
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
     """The JSON events of a server-sent event stream, until [DONE]. Raises EdgeError for an error event."""
-    for line in response.iter_lines():
+    for line in _lines(response):
         if not line.startswith("data:"):
             continue
         payload = line.removeprefix("data:").strip()
@@ -213,3 +213,11 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
             raise from_code(str(detail.get("code")), str(detail.get("message")))
         yield event
     raise NodeUnreachable("the answer broke off; see the node's log")
+
+
+def _lines(response: httpx.Response) -> Iterator[str]:
+    """Ended by line feeds alone: httpx also takes U+2028 and U+0085 for ends, and an answer may hold them."""
+    rest = ""
+    for text in response.iter_text():
+        *lines, rest = (rest + text).split("\n")
+        yield from lines

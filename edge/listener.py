@@ -244,7 +244,7 @@ def uvicorn_config(
 def _loaded(application: Callable[..., Any], settings: Server) -> uvicorn.Config:
     config = uvicorn_config(
         application,
-        bounded_connection(settings.header_timeout_s, settings.max_connections),
+        bounded_connection(settings.header_timeout_s, settings.write_timeout_s, settings.max_connections),
         _KEEP_ALIVE_S,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,

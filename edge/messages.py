@@ -16,6 +16,8 @@ import msgspec
 from edge.dialects.tools import GrammarSpec
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+MOST_PIECES = 16_384
+"""Of a text of some megabytes they would take more memory than a small machine has."""
 EXIT_NO_MEMORY = 71
 """Exit status of a child that could not get the memory it needed."""
 
@@ -160,6 +162,8 @@ class Tokenize(Message, frozen=True):
     request_id: int
     prompt: Prompt
     add_special: bool = True
+    pieces: bool = False
+    """Their bytes are wanted too, of MOST_PIECES at most."""
 
 
 class Detokenize(Message, frozen=True):
@@ -387,6 +391,7 @@ class Tokenized(Message, frozen=True):
     request_id: int
     tokens: list[int]
     pieces: list[bytes]
+    """Empty unless they were wanted."""
 
 
 class Detokenized(Message, frozen=True):

@@ -64,15 +64,17 @@ class Server(Section):
     max_body_bytes: Annotated[int, Ge(1024), Le(1024 * MIB)] = Field(
         4 * MIB, description="Longest request body in bytes; longer ones get 413."
     )
-    header_timeout_s: Seconds = Field(10.0, description="Time a client has to send its request's head.")
+    header_timeout_s: Seconds = Field(
+        10.0, description="Time a client has for its TLS handshake, and for its request's head."
+    )
     body_timeout_s: Seconds = Field(30.0, description="Time a client has to send its request's body; then 408.")
     write_timeout_s: Seconds = Field(
-        30.0, description="Time a client may leave a full send buffer unread; then its request is given up."
+        30.0, description="Time a client may leave what waits for it unread; then it is given up."
     )
     max_connections: Annotated[int, Ge(1), Le(1_000_000)] = Field(
         1024,
         description="Connections open at one time. For one more the one that has been idle longest is closed; where none "
-        "is idle, only its questions about health are answered.",
+        "is idle, only its questions about health are answered. Of TLS handshakes as many may be under way besides.",
     )
     drain_timeout_s: Seconds = Field(45.0, description="Time that running answers have to finish after SIGTERM.")
 

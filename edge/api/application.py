@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from edge.api import detect, embeddings, health, inference, load, models, page, v2
+from edge.api.faults import invalid_body
 from edge.api.front import Front
 from edge.api.gate import Gate
 from edge.api.job import ClientGone
@@ -54,21 +55,16 @@ async def _client_gone(_: Request, error: Exception) -> Response:
 async def _validation_error(request: Request, error: Exception) -> Response:
     """FastAPI's 422 becomes OpenAI's 400 with the field's name."""
     assert isinstance(error, RequestValidationError)
-    first, path = error.errors()[0], request.url.path
+    errors, path = error.errors(), request.url.path
+    first = errors[0]
     if first["type"] == "json_invalid":
         why = first.get("ctx", {}).get("error", first["msg"])
         return error_response(InvalidRequest(f"the body is not JSON: {why}"), path)
-    where = [str(part) for part in first["loc"] if part != "body" and not _is_branch(part)]
-    param = ".".join(where) or None
-    subject = f"`{param}`" if param else "the body"
-    return error_response(InvalidRequest(f"{subject}: {first['msg']}", param=param), path)
-
-
-def _is_branch(part: object) -> bool:
-    """pydantic names the branch of a union in an error's place; clients know nothing of those."""
-    return isinstance(part, str) and (
-        not part.replace("_", "").isalnum() or part in ("str", "NamedTool") or "[" in part
-    )
+    if isinstance(first.get("input"), bytes):  # FastAPI reads nothing as JSON that is not called so
+        kind = request.headers.get("content-type", "")
+        said = f"Content-Type is {kind[:100]!r}" if kind else "Content-Type is missing"
+        return error_response(InvalidRequest(f"{said}; send JSON, with `Content-Type: application/json`"), path)
+    return error_response(invalid_body(errors), path)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -80,5 +76,15 @@ async def _http_error(request: Request, error: Exception) -> Response:
         case 405:
             return error_response(MethodNotAllowed("this path has no such method"), path, dict(error.headers or {}))
         case status if status < 500:
-            return error_response(InvalidRequest(f"the body cannot be read: {error.detail}"), path)
+            return error_response(InvalidRequest(f"the body cannot be read: {_unread(error)}"), path)
     return error_response(EngineFault(str(error.detail)), path)
+
+
+def _unread(error: HTTPException) -> str:
+    """Why, where FastAPI only says that it is so."""
+    match error.__cause__:
+        case UnicodeDecodeError(object=found, start=at):
+            return f"it is not UTF-8, from byte {at} on (0x{found[at]:02x})"
+        case RecursionError():
+            return "it is nested too deeply"
+    return str(error.detail)

@@ -4,23 +4,68 @@ faults."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edge.errors import BodyTooLarge, SlowClient
+from edge.errors import BodyTooLarge, Overloaded, SlowClient
+
+_SMALL_BYTES = 64 * 1024
 
 
 class Vanished(Exception):
     """The client closed its connection while its body was read."""
 
 
+@dataclass(slots=True)
+class BodyRoom:
+    """Owner of the memory for bodies: each is bounded, but a thousand clients may send one at a time."""
+
+    most_bytes: int
+    held_bytes: int = 0
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[Callable[[int], None]]:
+        """For one request, as long as it holds its body; call it with the size of each part. It raises Overloaded where there is
+        no room. Small bodies, as most are, always find some."""
+        own_bytes = 0
+
+        def take(size_bytes: int) -> None:
+            nonlocal own_bytes
+            if own_bytes + size_bytes > _SMALL_BYTES and self.held_bytes + size_bytes > self.most_bytes:
+                refusal = Overloaded(
+                    f"large requests under way take {self.held_bytes >> 20} MiB, the node takes no more; try again shortly"
+                )
+                refusal.reason = "bodies"
+                raise refusal
+            own_bytes += size_bytes
+            self.held_bytes += size_bytes
+
+        try:
+            yield take
+        finally:
+            self.held_bytes -= own_bytes
+
+
+def _unbounded(_: int) -> None:
+    """Where bodies are small."""
+
+
 async def whole_body(
-    headers: Headers, receive: Receive, *, most_bytes: int, timeout_s: float, setting: str = ""
+    headers: Headers,
+    receive: Receive,
+    *,
+    most_bytes: int,
+    timeout_s: float,
+    setting: str = "",
+    take: Callable[[int], None] = _unbounded,
 ) -> bytes:
-    """The request's body. `setting` names what bounds it. Raises BodyTooLarge, SlowClient, Vanished."""
+    """The request's body. `setting` names what bounds it, `take` is told of each part. Raises BodyTooLarge, SlowClient, Vanished,
+    and what `take` raises."""
     too_large = BodyTooLarge(f"the request's body is over {most_bytes} bytes{f' ({setting})' if setting else ''}")
     declared = headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > most_bytes:
@@ -37,6 +82,7 @@ async def whole_body(
                 size += len(part)
                 if size > most_bytes:
                     raise too_large
+                take(len(part))
                 parts.append(part)
                 if not message.get("more_body", False):
                     return b"".join(parts)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from edge.api.answers import new_id
+from edge.api.faults import invalid_body
 from edge.api.inference import ERRORS
 from edge.api.render import json_response
 from edge.api.schema import DetectRequest, PictureQuestion
@@ -95,7 +96,7 @@ def _from_json(body: bytes) -> tuple[PictureQuestion, bytes]:
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     except ValidationError as error:
-        raise _refused(error) from None
+        raise invalid_body(error.errors()) from None
     refuse_unsupported(question)
     text = question.image
     if mark := _DATA_URL.match(text):
@@ -122,12 +123,6 @@ def _from_query(request: Request) -> PictureQuestion:
     try:
         question = PictureQuestion.model_validate(given)
     except ValidationError as error:
-        raise _refused(error) from None
+        raise invalid_body(error.errors()) from None
     refuse_unsupported(question)
     return question
-
-
-def _refused(error: ValidationError) -> InvalidRequest:
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return InvalidRequest(f"`{where}`: {first['msg']}" if where else f"the body: {first['msg']}", param=where or None)

@@ -217,7 +217,6 @@ class Dispatch:
                     _counted(chunks, lambda: self._count(served, job, choices)),
                     lambda: self._over(job),
                     headers,
-                    front.config.write_timeout_s,
                 )
             await unless_gone(request, asyncio.create_task(_rest(first, events, choices)))
             self._count(served, job, choices)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -15,6 +17,7 @@ from edge.api.render import json_response
 from edge.api.schema import ClassifyRequest, EmbeddingRequest, RerankRequest, RerankText, TextInput
 from edge.api.served import ServedTensors
 from edge.api.tensors import HEADERS, answered
+from edge.api.turns import in_turns
 from edge.api.unsupported import refuse_unsupported
 from edge.errors import InvalidRequest
 from edge.onnx.datatypes import floats
@@ -37,15 +40,22 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         return await served.engine.embed(texts, _KINDS[body.input_type], body.dimensions)
 
     found, served = await answered(request, body.model, ("embedding",), ask)
+    rest = orjson.dumps({"object": "list", "model": served.name, "usage": _usage(found.tokens)})[1:]
+    data = await listed(found, coded=body.encoding_format == "base64")
+    return Response(b'{"data":' + data + b"," + rest, headers=HEADERS, media_type="application/json")
+
+
+async def listed(found: Embedded, *, coded: bool) -> bytes:
+    """Vectors as OpenAI's list of embeddings, in JSON; `coded`: as base64 of little-endian float32."""
     size = found.width * _FLOAT_BYTES
-    parts = [found.vectors[at : at + size] for at in range(0, len(found.vectors), size)]
-    coded = body.encoding_format == "base64"
-    data = [
-        {"object": "embedding", "index": n, "embedding": base64.b64encode(p).decode() if coded else floats(p)}
-        for n, p in enumerate(parts)
-    ]
-    answer = {"object": "list", "data": data, "model": served.name, "usage": _usage(found.tokens)}
-    return json_response(answer, headers=HEADERS)
+
+    def each() -> Iterator[bytes]:
+        for number, at in enumerate(range(0, len(found.vectors), size)):
+            part = found.vectors[at : at + size]
+            vector = base64.b64encode(part).decode() if coded else floats(part)
+            yield orjson.dumps({"object": "embedding", "index": number, "embedding": vector})
+
+    return b"[" + b",".join(await in_turns(each())) + b"]"
 
 
 @router.post("/v1/rerank", responses=ERRORS, response_model=None)

@@ -41,7 +41,6 @@ class FrontConfig:
     keys_required: bool
     max_body_bytes: int
     body_timeout_s: float
-    write_timeout_s: float
     ttft_slo_s: float
     itl_slo_s: float
     mode: Mode = "best-effort"

@@ -10,6 +10,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -19,12 +20,18 @@ from edge.admission.policy import may_leave
 from edge.api.ask import asked
 from edge.api.auth import Scope as KeyScope
 from edge.api.auth import authorize
-from edge.api.bodies import Vanished, hand_over, replayed, whole_body
+from edge.api.bodies import BodyRoom, Vanished, hand_over, replayed, whole_body
 from edge.api.front import Front
 from edge.api.page import PATH as PAGE
 from edge.api.polled import POLLED
 from edge.api.render import error_response
-from edge.errors import EdgeError, EngineFault, PermissionDenied, RouteNotFound
+from edge.errors import (
+    EdgeError,
+    EngineFault,
+    InvalidRequest,
+    PermissionDenied,
+    RouteNotFound,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +52,8 @@ TRACE = "edge.trace"
 REQUEST_ID = "edge.request_id"
 """Key of the ASGI scope: the id that the answer carries."""
 
+_BODIES = 32
+"""So many of the largest may be held at a time."""
 _SANE_ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 
 
@@ -54,12 +63,16 @@ class Gate:
     def __init__(self, app: ASGIApp, front: Front) -> None:
         self._app = app
         self._front = front
+        self._room = BodyRoom(_BODIES * front.config.max_body_bytes)
+        """That the keys cannot be read was said."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, read the body, and hand over; or answer with the error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # the server leaves the body out by a scope of its own
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
         if scope["path"] not in GENERATION or scope["method"] != "POST":
@@ -82,15 +95,22 @@ class Gate:
 
     async def _checked(self, scope: Scope, receive: Receive, tagged: Send, request_id: str) -> None:
         """Read the body and hand over, or answer with the error."""
+        with self._room.place() as take:
+            await self._in_its_place(scope, receive, tagged, request_id, take)
+
+    async def _in_its_place(
+        self, scope: Scope, receive: Receive, tagged: Send, request_id: str, take: Callable[[int], None]
+    ) -> None:
         headers = Headers(scope=scope)
         try:
             if not scope["path"].isprintable():  # a router may read "/metrics\n" as "/metrics"; a check here would not
                 raise RouteNotFound("the path holds characters that no path here has")
             scope[KEY_NAME] = self._admit(scope["method"], scope["path"], headers)
             scope[REQUEST_ID] = request_id
-            body = await self._body(headers, receive) if scope["method"] in ("POST", "PUT", "PATCH", "DELETE") else b""
+            has_body = scope["method"] in ("POST", "PUT", "PATCH", "DELETE")
+            body = await self._body(headers, receive, take) if has_body else b""
         except EdgeError as error:
-            await error_response(error, scope["path"], {"connection": "close"})(scope, receive, tagged)
+            await error_response(error, scope["path"])(scope, receive, tagged)
             return
         except Vanished:
             return
@@ -133,14 +153,17 @@ class Gate:
         ask = asked(headers, None)
         return path in GENERATION and may_leave(ask, self._front.config.mode, self._front.fleet_view()) is None
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _body(self, headers: Headers, receive: Receive, take: Callable[[int], None]) -> bytes:
         config = self._front.config
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise InvalidRequest("compressed bodies are not read here: send it without Content-Encoding")
         return await whole_body(
             headers,
             receive,
             most_bytes=config.max_body_bytes,
             timeout_s=config.body_timeout_s,
             setting="server.max_body_bytes",
+            take=take,
         )
 
     def _tagged(self, send: Send, request_id: str, path: str) -> Send:
@@ -183,4 +206,9 @@ def _secret(headers: Headers) -> str | None:
 
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
-    return given if _SANE_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+    return given if _SANE_ID.fullmatch(given) else fresh_id()
+
+
+def fresh_id() -> str:
+    """An id for a request that brings none."""
+    return f"req-{secrets.token_hex(12)}"

@@ -46,7 +46,7 @@ async def handed_on(request: Request, front: Front, fleet: Central, entry: Entry
     if body.get("stream"):
         entry.ttft_s = time.monotonic() - request.scope[READ_AT]
         relay = _relayed(answer, entry, front.turnstile, with_usage=bool(options.get("include_usage")))
-        return EventStream(relay, lambda: _over(answer, entry), headers, front.config.write_timeout_s)
+        return EventStream(relay, lambda: _over(answer, entry), headers)
     await answer.close()
     entry.outcome = "ok"
     return json_response(answer.body, headers=headers)

@@ -76,7 +76,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     prompt = _tokenize_prompt(body)
     adds = special if special is not None else isinstance(prompt, ChatPrompt)
     with await waited_for(request, front, body.model, front.served) as served:
-        found = await served.engine.tokenize(prompt, add_special=adds)
+        found = await served.engine.tokenize(prompt, add_special=adds, pieces=bool(body.with_pieces))
     tokens: list[Any] = found.tokens
     if body.with_pieces:
         tokens = [{"id": t, "piece": _piece(p)} for t, p in zip(found.tokens, found.pieces, strict=True)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -28,13 +26,13 @@ from edge.api.othernames import DcgmNames, VllmNames
 from edge.api.recent import WINDOW_S, Recent
 from edge.api.timings import Listener, Tally, Timings
 from edge.api.told import Told
+from edge.api.turns import in_turns
 from edge.fleet.central import Central
 from edge.identity.keeper import Keeper
 from edge.probes.sample import Probes
 from edge.residency import Pool
 from edge.telemetry.node import Telemetry
 
-_PIECE_S = 0.0002
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _RATIOS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5)
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -179,16 +177,11 @@ class NodeMetrics:
         return {"window_s": WINDOW_S, **{name: times for name, times in found.items() if times is not None}}
 
     async def page(self) -> bytes:
-        """The whole page. Made in pieces: at one go it would hold up the tokens of all answers for longer than a pass takes."""
+        """The whole page."""
         self.settle()
-        parts: list[bytes] = []
-        since_s = time.monotonic()
-        for family in chain(self._registry.collect(), self._others.collect()):
-            parts.append(generate_latest(cast(CollectorRegistry, _Only(family))))  # it collects, and asks no more
-            if time.monotonic() - since_s > _PIECE_S:
-                await asyncio.sleep(0)
-                since_s = time.monotonic()
-        return b"".join(parts)
+        families = chain(self._registry.collect(), self._others.collect())
+        # It collects, and asks no more.
+        return b"".join(await in_turns(generate_latest(cast(CollectorRegistry, _Only(f))) for f in families))
 
 
 class _Only(Collector):

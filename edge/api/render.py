@@ -34,7 +34,7 @@ def error_headers(error: EdgeError) -> dict[str, str]:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
         headers["x-should-retry"] = "true"
-    elif error.status >= 500:
+    elif error.status >= 500 or error.status == 429:
         headers["x-should-retry"] = "false"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"

@@ -6,16 +6,37 @@ fields are accepted unless they would change the answer: `edge.api.unsupported` 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Le, MaxLen, MinLen
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 MAX_ANSWERS = 32
 MAX_STOPS = 16
 MAX_TEXTS = 2048
 
+_ItemT = TypeVar("_ItemT")
+
+
+class _FirstFault(FailFast):
+    __hash__ = object.__hash__  # so that it may stand in a union
+
+
+Several = Annotated[list[_ItemT], _FirstFault()]
+"""A list of which the first wrong item is told: a million of them would take gigabytes, and hold up everybody's answer."""
+
+
+def _first_fault(given: Any) -> Any:
+    """The same for a mapping, which pydantic always reads to its end."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            if type(value) not in (int, float) or not -100 <= value <= 100:
+                return {key: value}
+    return given
+
+
 Bias = Annotated[float, Ge(-100), Le(100)]
+Biases = Annotated[dict[str, Bias], BeforeValidator(_first_fault)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Penalty = Annotated[float, Ge(-2), Le(2)]
 Tokens = Annotated[int, Ge(1)]
@@ -53,9 +74,9 @@ class ChatMessage(RequestBody):
     """One message. Content is text, or a list of text parts."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Several[dict[str, Any]] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Several[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -120,10 +141,10 @@ class Generation(RequestBody):
     repetition_penalty: Annotated[float, Ge(0.1), Le(10)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: Biases | None = None
     seed: Annotated[int, Ge(-(2**63)), Le(2**64 - 1)] | None = None
     n: Annotated[int, Ge(1), Le(MAX_ANSWERS)] | None = None
-    stop: str | Annotated[list[str], MaxLen(MAX_STOPS)] | None = None
+    stop: str | Annotated[Several[str], MaxLen(MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
@@ -135,15 +156,15 @@ class Generation(RequestBody):
 class ChatRequest(Generation):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], MinLen(1)]
+    messages: Annotated[Several[ChatMessage], MinLen(1)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Ge(0), Le(20)] | None = None
-    tools: list[Tool] | None = None
+    tools: Several[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    modalities: list[str] | None = None
+    modalities: Several[str] | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
@@ -158,9 +179,9 @@ class CompletionRequest(Generation):
 
     prompt: (
         str
-        | Annotated[list[str], MinLen(1), MaxLen(64)]
-        | Annotated[list[TokenId], MinLen(1)]
-        | Annotated[list[Annotated[list[TokenId], MinLen(1)]], MinLen(1), MaxLen(64)]
+        | Annotated[Several[str], MinLen(1), MaxLen(64)]
+        | Annotated[Several[TokenId], MinLen(1)]
+        | Annotated[Several[Annotated[Several[TokenId], MinLen(1)]], MinLen(1), MaxLen(64)]
     )
     echo: bool | None = None
     best_of: Annotated[int, Ge(1)] | None = None
@@ -173,8 +194,8 @@ class TokenizeRequest(RequestBody):
     model: str | None = None
     prompt: str | None = None
     content: str | None = None
-    messages: Annotated[list[ChatMessage], MinLen(1)] | None = None
-    tools: list[Tool] | None = None
+    messages: Annotated[Several[ChatMessage], MinLen(1)] | None = None
+    tools: Several[Tool] | None = None
     add_special_tokens: bool | None = None
     add_special: bool | None = None
     add_generation_prompt: bool | None = None
@@ -187,14 +208,14 @@ class DetokenizeRequest(RequestBody):
     """Body of POST /detokenize."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Several[TokenId]
 
 
 TextInput = (
     str
-    | Annotated[list[str], MinLen(1), MaxLen(MAX_TEXTS)]
-    | Annotated[list[TokenId], MinLen(1)]
-    | Annotated[list[Annotated[list[TokenId], MinLen(1)]], MinLen(1), MaxLen(MAX_TEXTS)]
+    | Annotated[Several[str], MinLen(1), MaxLen(MAX_TEXTS)]
+    | Annotated[Several[TokenId], MinLen(1)]
+    | Annotated[Several[Annotated[Several[TokenId], MinLen(1)]], MinLen(1), MaxLen(MAX_TEXTS)]
 )
 """A text, texts, the tokens of one, or of several."""
 
@@ -221,7 +242,7 @@ class RerankRequest(RequestBody):
 
     model: str
     query: str
-    documents: Annotated[list[str | RerankText], MinLen(1), MaxLen(MAX_TEXTS)]
+    documents: Annotated[Several[str | RerankText], MinLen(1), MaxLen(MAX_TEXTS)]
     top_n: Annotated[int, Ge(1)] | None = None
     return_documents: bool | None = None
 
@@ -251,7 +272,7 @@ class InferInput(RequestBody):
     """One input tensor. Without `data` its bytes follow the JSON part."""
 
     name: str
-    shape: Annotated[list[Annotated[int, Ge(0), Le(2**31 - 1)]], MaxLen(16)]
+    shape: Annotated[Several[Annotated[int, Ge(0), Le(2**31 - 1)]], MaxLen(16)]
     datatype: str
     parameters: dict[str, Any] | None = None
     data: Any = None
@@ -269,8 +290,8 @@ class InferRequest(RequestBody):
 
     id: str | None = None
     parameters: dict[str, Any] | None = None
-    inputs: Annotated[list[InferInput], MaxLen(256)]
-    outputs: Annotated[list[InferOutput], MaxLen(256)] | None = None
+    inputs: Annotated[Several[InferInput], MaxLen(256)]
+    outputs: Annotated[Several[InferOutput], MaxLen(256)] | None = None
 
 
 class ErrorBody(BaseModel):

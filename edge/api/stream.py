@@ -170,50 +170,36 @@ class StreamWatch:
 
 
 class EventStream(Response):
-    """ASGI response. Watches for the client's leaving while it writes; newer Starlette's own class does not."""
+    """ASGI response. Watches for the client's leaving while it writes; newer Starlette's own class does not. One that does not
+    read is given up by its connection (edge.connection)."""
 
-    def __init__(
-        self, body: AsyncIterator[bytes], abort: Callable[[], None], headers: Mapping[str, str], write_timeout_s: float
-    ) -> None:
+    def __init__(self, body: AsyncIterator[bytes], abort: Callable[[], None], headers: Mapping[str, str]) -> None:
         # Response's own constructor would render a body and give its length.
         self.status_code = 200
         self.background = None
         self.raw_headers = [*_HEADERS, *((k.encode(), v.encode()) for k, v in headers.items())]
         self._body = body
         self._abort = abort
-        self._write_timeout_s = write_timeout_s
-        self._writing_since_s: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write until the end, the client's leaving, or a write that takes too long."""
-        writing = asyncio.create_task(self._write(send))
-        others = [asyncio.create_task(_left(receive)), asyncio.create_task(self._stalled())]
+        """Write until the end, or the client's leaving."""
+        writing, left = asyncio.create_task(self._write(send)), asyncio.create_task(_left(receive))
         try:
-            await asyncio.wait({writing, *others}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({writing, left}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._abort()
-            for task in (writing, *others):
+            for task in (writing, left):
                 if not task.done():
                     task.cancel()
-            outcome = (await asyncio.gather(writing, *others, return_exceptions=True))[0]
+            outcome = (await asyncio.gather(writing, left, return_exceptions=True))[0]
         if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
             raise outcome
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for data in self._body:
-            self._writing_since_s = time.monotonic()
             await send({"type": "http.response.body", "body": data, "more_body": True})
-            self._writing_since_s = None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _stalled(self) -> None:
-        """Return when one write has taken too long: a client that does not read must not hold memory and a slot for ever.
-
-        Looks now and then; a timer for every write would cost more than the write.
-        """
-        while self._writing_since_s is None or time.monotonic() - self._writing_since_s < self._write_timeout_s:
-            await asyncio.sleep(self._write_timeout_s / 4)
 
 
 async def _left(receive: Receive) -> None:

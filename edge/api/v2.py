@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from edge import __version__
+from edge.api.faults import invalid_body
 from edge.api.front import Front
 from edge.api.render import json_response
 from edge.api.schema import InferInput, InferRequest
@@ -156,8 +157,6 @@ def _unversioned(model: str) -> str:
 
 def _parts(body: bytes, request: Request) -> tuple[InferRequest, bytes]:
     """The JSON part and what follows. Raises InvalidRequest."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise InvalidRequest("compressed bodies are not read here: send it without Content-Encoding")
     declared = request.headers.get(_LENGTH)
     size = len(body)
     if declared is not None:
@@ -172,8 +171,7 @@ def _parts(body: bytes, request: Request) -> tuple[InferRequest, bytes]:
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the JSON part cannot be read: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidRequest(f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}") from None
+        raise invalid_body(error.errors()) from None
     return parsed, body[size:]
 
 

@@ -33,9 +33,7 @@ class Bounds:
         try:
             body = await self._body(Headers(scope=scope), receive) if scope["method"] in _WITH_BODY else b""
         except EdgeError as error:
-            answer = self._render(error)
-            answer.headers["connection"] = "close"
-            await answer(scope, receive, send)
+            await self._render(error)(scope, receive, send)
             return
         except Vanished:
             return

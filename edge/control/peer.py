@@ -13,8 +13,6 @@ from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from edge.connection import BoundedConnection, bounded_connection
 from edge.errors import ConfigurationError
 from edge.listener import HttpServer, PortBusy, bind, say_if_absent, uvicorn_config
@@ -42,18 +40,6 @@ class PeerConnection(BoundedConnection):
         super().on_message_begin()
         scope: MutableMapping[str, Any] = self.scope  # type: ignore[assignment]
         scope[PEER] = self._peer
-
-
-class HandshakeLoop(uvloop.Loop):
-    """An event loop whose servers do not wait a minute for a TLS handshake."""
-
-    handshake_timeout_s = 10.0
-
-    async def create_server(self, *given: Any, **options: Any) -> Any:
-        """As ever, with that bound."""
-        if options.get("ssl") is not None:
-            options.setdefault("ssl_handshake_timeout", self.handshake_timeout_s)
-        return await super().create_server(*given, **options)
 
 
 def nodes_context(chain: Path, key: Path, anchors: Path) -> ssl.SSLContext:
@@ -91,7 +77,7 @@ def http_server(
     app: Callable[..., Any], context: ssl.SSLContext | None, *, timeout_s: float, max_connections: int
 ) -> HttpServer:
     """uvicorn on our connection class."""
-    connection = bounded_connection(timeout_s, max_connections, PeerConnection)
+    connection = bounded_connection(timeout_s, timeout_s, max_connections, PeerConnection)
     config = uvicorn_config(app, connection, _KEEP_ALIVE_S)
     config.load()
     config.ssl = context

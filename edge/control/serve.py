@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from edge import __version__
@@ -25,7 +26,6 @@ from edge.control.est import build_nodes_application
 from edge.control.files import close_directory, write_if_changed
 from edge.control.fleet import Fleet
 from edge.control.peer import (
-    HandshakeLoop,
     http_server,
     listen,
     nodes_context,
@@ -36,6 +36,7 @@ from edge.control.registry import Registry, TellingSinkFile
 from edge.control.settings import FleetHome, FleetSettings, load_settings
 from edge.control.x509 import now_utc
 from edge.errors import ConfigurationError, EdgeError
+from edge.handshakes import HandshakeLoop
 from edge.listener import HttpServer, is_loopback, raise_file_limit
 from edge.registry.durable import locked
 from edge.telemetry.mqtt import BrokerAddress, Message
@@ -73,8 +74,8 @@ def serve_fleet(home: FleetHome, started: Callable[[Serving], None]) -> None:
             listeners.append(listen(settings.admin.host, settings.admin.port, "admin"))
             raise_file_limit(settings.est.max_connections + _ADMIN_CONNECTIONS)
             server = FleetServer(home, settings, listeners)
-            HandshakeLoop.handshake_timeout_s = settings.est.timeout_s
-            with asyncio.Runner(loop_factory=HandshakeLoop) as runner:
+            loop = partial(HandshakeLoop, settings.est.timeout_s, settings.est.max_connections)
+            with asyncio.Runner(loop_factory=loop) as runner:
                 runner.run(server.run(started))
         finally:
             for listener in listeners:

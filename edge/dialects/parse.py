@@ -188,7 +188,7 @@ class AnswerParser:
 
     def _bare_call(self, final: bool) -> bool:
         """Llama 3 writes a call with no marker: decide whether the text's beginning is (or may become) one."""
-        compact = re.sub(r"\s", "", self._buffer[:64])
+        compact = re.sub(r"\s", "", self._buffer.lstrip()[:64])
         if compact.startswith(_BARE_START):
             self._marker, self._mode = "", _Mode.CALL
             return True

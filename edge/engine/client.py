@@ -146,10 +146,10 @@ class EngineClient(Supervised[Load, ModelFacts, ToFront]):
         if self._phase == "ready" and self._child is not None:
             self._child.say(ClocksChanged())
 
-    async def tokenize(self, prompt: Prompt, *, add_special: bool = True) -> Tokenized:
-        """Tokens of a prompt. Raises EdgeError."""
+    async def tokenize(self, prompt: Prompt, *, add_special: bool = True, pieces: bool = False) -> Tokenized:
+        """Tokens of a prompt, and their bytes if `pieces`. Raises EdgeError."""
         request_id = self._new_id()
-        answer = await self._call(request_id, Tokenize(request_id, prompt, add_special))
+        answer = await self._call(request_id, Tokenize(request_id, prompt, add_special, pieces))
         assert isinstance(answer, Tokenized)
         return answer
 

@@ -14,7 +14,7 @@ from edge.engine.sequence import Request, Sequence
 from edge.engine.shortlist import Shortlist
 from edge.engine.writer import AnswerWriter
 from edge.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter, UnsupportedSchema
-from edge.messages import ChatPrompt, Prompt, Submit, TextPrompt, TokenPrompt
+from edge.messages import MOST_PIECES, ChatPrompt, Prompt, Submit, TextPrompt, TokenPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,12 @@ class Intake:
         return Tokens(tokens, opened)
 
     def pieces(self, tokens: list[int]) -> list[bytes]:
-        """Each token's bytes, control tokens spelled out."""
+        """Each token's bytes, control tokens spelled out. Raises InvalidRequest for more than are told at a time."""
+        if len(tokens) > MOST_PIECES:
+            raise InvalidRequest(
+                f"the text has {len(tokens)} tokens, and `with_pieces` goes with {MOST_PIECES} at most; send it in parts",
+                param="with_pieces",
+            )
         return [self._vocabulary.marked_piece(token) for token in tokens]
 
     def detokenize(self, tokens: list[int]) -> str:
@@ -119,7 +124,8 @@ class Intake:
         try:
             return self.grammars.compile(work.grammar, reasoning=self._reasoning, reasoning_open=prompt.reasoning_open)
         except GrammarRefused as error:
-            raise UnsupportedSchema(str(error), param="response_format") from error
+            param = "response_format" if work.grammar.kind == "json_schema" else "tools"
+            raise UnsupportedSchema(str(error), param=param) from error
 
     def _sequence(
         self, request: Request, index: int, grammar: GrammarState | None, visible: frozenset[int]

@@ -86,8 +86,8 @@ class Engine(Protocol):
         """Start a request; `work.request_id` is ignored and assigned. Raises EngineDown, ModelLoading or Overloaded."""
         ...
 
-    async def tokenize(self, prompt: Prompt, *, add_special: bool = True) -> Tokenized:
-        """Tokens of a prompt. Raises EdgeError."""
+    async def tokenize(self, prompt: Prompt, *, add_special: bool = True, pieces: bool = False) -> Tokenized:
+        """Tokens of a prompt, and their bytes if `pieces`. Raises EdgeError."""
         ...
 
     async def detokenize(self, tokens: list[int]) -> str:

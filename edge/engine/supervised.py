@@ -368,3 +368,7 @@ def request_frame(message: Message) -> bytes | bytearray:
         ) from None
     except FrameTooLarge as error:
         raise InvalidRequest(f"the request is too large for the engine: {error}") from None
+    except OverflowError:
+        raise InvalidRequest("a whole number in the request has more than 64 bits") from None
+    except RecursionError:
+        raise InvalidRequest("the request is nested too deeply") from None

@@ -111,7 +111,8 @@ class Reader(threading.Thread):
 
     def _tokenized(self, message: Tokenize) -> Iterable[Message]:
         tokens = self._intake.tokenize(message.prompt, add_special=message.add_special).tokens
-        return [Tokenized(message.request_id, tokens, self._intake.pieces(tokens))]
+        pieces = self._intake.pieces(tokens) if message.pieces else []
+        return [Tokenized(message.request_id, tokens, pieces)]
 
     def _detokenized(self, message: Detokenize) -> Iterable[Message]:
         return [Detokenized(message.request_id, self._intake.detokenize(message.tokens))]

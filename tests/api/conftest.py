@@ -29,7 +29,6 @@ CONFIG = FrontConfig(
     keys_required=False,
     max_body_bytes=1 << 20,
     body_timeout_s=10.0,
-    write_timeout_s=10.0,
     ttft_slo_s=0.05,
     itl_slo_s=0.05,
 )

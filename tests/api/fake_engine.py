@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from edge.engine.counts import Counts
 from edge.engine.port import EngineStatus, StreamEvent
+from edge.engine.supervised import request_frame
 from edge.errors import Declined, EdgeError
 from edge.messages import (
     Finished,
@@ -23,7 +24,6 @@ from edge.messages import (
     Timing,
     Token,
     Tokenized,
-    frame,
 )
 from edge.onnx.messages import TensorStats
 
@@ -164,15 +164,15 @@ class FakeEngine:
 
     def submit(self, work: Submit) -> FakeStream:
         self.require_room()
-        frame(work)  # what cannot cross the pipe must not come so far
+        request_frame(work)  # as the engine's client does: refuses what cannot cross the pipe
         stream = FakeStream(work, list(self.script(work)))
         self.streams.append(stream)
         return stream
 
-    async def tokenize(self, prompt: Prompt, *, add_special: bool = True) -> Tokenized:
+    async def tokenize(self, prompt: Prompt, *, add_special: bool = True, pieces: bool = False) -> Tokenized:
         self.tokenized.append((prompt, add_special))
         text = prompt.text.encode() if isinstance(prompt, TextPrompt) else b"chat"
-        return Tokenized(0, list(text), [bytes([b]) for b in text])
+        return Tokenized(0, list(text), [bytes([b]) for b in text] if pieces else [])
 
     async def detokenize(self, tokens: list[int]) -> str:
         return bytes(tokens).decode()

@@ -249,6 +249,7 @@ def test_strict_refuses_with_the_time_to_come_back_or_none_if_it_is_hopeless(ser
         hopeless = True
         answer = client.post("/v1/chat/completions", json=BODY)
         assert answer.status_code == 429 and "retry-after" not in answer.headers
+        assert answer.headers["x-should-retry"] == "false"  # else the official client tries all the same
         assert answer.json()["error"]["code"] == "slo_unreachable"
 
 
@@ -414,7 +415,7 @@ def test_a_client_that_leaves_is_noticed_by_the_fleet(serve: Serve, fleet: Upstr
 
 def test_a_client_that_does_not_read_holds_up_nobody_else(serve: Serve, fleet: Upstream) -> None:
     fleet.words = ["word " * 2000] * 400
-    node = serve(FakeEngine(too_late), [configured(fleet)], mode="fleet", write_timeout_s=60.0)
+    node = serve(FakeEngine(too_late), [configured(fleet)], mode="fleet")
     with node.connect() as deaf:
         body = json.dumps({**BODY, "stream": True}).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
+import struct
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +22,7 @@ from tests.api.conftest import Serve
 from tests.api.fake_engine import FakeEngine, says
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+JSON = {"content-type": "application/json"}
 NO_PATHS = ["/v1/chat/completions%0A", "/metrics%0a", "/v1/models%0D", "/tokenize%00", "/v1/models/%E2%80%A8"]
 
 
@@ -148,3 +152,88 @@ def test_facts_of_no_model_are_a_503(serve: Serve) -> None:
     engine.facts = None
     assert isinstance(FakeEngine().facts, ModelFacts)
     assert serve(engine).http().post("/v1/chat/completions", json=CHAT).status_code == 503
+
+
+@pytest.mark.parametrize("path", [*POLLED, "/v1/models", "/v2/health/ready", "/"])
+def test_head_is_get_without_a_body(serve: Serve, keys: KeyStore, path: str) -> None:
+    """Monitors ask so."""
+    with serve().http() as client:
+        got, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
+        assert int(head.headers["content-length"]) > 0
+        assert client.head("/v1/chat/completions").status_code == 405
+    with serve(keys_required=True).http() as client:
+        assert client.head(path).status_code == client.get(path).status_code
+
+
+def test_who_is_refused_while_he_sends_reads_why(serve: Serve) -> None:
+    """To close at once would take the answer from him."""
+    node = serve(keys_required=True)
+    body = json.dumps({**CHAT, "user": "x" * 900_000}).encode()
+    for _ in range(10):
+        with node.connect() as connection:
+            assert raw(connection, "/v1/chat/completions", body)[0] == 401
+            assert raw(connection, "/v1/chat/completions", body)[0] == 401  # on the same one
+
+
+def test_a_compressed_body_is_refused_in_words(serve: Serve) -> None:
+    answer = serve().http().post("/v1/chat/completions", content=b"x", headers={"content-encoding": "gzip"})
+    assert (answer.status_code, "Content-Encoding" in answer.json()["error"]["message"]) == (400, True)
+
+
+def test_large_bodies_share_their_room_and_small_ones_always_have_some(serve: Serve) -> None:
+    node = serve(max_body_bytes=1 << 20)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n"
+    body = json.dumps({**CHAT, "user": "x" * 900_000}).encode()
+    senders = [node.connect() for _ in range(32)]
+    for sender in senders:
+        sender.sendall(head + b"x" * 1_048_575)  # all but one byte
+    with node.http() as client:
+        deadline = time.monotonic() + 20
+        while (answer := client.post("/v1/chat/completions", content=body, headers=JSON)).status_code == 200:
+            assert time.monotonic() < deadline
+        assert (answer.status_code, answer.headers["x-edge-reason"]) == (429, "bodies")
+        assert "retry-after" in answer.headers
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+        for sender in senders:
+            sender.close()
+        while client.post("/v1/chat/completions", content=body, headers=JSON).status_code != 200:
+            assert time.monotonic() < deadline
+
+
+def test_a_client_that_sent_more_and_leaves_is_no_fault_of_ours(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    def script(work: Any) -> Any:
+        return says(*["x" * 4000] * 500)(work)
+
+    node = serve(FakeEngine(script))
+    body = json.dumps({**CHAT, "stream": True}).encode()
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    )
+    connection = node.connect()
+    connection.sendall(head % len(body) + body + b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    connection.recv(1000)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    deadline = time.monotonic() + 10
+    while node.engine.in_flight and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert node.engine.streams[0].aborted.is_set() and not node.engine.streams[0].over
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_keys_that_cannot_be_read_are_for_the_log_and_not_for_clients(
+    serve: Serve, keys: KeyStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = keys.create("one", scopes=("inference",), requests_per_minute=None, created="2026-01-01")
+    file, headers = tmp_path / "keys.json", {"authorization": f"Bearer {secret}"}
+    good = file.read_bytes()
+    with serve(keys_required=True).http(headers=headers) as client:
+        for content, status in ((b"{", 503), (b"{", 503), (good, 200), (b"{", 503)):
+            file.write_bytes(content)
+            answer = client.post("/v1/chat/completions", json=CHAT)
+            assert answer.status_code == status
+            assert str(tmp_path) not in answer.text
+    said = [record for record in caplog.records if getattr(record, "event", "") == "keys_unreadable"]
+    assert len(said) == 2 and str(file) in vars(said[0])["reason"]

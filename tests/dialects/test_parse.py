@@ -159,6 +159,13 @@ def test_arguments_stream_before_the_call_is_closed() -> None:
     assert reader.feed('": 1') == [ToolCallArguments(0, '": 1')]
 
 
+@pytest.mark.parametrize("fmt", list(ToolFormat))
+def test_much_white_space_first_holds_nothing_back(fmt: ToolFormat) -> None:
+    reader = parser(fmt)
+    assert reader.feed("\n" * 80 + "Sure") == [ContentPiece("\n" * 80 + "Sure")]
+    assert read(parser(ToolFormat.LLAMA3), ["\n" * 80, CALLS[ToolFormat.LLAMA3]])[2][1] == ("get", "{}")
+
+
 def test_without_parallel_calls_only_the_first_counts() -> None:
     assert [n for n, _ in read(parser(parallel=False), [CALLS[ToolFormat.HERMES]])[2]] == ["set"]
 

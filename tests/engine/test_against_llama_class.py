@@ -53,7 +53,7 @@ def same_or_near_tie(answer: Answer, expected: list[bytes], margin: float) -> No
 
 
 async def spelled(client: EngineClient, answers: list[list[int]]) -> list[list[bytes]]:
-    return [(await client.tokenize(TokenPrompt(a))).pieces if a else [] for a in answers]
+    return [(await client.tokenize(TokenPrompt(a), pieces=True)).pieces if a else [] for a in answers]
 
 
 def test_greedy_answers_equal_the_llama_class_on_f16(prompts: list[str]) -> None:

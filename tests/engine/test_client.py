@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from edge.dialects.tools import GrammarSpec, response_grammar
+from edge.dialects.tools import GrammarSpec, ToolFormat, ToolSpec, response_grammar, tool_grammar
 from edge.engine.client import EngineClient
 from edge.engine.port import StreamEvent
 from edge.engine.supervised import EngineLimits
@@ -22,7 +22,7 @@ from edge.errors import (
     UnsupportedParameter,
     UnsupportedSchema,
 )
-from edge.messages import ChatPrompt, Finished, Sampling, Submit, TextPrompt, Token, TokenPrompt
+from edge.messages import MOST_PIECES, ChatPrompt, Finished, Sampling, Submit, TextPrompt, Token, TokenPrompt
 from tests.engine.conftest import LIMITS, Q4_0, collect, load_of, run_with_engine
 
 GREEDY = Sampling(temperature=0.0)
@@ -243,6 +243,35 @@ def test_a_bad_request_fails_alone(work: Submit, error: type[Exception]) -> None
         running = asyncio.create_task(ending(client, chat("tell me about pumps")))
         assert isinstance(await ending(client, work), error)
         assert isinstance(await running, Finished)
+
+    run_with_engine(load_of(Q4_0), use)
+
+
+def test_tokens_bytes_come_where_they_are_wanted_and_few() -> None:
+    async def use(client: EngineClient) -> None:
+        text = TextPrompt("pump 3")
+        told = await client.tokenize(text, add_special=False, pieces=True)
+        assert b"".join(told.pieces).strip() == b"pump 3"
+        assert (await client.tokenize(text)).pieces == []
+        many = TokenPrompt(told.tokens * MOST_PIECES)
+        assert len((await client.tokenize(many)).tokens) > MOST_PIECES
+        with pytest.raises(InvalidRequest, match="with_pieces"):
+            await client.tokenize(many, pieces=True)
+
+    run_with_engine(load_of(Q4_0), use)
+
+
+def test_the_field_whose_schema_cannot_be_held_is_named() -> None:
+    tool = ToolSpec("f", {"type": "object", "properties": {"a": {"not": {}}}})
+
+    async def use(client: EngineClient) -> None:
+        for grammar, param in (
+            (response_grammar({"not": {}}), "response_format"),
+            (tool_grammar(ToolFormat.HERMES, [tool], choice="required", parallel=True), "tools"),
+        ):
+            failed = await ending(client, Submit(0, TextPrompt("x"), grammar=grammar))
+            assert isinstance(failed, UnsupportedSchema)
+            assert failed.param == param
 
     run_with_engine(load_of(Q4_0), use)
 

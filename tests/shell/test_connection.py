@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from edge.api.gate import HEALTH
-from edge.connection import MAX_HEAD_BYTES, RESERVE
+from edge.connection import MAX_HEAD_BYTES, MOST_QUEUED, RESERVE
 from edge.listener import bind, http_server
 from edge.settings import Server
 
@@ -19,14 +20,24 @@ Client = Callable[[str, int], Awaitable[None]]
 ASKED = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
+LARGE_BYTES = 32 << 20
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+
+
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Answers once the whole request is there; `/slow` takes its time, `/early` does not wait for a body."""
-    while scope["path"] != "/early" and (await receive()).get("more_body"):
-        pass
+    """Answers once the whole request is there; `/slow` takes its time, `/early` does not wait for a body, `/echo` answers with
+    it, `/large` with a lot."""
+    body = b""
+    while scope["path"] != "/early":
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
     if scope["path"] == "/slow":
         await asyncio.sleep(0.5)
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"ok"})
+    answer = {"/echo": body, "/large": bytes(LARGE_BYTES)}.get(scope["path"], b"ok")
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(answer))]})
+    await send({"type": "http.response.body", "body": answer})
 
 
 def against_server(client: Client, **changes: Any) -> None:
@@ -323,6 +334,108 @@ def test_chunks_and_a_small_trailer_are_taken() -> None:
         await writer.drain()
         writer.write(b"z: z\r\n\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    against_server(client)
+
+
+@pytest.mark.parametrize("form", ["length", "chunked"])
+@pytest.mark.parametrize("pause_s", [0.0, 0.05])
+def test_a_request_that_offers_another_protocol_keeps_its_body(form: str, pause_s: float) -> None:
+    """Java's client offers HTTP/2 with each request to a plain address."""
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\n" + H2C
+    body = b"0123456789"
+    if form == "length":
+        head, body = head + b"Content-Length: 10\r\n\r\n", body
+    else:
+        head, body = head + b"Transfer-Encoding: chunked\r\n\r\n", b"a\r\n0123456789\r\n0\r\n\r\n"
+
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        for _ in range(2):  # and the connection stays good
+            writer.write(head)
+            await asyncio.sleep(pause_s)
+            writer.write(body)
+            assert (await reader.readuntil(b"0123456789")).startswith(b"HTTP/1.1 200")
+        writer.write(3 * (head + body))  # one behind the other
+        for _ in range(3):
+            await reader.readuntil(b"0123456789")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n" + H2C + b"\r\n")
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    against_server(client)
+
+
+def test_a_tunnel_is_refused() -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert refusal(await reader.read()) == (400, "invalid_value")
+        writer.close()
+
+    against_server(client)
+
+
+async def asked_for_much(host: str, port: int, fields: bytes) -> socket.socket:
+    """A connection with a small window, on which a large answer waits."""
+    loop, connection = asyncio.get_running_loop(), socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+    connection.setblocking(False)
+    await loop.sock_connect(connection, (host, port))
+    await loop.sock_sendall(connection, b"GET /large HTTP/1.1\r\nHost: x\r\n%s\r\n" % fields)
+    return connection
+
+
+@pytest.mark.parametrize("fields", [b"", b"Connection: close\r\n"])
+def test_who_does_not_read_a_large_answer_is_given_up(fields: bytes) -> None:
+    async def client(host: str, port: int) -> None:
+        loop, size = asyncio.get_running_loop(), 0
+        connection = await asked_for_much(host, port, fields)
+        await asyncio.sleep(1.5)
+        with contextlib.suppress(ConnectionError):
+            while data := await loop.sock_recv(connection, 1 << 20):
+                size += len(data)
+        assert size < LARGE_BYTES
+        connection.close()
+
+    against_server(client, write_timeout_s=0.3)
+
+
+def test_who_reads_a_large_answer_slowly_gets_it_whole() -> None:
+    async def client(host: str, port: int) -> None:
+        loop, size, pauses = asyncio.get_running_loop(), 0, 0
+        connection = await asked_for_much(host, port, b"Connection: close\r\n")
+        while data := await loop.sock_recv(connection, 256 * 1024):
+            size += len(data)
+            if size > (pauses + 1) * LARGE_BYTES // 20:
+                pauses += 1
+                await asyncio.sleep(0.1)
+        assert size > LARGE_BYTES
+        connection.close()
+
+    against_server(client, write_timeout_s=0.3)
+
+
+def test_a_refusal_has_an_id_and_a_reason() -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"nonsense\r\n\r\n")
+        head = (await reader.read()).partition(b"\r\n\r\n")[0]
+        assert b"x-request-id: req-" in head and b"x-edge-reason: invalid_value" in head
+        writer.close()
+
+    against_server(client)
+
+
+def test_no_more_requests_are_kept_than_a_client_may_mean() -> None:
+    async def client(host: str, port: int) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        more = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n%02d"
+        writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n" + b"".join(more % number for number in range(90)))
+        answers = (await reader.read()).split(b"HTTP/1.1 200 OK\r\n")[1:]
+        assert [answer[-2:] for answer in answers] == [b"ok", *(b"%02d" % number for number in range(MOST_QUEUED))]
+        assert [b"connection: close" in answer for answer in answers] == [False] * MOST_QUEUED + [True]
         writer.close()
 
     against_server(client)

@@ -130,3 +130,24 @@ def test_a_missing_key_comes_with_the_cure(serve: Serve) -> None:
     url = serve(models={"error": {"code": "invalid_api_key", "message": "no API key"}}, status=401)
     with Conversation(url) as conversation, pytest.raises(InvalidApiKey, match="edge keys create NAME"):
         conversation.model()
+
+
+def test_line_ends_that_are_none_in_json_break_no_event(serve: Serve) -> None:
+    said = "one\u2028two\u0085three"
+    body = f'data: {{"choices": [{{"index": 0, "delta": {{"content": "{said}"}}, "finish_reason": "stop"}}]}}\n\ndata: [DONE]\n\n'
+    with Conversation(serve(body)) as conversation:
+        events = list(conversation.say("hi"))
+    assert events == [Text(said), End("stop", ())]
+
+
+def test_what_other_servers_leave_out_or_send_as_null_is_nothing(serve: Serve) -> None:
+    """A fleet's answers are passed on as they come."""
+    chunks: list[dict[str, Any]] = [
+        {"choices": None},
+        {"choices": [{"index": 0, "delta": None}]},
+        {"choices": [{"delta": {"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": None}}]}}]},
+        {"choices": [{"delta": {"tool_calls": [{"function": None}]}, "finish_reason": "tool_calls"}]},
+    ]
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    with Conversation(serve(body)) as conversation:
+        assert list(conversation.say("hi")) == [End("tool_calls", (ToolCall("a", "f", ""),))]
