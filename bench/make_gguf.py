@@ -113,7 +113,7 @@ def _write_f16(
         writer.add_pooling_type(pooling)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    _add_tokenizer(writer, shape.vocabulary, shape.splitter)
+    add_tokenizer(writer, shape.vocabulary, shape.splitter)
     writer.add_chat_template([{"name": "default", "template": CHATML}, _JUDGING] if shape.judges else CHATML)
     for name, array in _tensors(shape, np.random.default_rng(seed)):
         writer.add_tensor(name, array)
@@ -158,7 +158,8 @@ def _tensors(shape: Shape, rng: np.random.Generator) -> Iterator[tuple[str, np.n
                 yield f"{at}{name}.weight", matrix(rows, columns)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, size: int, splitter: str) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, size: int, splitter: str) -> None:
+    """A vocabulary of `size` tokens."""
     tokens, merges = _vocabulary(size - len(SPECIAL))
     kinds = [gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL] * len(SPECIAL)
     tokens += SPECIAL

@@ -33,3 +33,12 @@ def test_pinned_prompts_that_leave_no_cells_are_refused_by_name() -> None:
     pinned = [TokenPrompt([300 + n] * 200) for n in range(3)]
     with pytest.raises(ModelUnusable, match="pinned"):
         run_with_engine(load_of(F16, pinned=pinned, **FULL), use)
+
+
+def test_the_whole_context_can_be_used_where_there_is_one_slot() -> None:
+    async def use(client: EngineClient) -> None:
+        prompt = TokenPrompt([300 + number % 100 for number in range(240)])
+        answer = await collect(client, Submit(0, prompt, GREEDY, max_tokens=16, ignore_eos=True))
+        assert answer.finished is not None and answer.finished.completion_tokens == 16
+
+    run_with_engine(load_of(F16, **{**FULL, "slots": 1}), use)
