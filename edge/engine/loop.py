@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 
 from edge.engine.admission import Verdict
@@ -34,6 +35,8 @@ _PAGE_BYTES = 4096
 _TRIAL_TOKENS = 64
 _TRIAL_EVERY_S = 0.25
 _UNNOTICED_S = 0.008
+_LONG_TRIALS_SHARE = 0.002
+"""Of an idle engine's time, what passes may take that whoever arrives has to wait for: less than one arrival in a hundred by far."""
 
 
 class EngineLoop:
@@ -56,7 +59,7 @@ class EngineLoop:
         self._model = model
         sizes: tuple[tuple[Kind, int], ...] = (("decode", 1), ("prompt", min(_TRIAL_TOKENS, context.rows_limit)))
         self._trials = deque((kind, rows, n) for kind, rows in sizes for n in threads.candidates)
-        self._trial_due_s = 0.0
+        self._trial_due_s = self._long_trial_due_s = 0.0
         self._pass_threads, self._strained = 0, False
         self._scheduler = scheduler
         self._inbox = inbox
@@ -110,20 +113,30 @@ class EngineLoop:
             self._beat()
 
     def _beat(self) -> None:
-        self._probe("decode", 1, self._threads.of("decode"))
+        ratio = self._probe("decode", 1, self._threads.of("decode"))
         self._forward_s = time.monotonic()
-        self._try_threads(at_leisure=True)
+        if self._scheduler.idle:  # nobody has come meanwhile
+            self._scheduler.proved(self._forward_s, ratio)
+            self._try_threads(at_leisure=True)
 
     def _try_threads(self, *, at_leisure: bool) -> None:
-        """Nobody waits: see how another thread count would do. Unless at leisure, only with a pass so short that whoever
-        arrives meanwhile does not notice."""
+        """Nobody waits: see how another thread count would do. Seldom, and only at leisure, with a pass so long that whoever
+        arrives meanwhile would notice."""
         self._trial_due_s = time.monotonic() + _TRIAL_EVERY_S
-        kind, rows, threads = self._trials[0]
-        short = self._model.raw_s(kind, rows, 0) < _UNNOTICED_S
-        if len(self._threads.candidates) == 1 or not (short or at_leisure):
+        for _ in range(len(self._trials) if len(self._threads.candidates) > 1 else 0):
+            kind, rows, threads = self._trials[0]
+            self._trials.rotate(-1)
+            if (long_s := self._model.raw_s(kind, rows, self._probe_place()[1])) < _UNNOTICED_S:
+                long_s = 0.0
+            elif not at_leisure or time.monotonic() < self._long_trial_due_s:
+                continue
+            ratio = self._probe(kind, rows, threads)
+            if long_s:
+                self._long_trial_due_s = time.monotonic() + long_s * ratio / _LONG_TRIALS_SHARE
+            if threads == self._threads.of(kind):
+                self._model.proved(kind, ratio)
+            self._learn_threads(kind, threads, ratio)
             return
-        self._trials.rotate(-1)
-        self._learn_threads(kind, threads, self._probe(kind, rows, threads))
 
     def _learn_threads(self, kind: Kind, threads: int, ratio: float) -> bool:
         """Take in a trial. True if another thread count is used from now on."""
@@ -135,16 +148,16 @@ class EngineLoop:
 
     def _probe(self, kind: Kind, rows: int, threads: int) -> float:
         """A pass behind what lies in a free slot, which leaves no trace. Returns its time beside what is predicted."""
-        context = self._context
-        context.use_threads(threads)
+        self._context.use_threads(threads)
         while True:
-            slot = min(self._scheduler.slots.free_slots(), key=context.length)
-            at = context.length(slot)
-            if at + rows > context.shape.context_tokens:
+            slot, at = self._probe_place()
+            if at + rows > self._context.shape.context_tokens:
                 self._clear(slot)
                 at = 0
             places, outputs = list(range(at, at + rows)), [False] * (rows - 1) + [True]
+            expected_s = self._model.raw_s(kind, rows, at)
             begun = time.monotonic()
+            self._scheduler.begins(begun + expected_s)
             try:
                 self._run([0] * rows, places, [slot] * rows, outputs)
             except CellsExhausted:  # in the unified layout others' cells fill the slot's room
@@ -153,8 +166,12 @@ class EngineLoop:
             else:
                 break
         took_s = time.monotonic() - begun
-        context.forget(slot, at)
-        return took_s / self._model.raw_s(kind, rows, at)
+        self._context.forget(slot, at)
+        return took_s / expected_s
+
+    def _probe_place(self) -> tuple[int, int]:
+        """(the free slot that holds least, how much)."""
+        return min(((slot, self._context.length(slot)) for slot in self._scheduler.slots.free_slots()), key=itemgetter(1))
 
     # --- inbox --------------------------------------------------------------------------------------------------------
 

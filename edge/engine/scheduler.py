@@ -55,8 +55,9 @@ class Scheduler:
         self._chunk_tokens = chunk_tokens
         self._prompt_pass_since_decode = False
         self._busy_until_s = 0.0
-        # A model whose single row takes longer than the target cannot keep it, however little it does at a time.
-        self._keeps_targets = targets.promised and steps.decode_s(1, 0) <= targets.itl_s
+        self._declined_idle = False
+        """Somebody was declined while there was nothing to compute."""
+        self._keeps_targets = self._can_keep_targets()
         self._line = Line(targets)
         self._seating = Seating(
             slots=slots,
@@ -96,6 +97,7 @@ class Scheduler:
         if not verdict.declined:
             request.admitted = self._keeps_targets and not verdict.reason
             self._seating.queue(request)
+        self._declined_idle |= verdict.declined and self.idle
         return verdict
 
     def judge(self, request: Request, now_s: float) -> Verdict:
@@ -103,7 +105,7 @@ class Scheduler:
         busy_s = max(0.0, self._busy_until_s - now_s)
         now_s += busy_s
         work = request.work
-        prompt_s, known = self._prompt_of(request)
+        prompt_s, known = self._prompt_of(request, self._pass_tokens())
         if not self._targets.promised:
             return Verdict("", busy_s + prompt_s, self._steps.decode_s(1, 0), cached_tokens=known)
         answers = len(request.sequences)
@@ -120,13 +122,26 @@ class Scheduler:
             ttft_s=busy_s + verdict.ttft_s,
             late_s=late_s,
             declined=bool(reason) and (too_late or work.late == "decline"),
-            hopeless=not self._keeps_targets or prompt_s > self._targets.ttft_s or answers > self.slots.size,
+            hopeless=bool(reason) and self._is_hopeless(request),
             cached_tokens=known,
         )
 
     def begins(self, until_s: float) -> None:
         """A pass begins that is predicted to last until then: who arrives meanwhile waits for its end."""
         self._busy_until_s = until_s
+
+    def proved(self, now_s: float, ratio: float) -> None:
+        """An idle engine has made a decode pass, in `ratio` times what the table says. What was learned under another load must not
+        keep it from admitting anybody for ever."""
+        self._steps.proved("decode", ratio)
+        if self._declined_idle or not self.outlook(now_s)[0]:
+            self._steps.doubt(ratio)
+        self._declined_idle = False
+        self._keeps_targets = self._seating.reserves = self._keeps_targets or self._can_keep_targets()
+
+    def _can_keep_targets(self) -> bool:
+        """A model whose single row takes longer than the target cannot, however little it does at a time."""
+        return self._targets.promised and self._steps.decode_s(1, 0) <= self._targets.itl_s
 
     def outlook(self, now_s: float) -> tuple[bool, float]:
         """(whether a short prompt that came now would be admitted, seconds until its first token if it were not)."""
@@ -137,11 +152,17 @@ class Scheduler:
         reason = judge(now_s, wish, self._burden(), self._steps, self._targets).reason
         return not reason, self._seating.wait_s(self._token_s()) + self._stretched_s(prompt_s)
 
-    def _prompt_of(self, request: Request) -> tuple[float, int]:
+    def _is_hopeless(self, request: Request) -> bool:
+        """It would be late with nobody else here, in the passes of an idle engine, which are larger than those beside streams."""
+        prompt_s, _ = self._prompt_of(request, self._chunk_tokens)
+        late = prompt_s > self._targets.ttft_s or len(request.sequences) > self.slots.size
+        return late or not self._keeps_targets
+
+    def _prompt_of(self, request: Request, pass_tokens: int) -> tuple[float, int]:
         """(time of a prompt's passes, how many of its tokens are known)."""
         match = self._seating.match(request)
         known = self._steps.best_start(len(request.tokens), match.usable) if match is not None else 0
-        prompt_s = self._steps.whole_prompt_s(len(request.tokens) - known, known, self._pass_tokens())
+        prompt_s = self._steps.whole_prompt_s(len(request.tokens) - known, known, pass_tokens)
         if match is not None:
             prompt_s += self._steps.restore_s(match.prefix.saved_bytes)
         return prompt_s, known

@@ -23,6 +23,8 @@ STRAINED_RATIO = 1.5
 _REMEMBERED = 128
 _FEW = 8
 _LEAST_RATIO, _LARGEST_RATIO = 0.2, 8.0
+_WRONG_TABLE = 0.75
+"""A table whose times are this much too long was measured while others had the processor."""
 
 Kind = Literal["decode", "prompt"]
 
@@ -48,6 +50,7 @@ class StepModel:
         self.table = table
         self._scale: dict[Kind, float] = {"decode": 1.0, "prompt": 1.0}
         self._ratios: dict[tuple[Kind, int], _Ratios] = {}
+        self._proofs: dict[Kind, deque[float]] = {"decode": deque(maxlen=_FEW), "prompt": deque(maxlen=_FEW)}
 
     def decode_s(self, rows: int, cells: int, *, safe: bool = True) -> float:
         """Time of a decode pass of `rows` streams that hold `cells` cells together."""
@@ -109,6 +112,20 @@ class StepModel:
         for ratios in self._ratios.values():
             ratios.age()
 
+    def proved(self, kind: Kind, ratio: float) -> None:
+        """A pass of an idle engine took `ratio` times what the table says. If all do, the table is put right."""
+        proofs = self._proofs[kind]
+        proofs.append(ratio)
+        if len(proofs) == _FEW and max(proofs) < _WRONG_TABLE:
+            self.rescale(kind, max(proofs))
+            proofs.clear()
+
+    def doubt(self, ratio: float) -> None:
+        """What passes took before keeps an idle engine from admitting anybody, so that nothing is learned any more; at present
+        they take `ratio` times what the table says. Slower times are forgotten, some at each call."""
+        for ratios in self._ratios.values():
+            ratios.fade(max(ratio, 1.0))
+
     def strained(self, kind: Kind, rows: int) -> bool:
         """Whether passes of this size take much longer than the table says."""
         ratios = self._ratios.get((kind, rows.bit_length()))
@@ -162,6 +179,12 @@ class _Ratios:
         while len(self._recent) > _FEW:
             self._drop_oldest()
         self._aged = len(self._recent)
+
+    def fade(self, ratio: float) -> None:
+        for _ in range(min(_FEW // 2, len(self._recent)) if ratio < self.safe else 0):
+            if not self._aged:
+                self._drop_oldest()
+            self.add(ratio)
 
     def _drop_oldest(self) -> None:
         del self._sorted[bisect_left(self._sorted, self._recent.popleft())]

@@ -425,3 +425,64 @@ def test_nothing_leaks_and_nothing_is_mistaken_whatever_arrives_and_is_cancelled
     machine.run()
     machine.check()
     assert all(s.phase is Phase.DONE for r in requests for s in r.sequences)
+
+
+NEAR_ITS_LIMIT = StepTable([(1, 0.020), (8, 0.030)], [(1, 0.010), (1024, 1.1)], 0.0, [], 0.0)
+
+
+def strict_scheduler(table: StepTable) -> Scheduler:
+    return Scheduler(
+        slots=4,
+        steps=StepModel(table),
+        cache=PrefixCache(cap_bytes=0, isolated=False),
+        targets=Targets(TTFT_S, ITL_S),
+        chunk_tokens=512,
+        copies_sequences=True,
+    )
+
+
+def test_an_engine_that_declines_everybody_after_a_busy_hour_admits_again_once_it_is_quiet() -> None:
+    scheduler = strict_scheduler(NEAR_ITS_LIMIT)
+    for _ in range(200):
+        scheduler._steps.observe("decode", 1, 0, 0.060)
+        scheduler._steps.observe("prompt", 10, 0, 0.060)
+    beats = 0
+    while scheduler.add(make_request(beats, 10, at_s=beats, late="decline"), beats).declined:
+        beats += 1
+        scheduler.proved(beats, 1.0)
+        assert beats < 64, "it declines for ever"
+    assert beats > 10, "a moment's quiet proves nothing"
+
+
+def test_what_a_busy_hour_taught_is_kept_where_it_keeps_nobody_out() -> None:
+    scheduler = strict_scheduler(TABLE)
+    for _ in range(200):
+        scheduler._steps.observe("decode", 1, 0, 0.004)
+    for beat in range(200):
+        scheduler.proved(beat, 1.0)
+    assert scheduler._steps.decode_s(1, 0) > 0.0039
+
+
+def test_an_engine_that_was_measured_beside_others_promises_once_it_is_quiet() -> None:
+    slow = StepTable([(1, 0.055), (8, 0.060)], [(1, 0.010), (1024, 1.1)], 0.0, [], 0.0)
+    scheduler = strict_scheduler(slow)
+    assert scheduler.add(make_request(1, 10, late="decline"), 0.0).hopeless
+    for beat in range(8):
+        scheduler.proved(beat, 0.4)
+    assert not scheduler.add(make_request(2, 10, at_s=10.0, late="decline"), 10.0).declined
+
+
+def test_a_prompt_that_an_idle_engine_would_read_in_time_is_not_called_hopeless_beside_streams() -> None:
+    scheduler = strict_scheduler(NEAR_ITS_LIMIT)
+    idle = scheduler.judge(make_request(1, 34), 0.0)
+    assert (idle.reason, idle.hopeless) == ("", False)
+    stream = make_request(2, 5, limit=60)
+    scheduler.add(stream, 0.0)
+    while (placement := scheduler.next_placement(0.0)) is not None:
+        scheduler.placed(placement, 0)
+    chunk = scheduler.next_chunk(0.0)
+    assert chunk is not None
+    scheduler.prefilled(chunk, 0.02, 0.02)
+    busy = scheduler.judge(make_request(3, 34, at_s=0.02), 0.02)
+    assert (busy.reason, busy.hopeless) == ("slo_ttft", False)
+    assert scheduler.judge(make_request(4, 100, at_s=0.02), 0.02).hopeless
