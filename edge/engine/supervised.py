@@ -343,7 +343,7 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
     async def _watch(self, child: ChildProcess) -> None:
         """Kill a child that has gone silent: it is wedged, whatever it believes."""
         while True:
-            limit_s = self._patience_s() if self._phase == "ready" else self._limits.load_timeout_s
+            limit_s = self.patience_s if self._phase == "ready" else self._limits.load_timeout_s
             silent_s = time.monotonic() - self._heard_s
             if silent_s >= limit_s:
                 self._set("down", f"no sign of life for {silent_s:.1f} s")
@@ -352,7 +352,8 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
                 return
             await asyncio.sleep(min(limit_s / 8, 1.0))
 
-    def _patience_s(self) -> float:
+    @property
+    def patience_s(self) -> float:
         """How long a ready engine may be silent. A large model on a slow box takes seconds for one honest step."""
         patience_s = max(self._limits.wedge_timeout_s, _STEPS_OF_PATIENCE * self._longest_step_s)
         return patience_s * _IN_THE_BACKGROUND if self._load.background else patience_s
