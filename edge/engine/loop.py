@@ -6,13 +6,13 @@ pass runs: a refusal that waits for the end of a pass would come too late. Every
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from operator import itemgetter
-from pathlib import Path
 
 from edge.engine.admission import Verdict
 from edge.engine.llama.context import CellsExhausted, Context, ForwardFailed, Saved
@@ -24,6 +24,7 @@ from edge.engine.sequence import Phase, Request, Sequence
 from edge.engine.steps import Kind, StepModel
 from edge.engine.threads import ThreadChoice
 from edge.errors import EngineFault
+from edge.machine import resident_bytes
 from edge.messages import Abort, ClocksChanged, Failed, Finished, FirstToken, Message, Quit, Stats, Timing, Token
 
 Send = Callable[[Iterable[Message]], None]
@@ -31,7 +32,6 @@ InboxItem = Request | Abort | ClocksChanged | Quit
 
 _STATS_EVERY_S = 0.5
 _STEPS_REMEMBERED = 512
-_PAGE_BYTES = 4096
 _TRIAL_TOKENS = 64
 _TRIAL_EVERY_S = 0.25
 _UNNOTICED_S = 0.008
@@ -447,7 +447,7 @@ class EngineLoop:
             step_p50_s=ordered[len(ordered) // 2],
             step_p99_s=ordered[len(ordered) * 99 // 100],
             forward_age_s=now_s - self._forward_s,
-            resident_bytes=int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES,
+            resident_bytes=resident_bytes(os.getpid()),
         )
 
 

@@ -36,7 +36,7 @@ from edge.engine.sequence import Request
 from edge.engine.statefiles import StateFiles
 from edge.engine.steps import StepModel
 from edge.engine.threads import ThreadChoice
-from edge.errors import DoesNotFit, EdgeError, EngineFault
+from edge.errors import DoesNotFit, EdgeError, EngineFault, InvalidRequest
 from edge.machine import processor
 from edge.messages import (
     EXIT_NO_MEMORY,
@@ -119,20 +119,20 @@ class Reader(threading.Thread):
     def _answer(self, request_id: int, replies: Callable[[], Iterable[Message]]) -> None:
         """Send what `replies` makes, or the one terminal Failed: a request that trips over our own bug ends too."""
         try:
-            messages = replies()
+            if messages := replies():
+                self._pipe.send(messages)
+            return
         except EdgeError as error:
-            messages = [Failed(request_id, error.code or "", error.message, error.param)]
+            failed = Failed(request_id, error.code or "", error.message, error.param)
+        except FrameTooLarge as error:
+            failed = Failed(request_id, InvalidRequest.code or "", f"the answer is too large to be told: {error}")
         except MemoryError:  # the next one would fail too; the front starts an engine that takes less
             os._exit(EXIT_NO_MEMORY)
         except Exception:
             traceback.print_exc()
-            messages = [
-                Failed(
-                    request_id, EngineFault.code or "", "the engine could not read this request (a bug; see its log)"
-                )
-            ]
-        if messages:
-            self._pipe.send(messages)
+            said = "the engine could not read this request (a bug; see its log)"
+            failed = Failed(request_id, EngineFault.code or "", said)
+        self._pipe.send([failed])
 
 
 class Engine:

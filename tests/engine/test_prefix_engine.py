@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from edge.engine.client import EngineClient
-from edge.messages import Finished, Sampling, Submit, TextPrompt
+from edge.errors import ModelUnusable
+from edge.messages import Finished, Prompt, Sampling, Submit, TextPrompt, TokenPrompt
 from tests.engine.conftest import F16, collect, load_of, run_with_engine
 
 GREEDY = Sampling(temperature=0.0)
@@ -116,3 +117,12 @@ def test_what_may_not_be_kept_any_more_is_not_used_and_not_left_lying_about(
     assert theirs
     run_with_engine(load_of(F16, **{**before, **then}), use)
     assert not theirs & set(tmp_path.glob("*/*.prefix"))
+
+
+def test_pinned_prompts_beyond_their_memory_are_refused_before_all_of_them_are_held() -> None:
+    async def use(client: EngineClient) -> None:
+        raise AssertionError("it loaded")
+
+    pinned: list[Prompt] = [TokenPrompt([300 + n] * 200) for n in range(4)]
+    with pytest.raises(ModelUnusable, match=r"the first 1 of 4 prompts of cache.pinned_file need .*cache.host_mib"):
+        run_with_engine(load_of(F16, pinned=pinned, cache_bytes=1 << 10), use)
