@@ -215,7 +215,7 @@ class EngineLoop:
         slot, source, tokens = placement.slot, placement.source, placement.tokens
         cache, context = self._scheduler.cache, self._context
         resident = cache.resident(slot) if placement.save_resident else None
-        if resident is not None and (saved := self._snapshot(resident)) is not None:
+        if resident is not None and self._may_save(resident) and (saved := self._snapshot(resident)) is not None:
             self._keep(resident, saved, spare=source)
         if placement.how == "stay":
             cache.vacate(slot)
@@ -239,6 +239,10 @@ class EngineLoop:
             return True
         self._context.forget(slot)
         return False
+
+    def _may_save(self, prefix: Prefix) -> bool:
+        size_bytes = prefix.computed * self._context.cell_bytes
+        return self._context.shape.unified or self._scheduler.has_time_to_save(size_bytes, time.monotonic())
 
     def _snapshot(self, prefix: Prefix) -> Saved | None:
         """A copy of a slot's prefix outside the slots."""
@@ -295,12 +299,22 @@ class EngineLoop:
             self._passed("prompt", chunk.count, chunk.start, now - begun)
             self._prefill_tokens += chunk.count
             siblings = self._scheduler.prefilled(chunk, now, now - begun)
-            for sibling in siblings:
-                self._context.copy(sequence.slot, sibling.slot)
             if chunk.last:
+                self._share(sequence, siblings)
                 for member in (sequence, *siblings):
                     self._write(member, chunk.count - 1)
         self._flush()
+
+    def _share(self, sequence: Sequence, siblings: list[Sequence]) -> None:
+        """Give siblings the cells of a prompt: through a copy of those that there are. The library's own copy from slot to slot
+        takes all that a slot has room for, inside the next pass, which others' next tokens wait for."""
+        saved = self._context.save(sequence.slot, sequence.cursor) if siblings else None
+        for sibling in siblings:
+            self._context.forget(sibling.slot)
+            if saved is None or not self._context.restore(saved, sibling.slot):
+                self._context.copy(sequence.slot, sibling.slot)
+        if saved is not None:
+            self._context.release(saved)
 
     def _begin(self, kind: Kind, rows: int, cells: int) -> float:
         """Set the threads of the next pass, and say when it will be over. Returns the time now."""

@@ -270,6 +270,11 @@ class Scheduler:
         """The next sequence to get a slot or the cells it waits for; None if there is none now. Ask again after `placed`."""
         return self._seating.next_placement(now_s)
 
+    def has_time_to_save(self, size_bytes: int, now_s: float) -> bool:
+        """Whether what lies in a slot can be copied now, and kept, without making an admitted stream wait."""
+        spare_s = self._spare_s(now_s, self._seating.in_phase(Phase.DECODE))
+        return self._steps.save_s(size_bytes) <= spare_s and self.cache.has_room_for(size_bytes)
+
     def placed(self, placement: Placement, tokens: int) -> None:
         """A placement was made; `tokens` cells were taken over."""
         self._seating.placed(placement, tokens)
@@ -300,11 +305,15 @@ class Scheduler:
                 return 0.0
             tile_s = self._steps.prompt_s(min(TILE_ROWS, self._chunk_tokens), sequence.cursor)
             budget_s = max(self._targets.itl_s * PASS_SHARE, tile_s)
+        return min(budget_s, self._spare_s(now_s, decoding))
+
+    def _spare_s(self, now_s: float, decoding: list[Sequence]) -> float:
+        """Until the next decode pass of the streams that were admitted has to begin; for ever if there are none."""
         admitted = [s for s in decoding if s.request.admitted]
-        if not admitted:
-            return budget_s
+        if not admitted or not self._keeps_targets:
+            return float("inf")
         next_s = self._steps.decode_s(len(admitted), sum(s.cells for s in admitted))
-        return min(budget_s, min(s.emitted_s for s in admitted) + self._targets.itl_s - next_s - now_s)
+        return min(s.emitted_s for s in admitted) + self._targets.itl_s - next_s - now_s
 
     # --- results ------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ SAFE_QUANTILE = 0.98
 STRAINED_RATIO = 1.5
 _REMEMBERED = 128
 _FEW = 8
+_SAVING = 5
+"""How many times longer it takes to save cells than to restore them: the copy's memory is new, and has to be mapped first."""
 _LEAST_RATIO, _LARGEST_RATIO = 0.2, 8.0
 _WRONG_TABLE = 0.75
 """A table whose times are this much too long was measured while others had the processor."""
@@ -75,6 +77,10 @@ class StepModel:
     def restore_s(self, size_bytes: int) -> float:
         """Time to copy a saved prefix of `size_bytes` into a slot."""
         return size_bytes * self.table.restore_byte_s
+
+    def save_s(self, size_bytes: int) -> float:
+        """Time to make a copy of a slot's cells."""
+        return _SAVING * self.restore_s(size_bytes)
 
     def largest_chunk(self, budget_s: float, start: int, wanted: int, most: int) -> int:
         """The most prompt rows, at most `wanted` and `most`, whose pass takes no longer than `budget_s`; 0 if none. The last

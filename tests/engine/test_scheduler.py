@@ -430,15 +430,38 @@ def test_nothing_leaks_and_nothing_is_mistaken_whatever_arrives_and_is_cancelled
 NEAR_ITS_LIMIT = StepTable([(1, 0.020), (8, 0.030)], [(1, 0.010), (1024, 1.1)], 0.0, [], 0.0)
 
 
-def strict_scheduler(table: StepTable) -> Scheduler:
+def strict_scheduler(table: StepTable, cap_bytes: int = 0) -> Scheduler:
     return Scheduler(
         slots=4,
         steps=StepModel(table),
-        cache=PrefixCache(cap_bytes=0, isolated=False),
+        cache=PrefixCache(cap_bytes=cap_bytes, isolated=False),
         targets=Targets(TTFT_S, ITL_S),
         chunk_tokens=512,
         copies_sequences=True,
     )
+
+
+def begin_stream(scheduler: Scheduler) -> None:
+    """One that is admitted, at 0.02 s."""
+    stream = make_request(2, 5, limit=60)
+    scheduler.add(stream, 0.0)
+    while (placement := scheduler.next_placement(0.0)) is not None:
+        scheduler.placed(placement, 0)
+    chunk = scheduler.next_chunk(0.0)
+    assert chunk is not None
+    scheduler.prefilled(chunk, 0.02, 0.02)
+    scheduler.sampled(stream.sequences[0], 1, 0.02)
+
+
+def test_what_lies_in_a_slot_is_saved_only_while_no_admitted_stream_waits_for_that() -> None:
+    table = StepTable(NEAR_ITS_LIMIT.decode, NEAR_ITS_LIMIT.prompt, 0.0, [], restore_byte_s=1e-9)
+    scheduler = strict_scheduler(table, cap_bytes=20_000_000)
+    assert scheduler.has_time_to_save(20_000_000, 0.0)
+    assert not scheduler.has_time_to_save(20_000_001, 0.0), "beyond what may be kept"
+    begin_stream(scheduler)
+    assert scheduler.has_time_to_save(5_000_000, 0.021)
+    assert not scheduler.has_time_to_save(10_000_000, 0.021)
+    assert not scheduler.has_time_to_save(5_000_000, 0.04)
 
 
 def test_an_engine_that_declines_everybody_after_a_busy_hour_admits_again_once_it_is_quiet() -> None:
@@ -476,13 +499,7 @@ def test_a_prompt_that_an_idle_engine_would_read_in_time_is_not_called_hopeless_
     scheduler = strict_scheduler(NEAR_ITS_LIMIT)
     idle = scheduler.judge(make_request(1, 34), 0.0)
     assert (idle.reason, idle.hopeless) == ("", False)
-    stream = make_request(2, 5, limit=60)
-    scheduler.add(stream, 0.0)
-    while (placement := scheduler.next_placement(0.0)) is not None:
-        scheduler.placed(placement, 0)
-    chunk = scheduler.next_chunk(0.0)
-    assert chunk is not None
-    scheduler.prefilled(chunk, 0.02, 0.02)
+    begin_stream(scheduler)
     busy = scheduler.judge(make_request(3, 34, at_s=0.02), 0.02)
     assert (busy.reason, busy.hopeless) == ("slo_ttft", False)
     assert scheduler.judge(make_request(4, 100, at_s=0.02), 0.02).hopeless
