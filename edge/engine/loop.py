@@ -283,6 +283,7 @@ class EngineLoop:
             self._decode_tokens += len(sequences)
             for row, sequence in enumerate(sequences):
                 self._write(sequence, row)
+            self._model.wrote(len(sequences), time.monotonic() - now)
         self._flush()
 
     def _prefill(self, chunk: Chunk) -> None:

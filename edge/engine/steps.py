@@ -24,6 +24,9 @@ _REMEMBERED = 128
 _FEW = 8
 _SAVING = 5
 """How many times longer it takes to save cells than to restore them: the copy's memory is new, and has to be mapped first."""
+_WRITE_WEIGHT = 0.05
+_ODD_WRITE_S = 0.001
+"""A row that takes so much longer to write than rows do was interrupted."""
 _LEAST_RATIO, _LARGEST_RATIO = 0.2, 8.0
 _WRONG_TABLE = 0.75
 """A table whose times are this much too long was measured while others had the processor."""
@@ -52,11 +55,14 @@ class StepModel:
         self.table = table
         self._scale: dict[Kind, float] = {"decode": 1.0, "prompt": 1.0}
         self._ratios: dict[tuple[Kind, int], _Ratios] = {}
+        self._write_s = 0.0
+        """To draw one row's token and make text of it, lately on the mean: log-probabilities and grammars take several times as long
+        as plain answers."""
         self._proofs: dict[Kind, deque[float]] = {"decode": deque(maxlen=_FEW), "prompt": deque(maxlen=_FEW)}
 
     def decode_s(self, rows: int, cells: int, *, safe: bool = True) -> float:
-        """Time of a decode pass of `rows` streams that hold `cells` cells together."""
-        return self._decode(rows, cells) * self._factor("decode", rows, safe)
+        """Time of a decode pass of `rows` streams that hold `cells` cells together, and to write their tokens."""
+        return self._decode(rows, cells) * self._factor("decode", rows, safe) + rows * self._write_s
 
     def prompt_s(self, tokens: int, start: int, *, safe: bool = True) -> float:
         """Time of one prompt pass over `tokens` rows behind `start` computed ones."""
@@ -111,6 +117,11 @@ class StepModel:
         """A pass took this long. `cells`: what the decode rows attend to together, or what lies before the prompt rows."""
         ratio = took_s / self.raw_s(kind, rows, cells)
         self._ratios.setdefault((kind, rows.bit_length()), _Ratios()).add(ratio)
+
+    def wrote(self, rows: int, took_s: float) -> None:
+        """The tokens of so many rows were written in this time."""
+        row_s = min(took_s / rows, self._write_s + _ODD_WRITE_S)
+        self._write_s += _WRITE_WEIGHT * (row_s - self._write_s)
 
     def clocks_changed(self) -> None:
         """The machine runs at another speed from now on: what passes took before counts until as many new ones are known, and no

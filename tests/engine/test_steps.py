@@ -215,3 +215,13 @@ def test_slow_times_that_are_doubted_fade_to_what_passes_take_now_and_no_further
         model.doubt(1.5)
     assert model.prompt_s(10, 0) == pytest.approx(model.raw_s("prompt", 10, 0) * 1.5)
     assert model.decode_s(1, 0) == decode_s
+
+
+def test_what_writing_tokens_takes_counts_for_each_row_and_an_interruption_for_little() -> None:
+    model = StepModel(TABLE)
+    plain_s = model.decode_s(8, 0)
+    for _ in range(200):
+        model.wrote(8, 8 * 0.0008)
+    assert model.decode_s(8, 0) == pytest.approx(plain_s + 8 * 0.0008, rel=1e-3)
+    model.wrote(1, 0.5)
+    assert model.decode_s(8, 0) < plain_s + 8 * 0.0009
