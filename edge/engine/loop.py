@@ -353,30 +353,28 @@ class EngineLoop:
         outputs: list[bool],
         sequences: tuple[Sequence, ...],
     ) -> bool:
-        """Run one pass. On failure the requests concerned fail and False comes back; a fatal failure is raised."""
+        """Run one pass. On failure the requests concerned fail and False comes back; for want of cells it is one of them, whose
+        cells the others get. A fatal failure is raised."""
         rows, places = list(tokens), list(positions)
-        suspect: list[int] = []
         while True:
             try:
                 self._run(rows, places, slots, outputs)
             except CellsExhausted:
                 if self._make_room():
                     continue
-                reason = "the engine ran out of KV cells"
+                last = max((s.request for s in sequences), key=lambda r: (not r.admitted, r.arrived_s))
+                self._fail(last, EngineFault.code or "", "the engine ran out of KV cells")
+                return False
             except ForwardFailed as failure:
                 if failure.fatal:
                     raise
-                reason = f"a forward pass failed: {failure}"
-                suspect = list(dict.fromkeys(slots))
-            else:
-                self._forward_s = time.monotonic()
-                return True
-            break
-        for request in {s.request.id: s.request for s in sequences}.values():
-            self._fail(request, EngineFault.code or "", reason)
-        for slot in suspect:  # what a failed pass left there is nobody's beginning
-            self._clear(slot)
-        return False
+                for request in {s.request.id: s.request for s in sequences}.values():
+                    self._fail(request, EngineFault.code or "", f"a forward pass failed: {failure}")
+                for slot in dict.fromkeys(slots):  # what a failed pass left there is nobody's beginning
+                    self._clear(slot)
+                return False
+            self._forward_s = time.monotonic()
+            return True
 
     def _write(self, sequence: Sequence, row: int) -> None:
         request = sequence.request
