@@ -36,7 +36,7 @@ _TRIAL_TOKENS = 64
 _TRIAL_EVERY_S = 0.25
 _UNNOTICED_S = 0.008
 _LONG_TRIALS_SHARE = 0.002
-"""Of an idle engine's time, what passes may take that whoever arrives has to wait for: less than one arrival in a hundred by far."""
+"""Of an idle engine's time, what passes may take that whoever arrives has to wait for: far less than one arrival in a hundred."""
 
 
 class EngineLoop:
@@ -171,7 +171,9 @@ class EngineLoop:
 
     def _probe_place(self) -> tuple[int, int]:
         """(the free slot that holds least, how much)."""
-        return min(((slot, self._context.length(slot)) for slot in self._scheduler.slots.free_slots()), key=itemgetter(1))
+        return min(
+            ((slot, self._context.length(slot)) for slot in self._scheduler.slots.free_slots()), key=itemgetter(1)
+        )
 
     # --- inbox --------------------------------------------------------------------------------------------------------
 

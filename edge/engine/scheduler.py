@@ -131,8 +131,8 @@ class Scheduler:
         self._busy_until_s = until_s
 
     def proved(self, now_s: float, ratio: float) -> None:
-        """An idle engine has made a decode pass, in `ratio` times what the table says. What was learned under another load must not
-        keep it from admitting anybody for ever."""
+        """An idle engine has made a decode pass, in `ratio` times what the table says. What was learned under another load must
+        not keep it from admitting anybody for ever."""
         self._steps.proved("decode", ratio)
         if self._declined_idle or not self.outlook(now_s)[0]:
             self._steps.doubt(ratio)

@@ -56,8 +56,8 @@ class StepModel:
         self._scale: dict[Kind, float] = {"decode": 1.0, "prompt": 1.0}
         self._ratios: dict[tuple[Kind, int], _Ratios] = {}
         self._write_s = 0.0
-        """To draw one row's token and make text of it, lately on the mean: log-probabilities and grammars take several times as long
-        as plain answers."""
+        """To draw one row's token and make text of it, lately on the mean: log-probabilities and grammars take several times as
+        long as plain answers."""
         self._proofs: dict[Kind, deque[float]] = {"decode": deque(maxlen=_FEW), "prompt": deque(maxlen=_FEW)}
 
     def decode_s(self, rows: int, cells: int, *, safe: bool = True) -> float:

@@ -1,4 +1,4 @@
-"""A child that hangs, as its load says: "loading" for ever, or once it is ready, with its end of the pipe open after its death."""
+"""A child that hangs, as its load says: "loading" for ever, or once it is ready, its pipe outliving it."""
 
 import subprocess
 import sys

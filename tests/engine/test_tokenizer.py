@@ -31,7 +31,11 @@ def test_one_character_sixty_thousand_times_ends_no_engine(split_by_expression: 
             tokens = (await client.tokenize(TextPrompt(text))).tokens
             assert await client.detokenize(tokens) == text
             chat = await client.tokenize(ChatPrompt([{"role": "user", "content": run * LONG}]))
-            assert [p for p in chat.pieces if p.startswith(b"<|im")] == [b"<|im_start|>", b"<|im_end|>", b"<|im_start|>"]
+            assert [p for p in chat.pieces if p.startswith(b"<|im")] == [
+                b"<|im_start|>",
+                b"<|im_end|>",
+                b"<|im_start|>",
+            ]
         assert client.status.restarts == 0
 
     run_with_engine(load_of(split_by_expression), use)

@@ -18,9 +18,7 @@ _ALLOCATION = re.compile("failed to allocate|unable to allocate|out of memory", 
 """How the library words that memory did not suffice."""
 _MAX_TEMPLATE_BYTES = 1 << 20
 _BLOCK = 2048
-_ALIKE = tuple(
-    re.compile(f"{kind}{{{_BLOCK}}}") for kind in (r"[^\s\d!-/:-@\[-`{-~]", r"(?:[^\w\s]|_)", r"\d", r"\s")
-)
+_ALIKE = tuple(re.compile(f"{kind}{{{_BLOCK}}}") for kind in (r"[^\s\d!-/:-@\[-`{-~]", r"(?:[^\w\s]|_)", r"\d", r"\s"))
 """Only letters, signs, digits, or white space: what one part of a pre-tokenizer's expression repeats."""
 
 
