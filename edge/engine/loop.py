@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 
 from edge.engine.admission import Verdict
+from edge.engine.grammar import GrammarFailed
 from edge.engine.llama.context import CellsExhausted, Context, ForwardFailed, Saved
 from edge.engine.prefix import Prefix
 from edge.engine.sampler import BrokenLogits
@@ -23,7 +24,7 @@ from edge.engine.seating import Placement
 from edge.engine.sequence import Phase, Request, Sequence
 from edge.engine.steps import Kind, StepModel
 from edge.engine.threads import ThreadChoice
-from edge.errors import EngineFault
+from edge.errors import EngineFault, UnsupportedSchema
 from edge.machine import resident_bytes
 from edge.messages import Abort, ClocksChanged, Failed, Finished, FirstToken, Message, Quit, Stats, Timing, Token
 
@@ -386,6 +387,9 @@ class EngineLoop:
             token, message = sequence.writer.write(self._context, row)
         except BrokenLogits:
             self._fail(request, EngineFault.code or "", "the model produced no finite number; its file may be damaged")
+            return
+        except GrammarFailed as failure:  # it would end here as if it were whole
+            self._fail(request, UnsupportedSchema.code or "", str(failure))
             return
         now = time.monotonic()
         if request.first_token_s == 0.0:

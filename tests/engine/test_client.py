@@ -279,6 +279,22 @@ def test_a_bad_request_fails_alone(work: Submit, error: type[Exception]) -> None
     run_with_engine(load_of(Q4_0), use)
 
 
+def test_an_answer_whose_grammar_gives_up_ends_with_an_error_and_nobody_elses() -> None:
+    fields = [{f"k{i}x{j}": {"type": "string"} for j in range(20)} for i in range(50)]
+    open_names = {"anyOf": [{"type": "object", "properties": f, "additionalProperties": False} for f in fields]}
+    properties = {"a": {"type": "boolean"}, "b": open_names}
+    schema = {"type": "object", "properties": properties, "required": ["a", "b"], "additionalProperties": False}
+
+    async def use(client: EngineClient) -> None:
+        running = asyncio.create_task(ending(client, chat("tell me about pumps")))
+        error = await ending(client, chat("go", grammar=response_grammar(schema), max_tokens=300))
+        assert isinstance(error, UnsupportedSchema) and "too many names" in error.message
+        assert isinstance(await running, Finished)
+        assert client.in_flight == 0
+
+    run_with_engine(load_of(Q4_0), use)
+
+
 def test_a_prompt_that_just_fits_gets_its_one_token() -> None:
     async def use(client: EngineClient) -> None:
         answer = await collect(client, Submit(0, TokenPrompt([300] * 2047), GREEDY, max_tokens=50, ignore_eos=True))
