@@ -215,8 +215,10 @@ class Engine:
         return Targets(load.ttft_target_s, load.itl_target_s, load.promises)
 
     def _depends_on(self, load: Load) -> list[str]:
-        shape = self.context.shape
-        return [self._digest, self.library.system, processor(), str(load.gpu_layers), repr(shape), str(load.threads)]
+        # Versions of one model, in which training changed a few tensors, have the same size, first and last MiB.
+        file = f"{self._digest} {Path(load.path).stat().st_mtime_ns}"
+        shape = repr(self.context.shape)
+        return [file, self.library.system, processor(), str(load.gpu_layers), shape, str(load.threads)]
 
     def _recompute_s(self, tokens: int) -> float:
         return self._steps.whole_prompt_s(tokens, 0, self.context.rows_limit, safe=False)

@@ -1,6 +1,7 @@
 """Beginnings of prompts in a real engine: known cells give the answers that computed ones give, and survive a restart."""
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,25 @@ def test_what_was_asked_before_a_restart_is_known_after_it_and_damage_is_noticed
     (cold, warm, damaged) = seen
     assert (cold[1], damaged[1]) == (0, 0) and warm[1] > 100
     assert {text for text, _ in seen} == {cold[0]}
+
+
+def test_cells_of_another_version_of_the_model_are_not_used_however_alike_the_files(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    shutil.copyfile(F16, model)
+    seen: list[int] = []
+
+    async def use(client: EngineClient) -> None:
+        _, told = await finished(client, ask("What now?"))
+        seen.append(told.cached_tokens)
+
+    load = load_of(model, kept_bytes=8 << 20, state_directory=str(tmp_path / "state"))
+    run_with_engine(load, use)
+    with model.open("r+b") as file:  # weights in the middle, as another training would leave them
+        file.seek(model.stat().st_size // 2)
+        file.write(bytes(64))
+    run_with_engine(load, use)
+    run_with_engine(load, use)
+    assert seen[:2] == [0, 0] and seen[2] > 100
 
 
 @pytest.mark.parametrize("then", [{"kept_bytes": 0}, {"kept_bytes": 1000}, {"isolate_keys": False}])
