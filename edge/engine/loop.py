@@ -24,6 +24,7 @@ from edge.engine.seating import Placement
 from edge.engine.sequence import Phase, Request, Sequence
 from edge.engine.steps import Kind, StepModel
 from edge.engine.threads import ThreadChoice
+from edge.engine.trials import Trial, Trials
 from edge.errors import EngineFault, UnsupportedSchema
 from edge.machine import resident_bytes
 from edge.messages import Abort, ClocksChanged, Failed, Finished, FirstToken, Message, Quit, Stats, Timing, Token
@@ -33,11 +34,6 @@ InboxItem = Request | Abort | ClocksChanged | Quit
 
 _STATS_EVERY_S = 0.5
 _STEPS_REMEMBERED = 512
-_TRIAL_TOKENS = 64
-_TRIAL_EVERY_S = 0.25
-_UNNOTICED_S = 0.008
-_LONG_TRIALS_SHARE = 0.002
-"""Of an idle engine's time, what passes may take that whoever arrives has to wait for: far less than one arrival in a hundred."""
 
 
 class EngineLoop:
@@ -58,9 +54,7 @@ class EngineLoop:
         self._context = context
         self._threads = threads
         self._model = model
-        sizes: tuple[tuple[Kind, int], ...] = (("decode", 1), ("prompt", min(_TRIAL_TOKENS, context.rows_limit)))
-        self._trials = deque((kind, rows, n) for kind, rows in sizes for n in threads.candidates)
-        self._trial_due_s = self._long_trial_due_s = 0.0
+        self._trials = Trials(threads, model, rows_limit=context.rows_limit)
         self._pass_threads, self._strained = 0, False
         self._scheduler = scheduler
         self._inbox = inbox
@@ -105,7 +99,7 @@ class EngineLoop:
             self._decode(rows)
         elif time.monotonic() - self._forward_s >= self._heartbeat_s:
             self._beat()
-        elif time.monotonic() >= self._trial_due_s:
+        elif time.monotonic() >= self._trials.due_s:
             self._try_threads(at_leisure=False)
 
     def beat(self) -> None:
@@ -114,41 +108,21 @@ class EngineLoop:
             self._beat()
 
     def _beat(self) -> None:
-        ratio = self._probe("decode", 1, self._threads.of("decode"))
+        ratio, _ = self._probe(Trial("decode", 1, self._threads.of("decode")))
         self._forward_s = time.monotonic()
         if self._scheduler.idle:  # nobody has come meanwhile
             self._scheduler.proved(self._forward_s, ratio)
             self._try_threads(at_leisure=True)
 
     def _try_threads(self, *, at_leisure: bool) -> None:
-        """Nobody waits: see how another thread count would do. Seldom, and only at leisure, with a pass so long that whoever
-        arrives meanwhile would notice."""
-        self._trial_due_s = time.monotonic() + _TRIAL_EVERY_S
-        for _ in range(len(self._trials) if len(self._threads.candidates) > 1 else 0):
-            kind, rows, threads = self._trials[0]
-            self._trials.rotate(-1)
-            if (long_s := self._model.raw_s(kind, rows, self._probe_place()[1])) < _UNNOTICED_S:
-                long_s = 0.0
-            elif not at_leisure or time.monotonic() < self._long_trial_due_s:
-                continue
-            ratio = self._probe(kind, rows, threads)
-            if long_s:
-                self._long_trial_due_s = time.monotonic() + long_s * ratio / _LONG_TRIALS_SHARE
-            if threads == self._threads.of(kind):
-                self._model.proved(kind, ratio)
-            self._learn_threads(kind, threads, ratio)
-            return
+        """Nobody waits: see how another thread count would do."""
+        trial = self._trials.next(time.monotonic(), self._probe_place()[1], at_leisure=at_leisure)
+        if trial is not None:
+            self._trials.tried(trial, *self._probe(trial), time.monotonic())
 
-    def _learn_threads(self, kind: Kind, threads: int, ratio: float) -> bool:
-        """Take in a trial. True if another thread count is used from now on."""
-        self._threads.tried(kind, threads, ratio)
-        longer = self._threads.decide(kind)
-        if longer is not None:
-            self._model.rescale(kind, longer)
-        return longer is not None
-
-    def _probe(self, kind: Kind, rows: int, threads: int) -> float:
-        """A pass behind what lies in a free slot, which leaves no trace. Returns its time beside what is predicted."""
+    def _probe(self, trial: Trial) -> tuple[float, float]:
+        """A pass behind what lies in a free slot, which leaves no trace. Returns its time beside what is predicted, and its time."""
+        kind, rows, threads = trial
         self._context.use_threads(threads)
         while True:
             slot, at = self._probe_place()
@@ -168,7 +142,7 @@ class EngineLoop:
                 break
         took_s = time.monotonic() - begun
         self._context.forget(slot, at)
-        return took_s / expected_s
+        return took_s / expected_s, took_s
 
     def _probe_place(self) -> tuple[int, int]:
         """(the free slot that holds least, how much)."""
@@ -195,7 +169,7 @@ class EngineLoop:
 
     def _idle_s(self) -> float:
         now = time.monotonic()
-        due_s = min(self._stats_due_s, self._forward_s + self._heartbeat_s, self._trial_due_s)
+        due_s = min(self._stats_due_s, self._forward_s + self._heartbeat_s, self._trials.due_s)
         return max(0.001, due_s - now)
 
     def _handle(self, item: InboxItem) -> None:
@@ -335,7 +309,7 @@ class EngineLoop:
         self._step_s.append(took_s)
         if self._strained:
             ratio = took_s / self._model.raw_s(kind, rows, cells)
-            if self._learn_threads(kind, self._pass_threads, ratio):
+            if self._trials.learn(kind, self._pass_threads, ratio):
                 return
         if self._pass_threads == self._threads.of(kind):
             self._model.observe(kind, rows, cells, took_s)
