@@ -77,7 +77,10 @@ def judge(now_s: float, wish: Wish, burden: Burden, steps: StepModel, targets: T
     """Simulate what comes if `wish` is admitted."""
     itl_s = steps.decode_s(burden.rows + wish.rows, burden.cells + wish.cells)
     decode_s = steps.decode_s(burden.rows, burden.cells) if burden.rows else 0.0
-    pace = _Pace(targets.itl_s, targets.itl_s - decode_s)
+    room_s = targets.itl_s - decode_s
+    if burden.rows and room_s < steps.prompt_s(1, 0):  # a pass has a least size: beside these streams no prompt is read
+        room_s = 0.0
+    pace = _Pace(targets.itl_s, room_s)
     mine = Prompt(wish.deadline_s, wish.prompt_s, wish.rows)
     ttft_s, late, waits, work_s, needed = 0.0, False, False, 0.0, 0
     for prompt in sorted([*burden.prompts, mine]):

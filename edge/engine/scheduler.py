@@ -20,6 +20,8 @@ from edge.engine.steps import TILE_ROWS, StepModel
 
 FIXED_CHUNK = 64
 """Prompt tokens in a pass beside running streams where no targets are kept (mode off, or a model too slow for them)."""
+STARVED_S = 5.0
+"""When streams that were admitted have kept a prompt from being read for so long, nobody is admitted until it is."""
 PASS_SHARE = 0.4
 """A prompt pass for a request that was not admitted takes at most this share of the ITL target, or as long as a tile's rows
 take: whoever arrives meanwhile has to wait for it, but in smaller passes it would take several times as long."""
@@ -55,6 +57,8 @@ class Scheduler:
         self._chunk_tokens = chunk_tokens
         self._prompt_pass_since_decode = False
         self._busy_until_s = 0.0
+        self._starving: tuple[Sequence, float] | None = None
+        """A prompt for which there is no time between admitted streams' tokens, and since when."""
         self._declined_idle = False
         """Somebody was declined while there was nothing to compute."""
         self._keeps_targets = self._can_keep_targets()
@@ -112,6 +116,8 @@ class Scheduler:
         wish = Wish(answers, self._final_cells(request) * answers, prompt_s, self._line.due_s(request))
         verdict = judge(now_s, wish, self._burden(), self._steps, self._targets)
         reason = verdict.reason or ("flex" if work.tier == "flex" else "")
+        if not reason and self._is_starving(now_s):
+            reason = "slo_ttft"
         if not self._keeps_targets:
             reason = "slo_itl"
         late_s = busy_s + self._late_s(request, prompt_s) if reason else 0.0
@@ -150,7 +156,7 @@ class Scheduler:
         prompt_s = self._steps.prompt_s(_SHORT_PROMPT, 0)
         wish = Wish(1, 2 * _SHORT_PROMPT, prompt_s, now_s + self._targets.ttft_s)
         reason = judge(now_s, wish, self._burden(), self._steps, self._targets).reason
-        return not reason, self._seating.wait_s(self._token_s()) + self._stretched_s(prompt_s)
+        return not reason and not self._is_starving(now_s), self._seating.wait_s(self._token_s()) + self._stretched_s(prompt_s)
 
     def _is_hopeless(self, request: Request) -> bool:
         """It would be late with nobody else here, in the passes of an idle engine, which are larger than those beside streams."""
@@ -175,7 +181,20 @@ class Scheduler:
             if not s.request.admitted and s.phase is not Phase.DECODE
         )
         wait_s = self._seating.wait_s(self._token_s(), request.work.tier)
-        return max(wait_s, self._stretched_s(reading_s)) + self._stretched_s(prompt_s)
+        return max(wait_s, self._stretched_s(reading_s)) + self._stretched_s(prompt_s) + self._until_read_s()
+
+    def _until_read_s(self) -> float:
+        """Until the streams have ended beside which no prompt is read, since a pass of it takes longer than they leave."""
+        rows = [s for s in self._seating.in_phase(Phase.DECODE) if s.request.admitted]
+        if not rows or self._steps.decode_s(len(rows), 0) + self._steps.prompt_s(1, 0) <= self._targets.itl_s:
+            return 0.0
+        return max(s.request.limit - s.generated for s in rows) * self._targets.itl_s
+
+    def _is_starving(self, now_s: float) -> bool:
+        if self._starving is None:
+            return False
+        sequence, since_s = self._starving
+        return sequence.phase is Phase.PREFILL and now_s - since_s > STARVED_S
 
     def _token_s(self) -> float:
         """Between two tokens of each answer, with as many of them as run now."""
@@ -294,6 +313,9 @@ class Scheduler:
         count = self._steps.largest_chunk(budget_s, sequence.cursor, sequence.prompt_left, self._chunk_tokens)
         if count == 0 and not decoding:  # not even one token fits: then time is no reason to wait
             count = min(sequence.prompt_left, LEAST_SHARED_TOKENS)
+        if not sequence.request.admitted:
+            waits = self._starving is not None and self._starving[0].phase is Phase.PREFILL
+            self._starving = None if count else self._starving if waits else (sequence, now_s)
         return _chunk(sequence, count) if count else None
 
     def _prompt_budget_s(self, now_s: float, sequence: Sequence, decoding: list[Sequence]) -> float:

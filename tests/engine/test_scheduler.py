@@ -47,13 +47,22 @@ def make_request(
 class Machine:
     """Carries out what the scheduler says, on cells that are lists of tokens and a clock that each pass moves."""
 
-    def __init__(self, slots: int = 4, *, promised: bool = True, caches: bool = True, cap: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        slots: int = 4,
+        *,
+        promised: bool = True,
+        caches: bool = True,
+        cap: int = 1 << 20,
+        table: StepTable = TABLE,
+        ttft_s: float = TTFT_S,
+    ) -> None:
         self.cache = PrefixCache(cap_bytes=cap, isolated=False, enabled=caches)
         self.scheduler = Scheduler(
             slots=slots,
-            steps=StepModel(TABLE),
+            steps=StepModel(table),
             cache=self.cache,
-            targets=Targets(TTFT_S, ITL_S, promised),
+            targets=Targets(ttft_s, ITL_S, promised),
             chunk_tokens=1024,
             copies_sequences=caches,
         )
@@ -503,3 +512,37 @@ def test_a_prompt_that_an_idle_engine_would_read_in_time_is_not_called_hopeless_
     busy = scheduler.judge(make_request(3, 34, at_s=0.02), 0.02)
     assert (busy.reason, busy.hopeless) == ("slo_ttft", False)
     assert scheduler.judge(make_request(4, 100, at_s=0.02), 0.02).hopeless
+
+
+LARGE = StepTable([(1, 0.030), (8, 0.036)], [(1, 0.030), (64, 0.050), (1024, 0.8)], 0.0, [], 0.0)
+"""Of a model that is read from memory as a whole in each pass: beside a stream no prompt pass fits."""
+
+
+def test_nobody_is_admitted_beside_a_stream_that_leaves_no_time_for_a_prompt() -> None:
+    machine = Machine(table=LARGE, ttft_s=0.45)
+    machine.add(make_request(1, 5, limit=100))
+    while not machine.emitted:
+        machine.step()
+    beside = machine.add(make_request(2, 5, limit=5, at_s=machine.now_s))
+    at_s, foreseen_s = machine.now_s, machine.verdict.late_s
+    assert (beside.admitted, machine.verdict.hopeless) == (False, False)
+    machine.run()
+    assert 0.45 < machine.emitted[2][0] - at_s <= foreseen_s
+
+
+def test_streams_that_follow_each_other_without_end_do_not_starve_a_prompt() -> None:
+    machine = Machine(table=LARGE)
+    machine.add(make_request(1, 5, limit=50))
+    while not machine.emitted:
+        machine.step()
+    machine.add(make_request(99, 400, limit=5, at_s=machine.now_s))
+    at_s, number, admitted = machine.now_s, 1, 0
+    while 99 not in machine.emitted:
+        machine.step()
+        if not any(s.request.admitted and s.request.limit - s.generated > 1 for s in machine.scheduler.slots.holders()):
+            number += 1
+            admitted += machine.add(make_request(number, 5, limit=50, at_s=machine.now_s)).admitted
+        assert machine.now_s - at_s < 60, "it waits for ever"
+    machine.run()
+    assert admitted > 1
+    assert machine.add(make_request(100, 5, at_s=machine.now_s)).admitted, "nobody starves any more"
