@@ -248,8 +248,9 @@ class Scheduler:
         return self._steps.whole_prompt_s(*self._seating.prompt_left(sequence), self._pass_tokens())
 
     def _pass_tokens(self) -> int:
-        """Prompt tokens of a pass that fits between two tokens of the streams that were admitted."""
-        rows = [s for s in self.slots.holders() if s.request.admitted and s.phase is Phase.DECODE]
+        """Prompt tokens of a pass that fits between two tokens of the streams that were admitted, also of those that have yet to
+        begin: a prompt that is read meanwhile is read beside them."""
+        rows = [s for s in self._seating.present() if s.request.admitted]
         if not rows:
             return self._chunk_tokens
         room_s = self._targets.itl_s - self._steps.decode_s(len(rows), sum(s.cells for s in rows))
