@@ -232,8 +232,11 @@ class Scheduler:
         )
 
     def _endings_s(self, prompt_s: float) -> list[float]:
-        """When each running answer will have ended at the latest, if prompts take `prompt_s` in the meantime."""
+        """When each running answer will have ended at the latest, if prompts take `prompt_s` in the meantime. Beside streams that were
+        admitted the others have no certain end: they get a token when there is time."""
         rows = self._seating.in_phase(Phase.DECODE)
+        if any(s.request.admitted for s in self._seating.present()):
+            rows = [s for s in rows if s.request.admitted]
         seated = list(self.slots.holders())
         pass_s = self._steps.decode_s(max(1, len(seated)), sum(self._final_cells(s.request) for s in seated))
         late = self.running > sum(s.request.admitted for s in self.slots.holders())
