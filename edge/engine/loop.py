@@ -132,7 +132,7 @@ class EngineLoop:
             places, outputs = list(range(at, at + rows)), [False] * (rows - 1) + [True]
             expected_s = self._model.raw_s(kind, rows, at)
             begun = time.monotonic()
-            self._scheduler.begins(begun + expected_s)
+            self._scheduler.begins(begun + expected_s, decodes=False)
             try:
                 self._run([0] * rows, places, [slot] * rows, outputs)
             except CellsExhausted:  # in the unified layout others' cells fill the slot's room
@@ -300,7 +300,7 @@ class EngineLoop:
         self._pass_threads = self._threads.for_pass(kind, strained=self._strained)
         self._context.use_threads(self._pass_threads)
         begun = time.monotonic()
-        self._scheduler.begins(begun + self._model.raw_s(kind, rows, cells))
+        self._scheduler.begins(begun + self._model.raw_s(kind, rows, cells), decodes=kind == "decode")
         return begun
 
     def _passed(self, kind: Kind, rows: int, cells: int, took_s: float) -> None:

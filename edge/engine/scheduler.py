@@ -56,7 +56,7 @@ class Scheduler:
         self._targets = targets
         self._chunk_tokens = chunk_tokens
         self._prompt_pass_since_decode = False
-        self._busy_until_s = 0.0
+        self._busy_until_s, self._decodes = 0.0, False
         self._starving: tuple[Sequence, float] | None = None
         """A prompt for which there is no time between admitted streams' tokens, and since when."""
         self._declined_idle = False
@@ -114,7 +114,7 @@ class Scheduler:
             return Verdict("", busy_s + prompt_s, self._steps.decode_s(1, 0), cached_tokens=known)
         answers = len(request.sequences)
         wish = Wish(answers, self._final_cells(request) * answers, prompt_s, self._line.due_s(request))
-        verdict = judge(now_s, wish, self._burden(), self._steps, self._targets)
+        verdict = judge(now_s, wish, self._burden(now_s), self._steps, self._targets)
         reason = verdict.reason or ("flex" if work.tier == "flex" else "")
         if not reason and self._is_starving(now_s):
             reason = "slo_ttft"
@@ -132,9 +132,10 @@ class Scheduler:
             cached_tokens=known,
         )
 
-    def begins(self, until_s: float) -> None:
-        """A pass begins that is predicted to last until then: who arrives meanwhile waits for its end."""
-        self._busy_until_s = until_s
+    def begins(self, until_s: float, *, decodes: bool) -> None:
+        """A pass begins that is predicted to last until then: who arrives meanwhile waits for its end. `decodes`: running answers
+        get a token by it."""
+        self._busy_until_s, self._decodes = until_s, decodes
 
     def proved(self, now_s: float, ratio: float) -> None:
         """An idle engine has made a decode pass, in `ratio` times what the table says. What was learned under another load must
@@ -155,8 +156,10 @@ class Scheduler:
             return False, self._seating.wait_s(self._token_s())
         prompt_s = self._steps.prompt_s(_SHORT_PROMPT, 0)
         wish = Wish(1, 2 * _SHORT_PROMPT, prompt_s, now_s + self._targets.ttft_s)
-        reason = judge(now_s, wish, self._burden(), self._steps, self._targets).reason
-        return not reason and not self._is_starving(now_s), self._seating.wait_s(self._token_s()) + self._stretched_s(prompt_s)
+        reason = judge(now_s, wish, self._burden(now_s), self._steps, self._targets).reason
+        return not reason and not self._is_starving(now_s), self._seating.wait_s(self._token_s()) + self._stretched_s(
+            prompt_s
+        )
 
     def _is_hopeless(self, request: Request) -> bool:
         """It would be late with nobody else here, in the passes of an idle engine, which are larger than those beside streams."""
@@ -214,7 +217,8 @@ class Scheduler:
         chunk = self._pass_tokens()
         return capacity(self._steps, self._targets, slots=self.slots.size, context_tokens=context_tokens, chunk=chunk)
 
-    def _burden(self) -> Burden:
+    def _burden(self, now_s: float) -> Burden:
+        """What is to be done from then on, when the pass that runs is over."""
         admitted = [s for s in self._seating.present() if s.request.admitted]
         prompts: dict[int, Prompt] = {}
         for sequence in admitted:
@@ -229,7 +233,14 @@ class Scheduler:
             prompts=prompts.values(),
             free_slots=self.slots.free,
             endings_s=self._endings_s(sum(p.prompt_s for p in prompts.values())),
+            spare_s=self._spare_then_s(now_s),
         )
+
+    def _spare_then_s(self, now_s: float) -> float:
+        """`_spare_s` at the end of the pass that runs, if one does: one that gives running answers a token begins their time anew."""
+        if self._decodes and now_s <= self._busy_until_s:
+            return float("inf")
+        return max(0.0, self._spare_s(now_s, self._seating.in_phase(Phase.DECODE)))
 
     def _endings_s(self, prompt_s: float) -> list[float]:
         """When each running answer will have ended at the latest, if prompts take `prompt_s` in the meantime. Beside streams that were

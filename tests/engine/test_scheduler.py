@@ -299,7 +299,7 @@ def test_flex_is_never_promised_anything_and_goes_after_others_that_are_late() -
 
 def test_who_comes_during_a_pass_is_judged_by_when_it_ends() -> None:
     machine = Machine()
-    machine.scheduler.begins(0.045)
+    machine.scheduler.begins(0.045, decodes=False)
     request = make_request(1, 20, limit=1)
     assert machine.scheduler.judge(request, 0.0).reason == "slo_ttft"
     assert machine.scheduler.judge(make_request(2, 20, limit=1, at_s=0.045), 0.045).reason == ""
