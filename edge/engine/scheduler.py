@@ -237,14 +237,14 @@ class Scheduler:
         )
 
     def _spare_then_s(self, now_s: float) -> float:
-        """`_spare_s` at the end of the pass that runs, if one does: one that gives running answers a token begins their time anew."""
+        """`_spare_s` at the end of the pass that runs, if one does: after one that gives running answers a token it is all theirs."""
         if self._decodes and now_s <= self._busy_until_s:
             return float("inf")
         return max(0.0, self._spare_s(now_s, self._seating.in_phase(Phase.DECODE)))
 
     def _endings_s(self, prompt_s: float) -> list[float]:
-        """When each running answer will have ended at the latest, if prompts take `prompt_s` in the meantime. Beside streams that were
-        admitted the others have no certain end: they get a token when there is time."""
+        """When each running answer will have ended at the latest, if prompts take `prompt_s` in the meantime. Beside streams that
+        were admitted the others have no certain end: they get a token when there is time."""
         rows = self._seating.in_phase(Phase.DECODE)
         if any(s.request.admitted for s in self._seating.present()):
             rows = [s for s in rows if s.request.admitted]

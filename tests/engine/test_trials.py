@@ -30,7 +30,7 @@ def test_passes_that_whoever_arrives_would_notice_take_hardly_any_of_an_idle_eng
     model.rescale("prompt", 20.0)
     made = an_hour(model, [1, 2])
     long = [took_s for trial, took_s in made if trial.kind == "prompt"]
-    assert 8 <= len(long) and sum(long) < HOUR_S / 400
+    assert len(long) >= 8 and sum(long) < HOUR_S / 400
     assert sum(trial.kind == "decode" for trial, _ in made) > 5000, "short ones go on meanwhile"
 
 
