@@ -49,6 +49,8 @@ class Shape:
     """Scale of the embedding, which is also the output: how far apart the logits are."""
     judges: bool = False
     """A reranker as Qwen3's: no logits but for yes and no, asked by a template in the file."""
+    splitter: str = "qwen2"
+    """Whose expression cuts a text before the tokenizer sees it."""
 
 
 SHAPES = {
@@ -111,7 +113,7 @@ def _write_f16(
         writer.add_pooling_type(pooling)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    _add_tokenizer(writer, shape.vocabulary)
+    add_tokenizer(writer, shape.vocabulary, shape.splitter)
     writer.add_chat_template([{"name": "default", "template": CHATML}, _JUDGING] if shape.judges else CHATML)
     for name, array in _tensors(shape, np.random.default_rng(seed)):
         writer.add_tensor(name, array)
@@ -156,7 +158,8 @@ def _tensors(shape: Shape, rng: np.random.Generator) -> Iterator[tuple[str, np.n
                 yield f"{at}{name}.weight", matrix(rows, columns)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, size: int, splitter: str) -> None:
+    """A vocabulary of `size` tokens."""
     tokens, merges = _vocabulary(size - len(SPECIAL))
     kinds = [gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL] * len(SPECIAL)
     tokens += SPECIAL
@@ -164,7 +167,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
         tokens.append(f"<|unused_{len(tokens)}|>")
         kinds.append(gguf.TokenType.CONTROL)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
+    writer.add_tokenizer_pre(splitter)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges(merges)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ _WATCH_S = 1.0
 _GRACE_S = 30.0
 """What the service manager is asked for beyond what a start or an end is known to take."""
 _WEDGED_AFTER = 3.0
-"""The engine's client replaces a silent child after `engine.wedge_timeout_s`. Silence for this many times as long means
+"""The engine's client replaces a child that is silent for longer than its patience. Silence for this many times as long means
 that the client itself has failed, and only the service manager's watchdog is left."""
 
 
@@ -47,7 +48,6 @@ class Watch:
     ) -> None:
         """`stop`: the node was told to end."""
         self._notifier, self._pool, self._stop, self._model_name = notifier, pool, stop, model_name
-        self._wedged_s = settings.engine.wedge_timeout_s * _WEDGED_AFTER
         self._drain_s = settings.server.drain_timeout_s
         self._engines_s = longest_end_s(settings.cache.kept_mib << 20) + _GRACE_S
         self._period_s = min(notifier.watchdog_s or _WATCH_S, _WATCH_S)
@@ -85,7 +85,7 @@ class Watch:
             status, stats, now_s = self._pool.roster.status(self._pool.roster.main), self._stats(), time.monotonic()
             if stats is not heard or status.phase != "ready":
                 heard, heard_s = stats, now_s
-            if now_s - heard_s < self._wedged_s:
+            if now_s - heard_s < self._patience_s() * _WEDGED_AFTER:
                 self._notifier.alive()
             word = f"serving {self._model_name}" if status.phase == "ready" else f"{status.phase}: {status.reason}"
             if word != told:
@@ -95,6 +95,10 @@ class Watch:
     def _stats(self) -> Stats | None:
         engine = self._pool.roster.main_engine
         return engine.stats if engine is not None else None
+
+    def _patience_s(self) -> float:
+        engine = self._pool.roster.main_engine
+        return engine.patience_s if engine is not None else math.inf
 
     def draining(self, *, begin_again: bool) -> None:
         """The node takes no new work, to end, or to begin again as the same process."""

@@ -64,7 +64,6 @@ class Gate:
         self._app = app
         self._front = front
         self._room = BodyRoom(_BODIES * front.config.max_body_bytes)
-        """That the keys cannot be read was said."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, read the body, and hand over; or answer with the error."""

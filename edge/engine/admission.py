@@ -47,6 +47,8 @@ class Burden:
     free_slots: int
     endings_s: Sequence[float] = ()
     """From now on, when running answers will have ended at the latest and their slots are free, the soonest first."""
+    spare_s: float = float("inf")
+    """Until the running answers' next pass has to begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,11 @@ def judge(now_s: float, wish: Wish, burden: Burden, steps: StepModel, targets: T
     """Simulate what comes if `wish` is admitted."""
     itl_s = steps.decode_s(burden.rows + wish.rows, burden.cells + wish.cells)
     decode_s = steps.decode_s(burden.rows, burden.cells) if burden.rows else 0.0
-    pace = _Pace(targets.itl_s, targets.itl_s - decode_s)
+    room_s, pass_s = targets.itl_s - decode_s, steps.prompt_s(1, 0)
+    if burden.rows and room_s < pass_s:  # beside these streams no prompt is read
+        room_s = 0.0
+    split_s = max(0.0, 2 * pass_s - steps.prompt_s(2, 0))
+    pace = _Pace(targets.itl_s, room_s, min(burden.spare_s, room_s), pass_s, split_s)
     mine = Prompt(wish.deadline_s, wish.prompt_s, wish.rows)
     ttft_s, late, waits, work_s, needed = 0.0, False, False, 0.0, 0
     for prompt in sorted([*burden.prompts, mine]):
@@ -106,16 +112,26 @@ def _slot_s(burden: Burden, needed: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Pace:
-    """Prompts and decode passes take turns: of every interval between two tokens, prompts have `room_s`."""
+    """Prompts and decode passes take turns: of every interval between two tokens, prompts have `room_s`, and of the one that runs
+    `spare_s`."""
 
     interval_s: float
     room_s: float
+    spare_s: float
+    pass_s: float
+    """What the smallest pass takes."""
+    split_s: float
+    """How much more two passes take than one with the same tokens."""
 
     def done_s(self, work_s: float) -> float:
         """When so much prompt time is done."""
         if self.room_s <= 0.0 or work_s == float("inf"):
             return float("inf")
-        return work_s + int(work_s / self.room_s) * (self.interval_s - self.room_s)
+        if work_s <= self.spare_s:
+            return work_s
+        decode_s = self.interval_s - self.room_s
+        left_s = work_s - max(0.0, self.spare_s - self.split_s if self.spare_s >= self.pass_s else 0.0)
+        return self.spare_s + decode_s + left_s + int(left_s / self.room_s) * decode_s
 
     def work_by(self, at_s: float) -> float:
         """How much prompt time has passed by then."""

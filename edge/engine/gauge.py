@@ -86,26 +86,33 @@ class StepGauge:
             context.forward([0] * count, list(range(depth, depth + count)), [0] * count, [False] * count)
             depth += count
         cell_s: list[tuple[int, float]] = []
-        for rows in (n for n in _PROBE_SIZES if n in times and depth + n <= context.shape.context_tokens):
-            deep_s = min(self._prompt(rows, depth) for _ in range(3))
-            cell_s.append((rows if cell_s else 1, max(0.0, deep_s - times[rows]) / (rows * depth)))
-        deep_row_s = sorted(self._row(depth) for _ in range(_SAMPLES))[_SAMPLES // 2]
-        byte_s = self._copy_byte_s(depth)
-        context.forget(0)
-        return max(0.0, deep_row_s - row_s) / depth, cell_s, byte_s
+        for rows in (n for n in _PROBE_SIZES if n in times):
+            if deep := self._repeated(3, rows, self._prompt):
+                cell_s.append((rows if cell_s else 1, max(0.0, deep[0] - times[rows]) / (rows * depth)))
+        deep_rows = self._repeated(_SAMPLES, 1, lambda _, at: self._row(at)) or [row_s]
+        byte_s = self._copy_byte_s()
+        return max(0.0, deep_rows[len(deep_rows) // 2] - row_s) / depth, cell_s, byte_s
 
-    def _copy_byte_s(self, depth: int) -> float:
+    def _repeated(self, times: int, rows: int, one: Callable[[int, int], float]) -> list[float]:
+        """Times of the same pass behind what slot 0 holds, ascending; each goes deeper where the model's memory cannot be cut."""
+        context, taken = self._context, list[float]()
+        while len(taken) < times and (at := context.length(0)) + rows <= context.shape.context_tokens:
+            taken.append(one(rows, at))
+        return sorted(taken)
+
+    def _copy_byte_s(self) -> float:
+        """Of what slot 0 holds; it is empty afterwards."""
         context = self._context
-        saved = context.save(0, depth)
-        if saved is None or context.shape.slots == 1:
+        saved = context.save(0, context.length(0))
+        context.forget(0)
+        if saved is None or not saved.size_bytes:
             return 0.0
         begun = time.monotonic()
-        context.restore(saved, 1)
+        context.restore(saved, 0)
         took_s = time.monotonic() - begun
-        context.forget(1)
-        size = saved.size_bytes
+        context.forget(0)
         context.release(saved)
-        return took_s / size
+        return took_s / saved.size_bytes
 
 
 def _powers(most: int) -> list[int]:

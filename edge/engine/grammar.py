@@ -28,9 +28,23 @@ MAX_SOURCE_CHARACTERS = 256 * 1024
 _MARKER = re.compile(r"@@(.+?)@@")
 _EMBEDDED = re.compile(r"(?P<head>.*?)%json (?P<schema>.+)")
 _LONGEST_COMPLAINT = 300
+_OPEN = "the schema leaves too many names or alternatives open at one place; make some required, or give it fewer alternatives"
+_TOO_MUCH = {
+    "Too many items": _OPEN,
+    "Current row has": _OPEN,
+    "too many expressions": "a pattern in the schema can be matched in too many ways; make it simpler",
+}
+"""Of the compiler's words about its limits, in words that help."""
 _SPECIAL = b"\xff"
 """llguidance's sign in front of a token that is no text."""
 _LEAD = "\x02"
+_MOST_ITEMS = 8000
+"""Of the parser, in one step. So many take 25 ms on a small box, in which nobody gets a token; by itself the library goes on to
+50,000, and says then that more than 2,000 at one place are too many: about 500 names that an object may begin with."""
+
+
+class GrammarFailed(Exception):
+    """The grammar cannot say what may come next: what was written so far may be right, what follows would be anything."""
 
 
 class _Words:
@@ -84,7 +98,7 @@ class GrammarCompiler:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
-        self._limits = LLParserLimits()
+        self._limits = LLParserLimits(step_max_items=_MOST_ITEMS)
 
     def warm(self) -> None:
         """Build the tables now."""
@@ -102,6 +116,11 @@ class GrammarCompiler:
         matcher.compute_bitmask()  # a schema without any instance shows itself at the first step only
         if matcher.is_error():
             raise UnsupportedSchema(_complaint(matcher.get_error()))
+        ahead = matcher.deep_copy()  # what is forced comes for certain, so what stands behind it is found out now
+        ahead.consume_tokens(ahead.compute_ff_tokens())
+        ahead.compute_bitmask()
+        if ahead.is_error():
+            raise UnsupportedSchema(_complaint(ahead.get_error()))
         if warnings := matcher.get_grammar_warnings():
             raise UnsupportedSchema(_complaint(" ".join(warnings)))
         watch = None
@@ -180,23 +199,29 @@ class GrammarState:
         return bool(self._matcher.validate_tokens([token]) == 1)
 
     def mask(self) -> np.ndarray:
-        """bool[vocabulary]: which tokens may come next; at least one may."""
+        """bool[vocabulary]: which tokens may come next; at least one may. Raises GrammarFailed."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._require_sound()
         allowed = np.unpackbits(bits, count=self._vocabulary.size, bitorder="little").view(np.bool_)
         if not allowed.any():
             allowed[list(self._vocabulary.end_tokens)] = True
         return allowed
 
     def accept(self, token: int) -> None:
-        """Advance over a token that was drawn."""
+        """Advance over a token that was drawn. Raises GrammarFailed."""
         if self._watch is None:
             if token not in self._vocabulary.end_tokens:
                 self._matcher.consume_token(token)
+                self._require_sound()
             return
         rest = self._watch.feed(self._vocabulary.marked_piece(token))
         # Text of the same token behind the trigger is already written: the grammar starts after it, if it fits at all.
         if rest is not None and self._fits(rest):
             self._watch = None
+
+    def _require_sound(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarFailed(_complaint(self._matcher.get_error()))
 
     def _fits(self, text: bytes) -> bool:
         if not text:
@@ -205,6 +230,7 @@ class GrammarState:
         tokens = self._tokenizer.greedy_tokenize(text.decode("utf-8", "replace"))
         if self._matcher.try_consume_tokens(tokens) == len(tokens):
             return True
+        self._require_sound()
         self._matcher.reset()
         return False
 
@@ -213,6 +239,9 @@ def _complaint(text: str) -> str:
     """The first line: the rest is the compiler's state. Of a regular expression it is the last that says what is wrong."""
     if text.startswith("NoExtension"):
         return "no value can satisfy this schema"
+    for sign, said in _TOO_MUCH.items():
+        if sign in text:
+            return said
     lines = text.strip().split("\n")
     if lines[0].startswith("regex parse error"):
         error = next((line for line in lines if line.startswith("error:")), "error: it cannot be read")

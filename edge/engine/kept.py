@@ -45,11 +45,7 @@ class KeptPrefixes:
             on_progress(number / len(pinned))
             saved = self._from_disk(tokens) or self._computed(tokens)
             self._adopt(tokens, "", saved, pinned=True)
-        if (kept := self._cache.saved_bytes) > self._load.cache_bytes:
-            raise ModelUnusable(
-                f"the prompts of cache.pinned_file need {kept >> 20} MiB, and cache.host_mib allows "
-                f"{self._load.cache_bytes >> 20}; raise it, or pin fewer"
-            )
+            self._require_room(number + 1, len(pinned))
 
     def _pinnable(self, number: int, prompt: Prompt, tokenize: Tokenizer) -> list[int]:
         try:
@@ -68,6 +64,15 @@ class KeptPrefixes:
             raise ModelUnusable(
                 f"the prompts of cache.pinned_file have {pinned_tokens:,} tokens; with engine.kv_layout unified there is "
                 f"room for {most:,}: pin fewer, or set it to streams"
+            )
+
+    def _require_room(self, done: int, of: int) -> None:
+        """Asked after each: the memory for all of them may not be there."""
+        if (kept := self._cache.saved_bytes) > self._load.cache_bytes:
+            which = "the prompts" if done == of else f"the first {done} of {of} prompts"
+            raise ModelUnusable(
+                f"{which} of cache.pinned_file need {kept / 2**20:,.1f} MiB, and the saved beginnings have "
+                f"{self._load.cache_bytes / 2**20:,.1f} (cache.host_mib, less where memory is short); raise it, or pin fewer"
             )
 
     def _from_disk(self, tokens: list[int]) -> Saved | None:
@@ -115,18 +120,17 @@ class KeptPrefixes:
         room = self._load.kept_bytes
         if not room or not self._cache.enabled or self._context.shape.unified:
             return
-        chosen: list[tuple[Prefix, Saved]] = []
+        chosen: list[Prefix] = []
         for prefix in self._cache.by_worth():
-            if prefix.pinned or prefix.live:
+            size = self._context.saved_bytes(prefix.slot) if prefix.slot >= 0 else prefix.saved_bytes
+            if not prefix.pinned and not prefix.live and size <= room:
+                room -= size
+                chosen.append(prefix)
+        self._files.keep_only_prefixes([(prefix.tokens, prefix.namespace) for prefix in chosen])
+        for prefix in chosen:  # one at a time: there is no memory for copies of all slots
+            saved = self._context.save(prefix.slot, prefix.computed) if prefix.slot >= 0 else prefix.saved
+            if saved is None or saved.state is None:
                 continue
-            saved = prefix.saved if prefix.slot < 0 else self._context.save(prefix.slot, prefix.computed)
-            if saved is None or saved.state is None or saved.size_bytes > room:
-                continue
-            room -= saved.size_bytes
-            chosen.append((prefix, saved))
-        self._files.keep_only_prefixes([(prefix.tokens, prefix.namespace) for prefix, _ in chosen])
-        for prefix, saved in chosen:
-            assert saved.state is not None
             self._files.write_prefix(prefix.tokens, prefix.namespace, saved.state)
             if self._files.complain("it is computed anew after the restart"):
                 return

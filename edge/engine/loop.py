@@ -6,14 +6,16 @@ pass runs: a refusal that waits for the end of a pass would come too late. Every
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from operator import itemgetter
 
 from edge.engine.admission import Verdict
+from edge.engine.grammar import GrammarFailed
 from edge.engine.llama.context import CellsExhausted, Context, ForwardFailed, Saved
 from edge.engine.prefix import Prefix
 from edge.engine.sampler import BrokenLogits
@@ -22,7 +24,9 @@ from edge.engine.seating import Placement
 from edge.engine.sequence import Phase, Request, Sequence
 from edge.engine.steps import Kind, StepModel
 from edge.engine.threads import ThreadChoice
-from edge.errors import EngineFault
+from edge.engine.trials import Trial, Trials
+from edge.errors import EngineFault, UnsupportedSchema
+from edge.machine import resident_bytes
 from edge.messages import Abort, ClocksChanged, Failed, Finished, FirstToken, Message, Quit, Stats, Timing, Token
 
 Send = Callable[[Iterable[Message]], None]
@@ -30,10 +34,6 @@ InboxItem = Request | Abort | ClocksChanged | Quit
 
 _STATS_EVERY_S = 0.5
 _STEPS_REMEMBERED = 512
-_PAGE_BYTES = 4096
-_TRIAL_TOKENS = 64
-_TRIAL_EVERY_S = 0.25
-_UNNOTICED_S = 0.008
 
 
 class EngineLoop:
@@ -54,9 +54,7 @@ class EngineLoop:
         self._context = context
         self._threads = threads
         self._model = model
-        sizes: tuple[tuple[Kind, int], ...] = (("decode", 1), ("prompt", min(_TRIAL_TOKENS, context.rows_limit)))
-        self._trials = deque((kind, rows, n) for kind, rows in sizes for n in threads.candidates)
-        self._trial_due_s = 0.0
+        self._trials = Trials(threads, model, rows_limit=context.rows_limit)
         self._pass_threads, self._strained = 0, False
         self._scheduler = scheduler
         self._inbox = inbox
@@ -101,7 +99,7 @@ class EngineLoop:
             self._decode(rows)
         elif time.monotonic() - self._forward_s >= self._heartbeat_s:
             self._beat()
-        elif time.monotonic() >= self._trial_due_s:
+        elif time.monotonic() >= self._trials.due_s:
             self._try_threads(at_leisure=False)
 
     def beat(self) -> None:
@@ -110,41 +108,31 @@ class EngineLoop:
             self._beat()
 
     def _beat(self) -> None:
-        self._probe("decode", 1, self._threads.of("decode"))
+        ratio, _ = self._probe(Trial("decode", 1, self._threads.of("decode")))
         self._forward_s = time.monotonic()
-        self._try_threads(at_leisure=True)
+        if self._scheduler.idle:  # nobody has come meanwhile
+            self._scheduler.proved(self._forward_s, ratio)
+            self._try_threads(at_leisure=True)
 
     def _try_threads(self, *, at_leisure: bool) -> None:
-        """Nobody waits: see how another thread count would do. Unless at leisure, only with a pass so short that whoever
-        arrives meanwhile does not notice."""
-        self._trial_due_s = time.monotonic() + _TRIAL_EVERY_S
-        kind, rows, threads = self._trials[0]
-        short = self._model.raw_s(kind, rows, 0) < _UNNOTICED_S
-        if len(self._threads.candidates) == 1 or not (short or at_leisure):
-            return
-        self._trials.rotate(-1)
-        self._learn_threads(kind, threads, self._probe(kind, rows, threads))
+        """Nobody waits: see how another thread count would do."""
+        trial = self._trials.next(time.monotonic(), self._probe_place()[1], at_leisure=at_leisure)
+        if trial is not None:
+            self._trials.tried(trial, *self._probe(trial), time.monotonic())
 
-    def _learn_threads(self, kind: Kind, threads: int, ratio: float) -> bool:
-        """Take in a trial. True if another thread count is used from now on."""
-        self._threads.tried(kind, threads, ratio)
-        longer = self._threads.decide(kind)
-        if longer is not None:
-            self._model.rescale(kind, longer)
-        return longer is not None
-
-    def _probe(self, kind: Kind, rows: int, threads: int) -> float:
-        """A pass behind what lies in a free slot, which leaves no trace. Returns its time beside what is predicted."""
-        context = self._context
-        context.use_threads(threads)
+    def _probe(self, trial: Trial) -> tuple[float, float]:
+        """A pass behind what lies in a free slot, which leaves no trace. Returns its time beside what is predicted, and its time."""
+        kind, rows, threads = trial
+        self._context.use_threads(threads)
         while True:
-            slot = min(self._scheduler.slots.free_slots(), key=context.length)
-            at = context.length(slot)
-            if at + rows > context.shape.context_tokens:
+            slot, at = self._probe_place()
+            if at + rows > self._context.shape.context_tokens:
                 self._clear(slot)
                 at = 0
             places, outputs = list(range(at, at + rows)), [False] * (rows - 1) + [True]
+            expected_s = self._model.raw_s(kind, rows, at)
             begun = time.monotonic()
+            self._scheduler.begins(begun + expected_s, decodes=False)
             try:
                 self._run([0] * rows, places, [slot] * rows, outputs)
             except CellsExhausted:  # in the unified layout others' cells fill the slot's room
@@ -153,8 +141,14 @@ class EngineLoop:
             else:
                 break
         took_s = time.monotonic() - begun
-        context.forget(slot, at)
-        return took_s / self._model.raw_s(kind, rows, at)
+        self._context.forget(slot, at)
+        return took_s / expected_s, took_s
+
+    def _probe_place(self) -> tuple[int, int]:
+        """(the free slot that holds least, how much)."""
+        return min(
+            ((slot, self._context.length(slot)) for slot in self._scheduler.slots.free_slots()), key=itemgetter(1)
+        )
 
     # --- inbox --------------------------------------------------------------------------------------------------------
 
@@ -175,7 +169,7 @@ class EngineLoop:
 
     def _idle_s(self) -> float:
         now = time.monotonic()
-        due_s = min(self._stats_due_s, self._forward_s + self._heartbeat_s, self._trial_due_s)
+        due_s = min(self._stats_due_s, self._forward_s + self._heartbeat_s, self._trials.due_s)
         return max(0.001, due_s - now)
 
     def _handle(self, item: InboxItem) -> None:
@@ -198,7 +192,7 @@ class EngineLoop:
         slot, source, tokens = placement.slot, placement.source, placement.tokens
         cache, context = self._scheduler.cache, self._context
         resident = cache.resident(slot) if placement.save_resident else None
-        if resident is not None and (saved := self._snapshot(resident)) is not None:
+        if resident is not None and self._may_save(resident) and (saved := self._snapshot(resident)) is not None:
             self._keep(resident, saved, spare=source)
         if placement.how == "stay":
             cache.vacate(slot)
@@ -222,6 +216,10 @@ class EngineLoop:
             return True
         self._context.forget(slot)
         return False
+
+    def _may_save(self, prefix: Prefix) -> bool:
+        size_bytes = prefix.computed * self._context.cell_bytes
+        return self._context.shape.unified or self._scheduler.has_time_to_save(size_bytes, time.monotonic())
 
     def _snapshot(self, prefix: Prefix) -> Saved | None:
         """A copy of a slot's prefix outside the slots."""
@@ -262,6 +260,7 @@ class EngineLoop:
             self._decode_tokens += len(sequences)
             for row, sequence in enumerate(sequences):
                 self._write(sequence, row)
+            self._model.wrote(len(sequences), time.monotonic() - now)
         self._flush()
 
     def _prefill(self, chunk: Chunk) -> None:
@@ -278,12 +277,22 @@ class EngineLoop:
             self._passed("prompt", chunk.count, chunk.start, now - begun)
             self._prefill_tokens += chunk.count
             siblings = self._scheduler.prefilled(chunk, now, now - begun)
-            for sibling in siblings:
-                self._context.copy(sequence.slot, sibling.slot)
             if chunk.last:
+                self._share(sequence, siblings)
                 for member in (sequence, *siblings):
                     self._write(member, chunk.count - 1)
         self._flush()
+
+    def _share(self, sequence: Sequence, siblings: list[Sequence]) -> None:
+        """Give siblings the cells of a prompt: through a copy of those that there are. The library's own copy from slot to slot
+        takes all that a slot has room for, inside the next pass, which others' next tokens wait for."""
+        saved = self._context.save(sequence.slot, sequence.cursor) if siblings else None
+        for sibling in siblings:
+            self._context.forget(sibling.slot)
+            if saved is None or not self._context.restore(saved, sibling.slot):
+                self._context.copy(sequence.slot, sibling.slot)
+        if saved is not None:
+            self._context.release(saved)
 
     def _begin(self, kind: Kind, rows: int, cells: int) -> float:
         """Set the threads of the next pass, and say when it will be over. Returns the time now."""
@@ -291,7 +300,7 @@ class EngineLoop:
         self._pass_threads = self._threads.for_pass(kind, strained=self._strained)
         self._context.use_threads(self._pass_threads)
         begun = time.monotonic()
-        self._scheduler.begins(begun + self._model.raw_s(kind, rows, cells))
+        self._scheduler.begins(begun + self._model.raw_s(kind, rows, cells), decodes=kind == "decode")
         return begun
 
     def _passed(self, kind: Kind, rows: int, cells: int, took_s: float) -> None:
@@ -300,7 +309,7 @@ class EngineLoop:
         self._step_s.append(took_s)
         if self._strained:
             ratio = took_s / self._model.raw_s(kind, rows, cells)
-            if self._learn_threads(kind, self._pass_threads, ratio):
+            if self._trials.learn(kind, self._pass_threads, ratio):
                 return
         if self._pass_threads == self._threads.of(kind):
             self._model.observe(kind, rows, cells, took_s)
@@ -321,30 +330,28 @@ class EngineLoop:
         outputs: list[bool],
         sequences: tuple[Sequence, ...],
     ) -> bool:
-        """Run one pass. On failure the requests concerned fail and False comes back; a fatal failure is raised."""
+        """Run one pass. On failure the requests concerned fail and False comes back; for want of cells it is one of them, whose
+        cells the others get. A fatal failure is raised."""
         rows, places = list(tokens), list(positions)
-        suspect: list[int] = []
         while True:
             try:
                 self._run(rows, places, slots, outputs)
             except CellsExhausted:
                 if self._make_room():
                     continue
-                reason = "the engine ran out of KV cells"
+                last = max((s.request for s in sequences), key=lambda r: (not r.admitted, r.arrived_s))
+                self._fail(last, EngineFault.code or "", "the engine ran out of KV cells")
+                return False
             except ForwardFailed as failure:
                 if failure.fatal:
                     raise
-                reason = f"a forward pass failed: {failure}"
-                suspect = list(dict.fromkeys(slots))
-            else:
-                self._forward_s = time.monotonic()
-                return True
-            break
-        for request in {s.request.id: s.request for s in sequences}.values():
-            self._fail(request, EngineFault.code or "", reason)
-        for slot in suspect:  # what a failed pass left there is nobody's beginning
-            self._clear(slot)
-        return False
+                for request in {s.request.id: s.request for s in sequences}.values():
+                    self._fail(request, EngineFault.code or "", f"a forward pass failed: {failure}")
+                for slot in dict.fromkeys(slots):  # what a failed pass left there is nobody's beginning
+                    self._clear(slot)
+                return False
+            self._forward_s = time.monotonic()
+            return True
 
     def _write(self, sequence: Sequence, row: int) -> None:
         request = sequence.request
@@ -354,6 +361,9 @@ class EngineLoop:
             token, message = sequence.writer.write(self._context, row)
         except BrokenLogits:
             self._fail(request, EngineFault.code or "", "the model produced no finite number; its file may be damaged")
+            return
+        except GrammarFailed as failure:  # it would end here as if it were whole
+            self._fail(request, UnsupportedSchema.code or "", str(failure))
             return
         now = time.monotonic()
         if request.first_token_s == 0.0:
@@ -430,7 +440,7 @@ class EngineLoop:
             step_p50_s=ordered[len(ordered) // 2],
             step_p99_s=ordered[len(ordered) * 99 // 100],
             forward_age_s=now_s - self._forward_s,
-            resident_bytes=int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES,
+            resident_bytes=resident_bytes(os.getpid()),
         )
 
 

@@ -63,6 +63,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def patience_s(self) -> float:
+        """How long it may be silent before it is replaced. A large model on a slow box takes that long for honest work."""
+        ...
+
+    @property
     def counts(self) -> Counts:
         """Totals of all children that it had."""
         ...

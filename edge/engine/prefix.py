@@ -169,6 +169,10 @@ class PrefixCache:
     ) -> list[Any]:
         """Remember a copy of a prefix's first `tokens` cells. Returns copies to be freed, perhaps the new one, never that of
         `spare`."""
+        if not prefix.pinned and not self.has_room_for(size_bytes):
+            if prefix.slot < 0 and prefix.saved is None:
+                self._trees[prefix.namespace].remove(prefix)
+            return [saved]
         freed = [self._forget_saved(prefix)] if prefix.saved is not None else []
         prefix.saved, prefix.saved_tokens, prefix.saved_bytes = saved, tokens, size_bytes
         self._saved[prefix] = None
@@ -184,6 +188,10 @@ class PrefixCache:
             self.evictions += 1
             freed.append(self._drop_saved(victim))
         return freed
+
+    def has_room_for(self, size_bytes: int) -> bool:
+        """Whether a copy of this size can be kept: one that fits into the cap beside those that are pinned."""
+        return size_bytes + sum(p.saved_bytes for p in self._saved if p.pinned) <= self._cap_bytes
 
     def adopt(
         self, tokens: Sequence[int], key: str, saved: Any, size_bytes: int, *, pinned: bool, recompute_s: float

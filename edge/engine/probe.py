@@ -106,12 +106,16 @@ class LayoutProbe:
         assert process.stdout is not None and process.stderr is not None
         until_s = time.monotonic() + _ANSWER_S
         self._words = b""
+        replies, words = process.stdout.fileno(), process.stderr.fileno()
+        waiting = select.poll()  # select takes no file above 1,023, and a node has as many as connections
+        for file in (replies, words):
+            waiting.register(file, select.POLLIN)
         while (left_s := until_s - time.monotonic()) > 0:
-            readable, _, _ = select.select([process.stdout, process.stderr], [], [], left_s)
-            if process.stderr in readable:
-                self._words = (self._words + os.read(process.stderr.fileno(), _READ_BYTES))[-_WORDS_BYTES:]
-            if process.stdout in readable:
-                data = os.read(process.stdout.fileno(), _READ_BYTES)
+            readable = [file for file, _ in waiting.poll(left_s * 1000)]
+            if words in readable:
+                self._words = (self._words + os.read(words, _READ_BYTES))[-_WORDS_BYTES:]
+            if replies in readable:
+                data = os.read(replies, _READ_BYTES)
                 if not data:
                     raise EOFError
                 for payload in self._frames.feed(data):

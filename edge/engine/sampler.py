@@ -64,7 +64,7 @@ class TokenSampler:
         self._chain = None if plain else Chain(vocabulary.size, sampling, seed=_seed(sampling, index))
 
     def draw(self, context: Context, row: int) -> Draw:
-        """Sample from a row of the last forward pass. Raises BrokenLogits."""
+        """Sample from a row of the last forward pass. Raises BrokenLogits, GrammarFailed."""
         logits = context.logits(row)
         grammar = self.grammar
         active = grammar if grammar is not None and grammar.active else None

@@ -20,6 +20,8 @@ from edge.engine.steps import TILE_ROWS, StepModel
 
 FIXED_CHUNK = 64
 """Prompt tokens in a pass beside running streams where no targets are kept (mode off, or a model too slow for them)."""
+STARVED_S = 5.0
+"""When streams that were admitted have kept a prompt from being read for so long, nobody is admitted until it is."""
 PASS_SHARE = 0.4
 """A prompt pass for a request that was not admitted takes at most this share of the ITL target, or as long as a tile's rows
 take: whoever arrives meanwhile has to wait for it, but in smaller passes it would take several times as long."""
@@ -54,9 +56,12 @@ class Scheduler:
         self._targets = targets
         self._chunk_tokens = chunk_tokens
         self._prompt_pass_since_decode = False
-        self._busy_until_s = 0.0
-        # A model whose single row takes longer than the target cannot keep it, however little it does at a time.
-        self._keeps_targets = targets.promised and steps.decode_s(1, 0) <= targets.itl_s
+        self._busy_until_s, self._decodes = 0.0, False
+        self._starving: tuple[Sequence, float] | None = None
+        """A prompt for which there is no time between admitted streams' tokens, and since when."""
+        self._declined_idle = False
+        """Somebody was declined while there was nothing to compute."""
+        self._keeps_targets = self._can_keep_targets()
         self._line = Line(targets)
         self._seating = Seating(
             slots=slots,
@@ -96,6 +101,7 @@ class Scheduler:
         if not verdict.declined:
             request.admitted = self._keeps_targets and not verdict.reason
             self._seating.queue(request)
+        self._declined_idle |= verdict.declined and self.idle
         return verdict
 
     def judge(self, request: Request, now_s: float) -> Verdict:
@@ -103,13 +109,15 @@ class Scheduler:
         busy_s = max(0.0, self._busy_until_s - now_s)
         now_s += busy_s
         work = request.work
-        prompt_s, known = self._prompt_of(request)
+        prompt_s, known = self._prompt_of(request, self._pass_tokens())
         if not self._targets.promised:
             return Verdict("", busy_s + prompt_s, self._steps.decode_s(1, 0), cached_tokens=known)
         answers = len(request.sequences)
         wish = Wish(answers, self._final_cells(request) * answers, prompt_s, self._line.due_s(request))
-        verdict = judge(now_s, wish, self._burden(), self._steps, self._targets)
+        verdict = judge(now_s, wish, self._burden(now_s), self._steps, self._targets)
         reason = verdict.reason or ("flex" if work.tier == "flex" else "")
+        if not reason and self._is_starving(now_s):
+            reason = "slo_ttft"
         if not self._keeps_targets:
             reason = "slo_itl"
         late_s = busy_s + self._late_s(request, prompt_s) if reason else 0.0
@@ -120,13 +128,27 @@ class Scheduler:
             ttft_s=busy_s + verdict.ttft_s,
             late_s=late_s,
             declined=bool(reason) and (too_late or work.late == "decline"),
-            hopeless=not self._keeps_targets or prompt_s > self._targets.ttft_s or answers > self.slots.size,
+            hopeless=bool(reason) and self._is_hopeless(request),
             cached_tokens=known,
         )
 
-    def begins(self, until_s: float) -> None:
-        """A pass begins that is predicted to last until then: who arrives meanwhile waits for its end."""
-        self._busy_until_s = until_s
+    def begins(self, until_s: float, *, decodes: bool) -> None:
+        """A pass begins that is predicted to last until then: who arrives meanwhile waits for its end. `decodes`: running answers
+        get a token by it."""
+        self._busy_until_s, self._decodes = until_s, decodes
+
+    def proved(self, now_s: float, ratio: float) -> None:
+        """An idle engine has made a decode pass, in `ratio` times what the table says. What was learned under another load must
+        not keep it from admitting anybody for ever."""
+        self._steps.proved("decode", ratio)
+        if self._declined_idle or not self.outlook(now_s)[0]:
+            self._steps.doubt(ratio)
+        self._declined_idle = False
+        self._keeps_targets = self._seating.reserves = self._keeps_targets or self._can_keep_targets()
+
+    def _can_keep_targets(self) -> bool:
+        """A model whose single row takes longer than the target cannot, however little it does at a time."""
+        return self._targets.promised and self._steps.decode_s(1, 0) <= self._targets.itl_s
 
     def outlook(self, now_s: float) -> tuple[bool, float]:
         """(whether a short prompt that came now would be admitted, seconds until its first token if it were not)."""
@@ -134,14 +156,22 @@ class Scheduler:
             return False, self._seating.wait_s(self._token_s())
         prompt_s = self._steps.prompt_s(_SHORT_PROMPT, 0)
         wish = Wish(1, 2 * _SHORT_PROMPT, prompt_s, now_s + self._targets.ttft_s)
-        reason = judge(now_s, wish, self._burden(), self._steps, self._targets).reason
-        return not reason, self._seating.wait_s(self._token_s()) + self._stretched_s(prompt_s)
+        reason = judge(now_s, wish, self._burden(now_s), self._steps, self._targets).reason
+        return not reason and not self._is_starving(now_s), self._seating.wait_s(self._token_s()) + self._stretched_s(
+            prompt_s
+        )
 
-    def _prompt_of(self, request: Request) -> tuple[float, int]:
+    def _is_hopeless(self, request: Request) -> bool:
+        """It would be late with nobody else here, in the passes of an idle engine, which are larger than those beside streams."""
+        prompt_s, _ = self._prompt_of(request, self._chunk_tokens)
+        late = prompt_s > self._targets.ttft_s or len(request.sequences) > self.slots.size
+        return late or not self._keeps_targets
+
+    def _prompt_of(self, request: Request, pass_tokens: int) -> tuple[float, int]:
         """(time of a prompt's passes, how many of its tokens are known)."""
         match = self._seating.match(request)
         known = self._steps.best_start(len(request.tokens), match.usable) if match is not None else 0
-        prompt_s = self._steps.whole_prompt_s(len(request.tokens) - known, known, self._pass_tokens())
+        prompt_s = self._steps.whole_prompt_s(len(request.tokens) - known, known, pass_tokens)
         if match is not None:
             prompt_s += self._steps.restore_s(match.prefix.saved_bytes)
         return prompt_s, known
@@ -154,7 +184,20 @@ class Scheduler:
             if not s.request.admitted and s.phase is not Phase.DECODE
         )
         wait_s = self._seating.wait_s(self._token_s(), request.work.tier)
-        return max(wait_s, self._stretched_s(reading_s)) + self._stretched_s(prompt_s)
+        return max(wait_s, self._stretched_s(reading_s)) + self._stretched_s(prompt_s) + self._until_read_s()
+
+    def _until_read_s(self) -> float:
+        """Until the streams have ended beside which no prompt is read, since a pass of it takes longer than they leave."""
+        rows = [s for s in self._seating.in_phase(Phase.DECODE) if s.request.admitted]
+        if not rows or self._steps.decode_s(len(rows), 0) + self._steps.prompt_s(1, 0) <= self._targets.itl_s:
+            return 0.0
+        return max(s.request.limit - s.generated for s in rows) * self._targets.itl_s
+
+    def _is_starving(self, now_s: float) -> bool:
+        if self._starving is None:
+            return False
+        sequence, since_s = self._starving
+        return sequence.phase is Phase.PREFILL and now_s - since_s > STARVED_S
 
     def _token_s(self) -> float:
         """Between two tokens of each answer, with as many of them as run now."""
@@ -174,7 +217,8 @@ class Scheduler:
         chunk = self._pass_tokens()
         return capacity(self._steps, self._targets, slots=self.slots.size, context_tokens=context_tokens, chunk=chunk)
 
-    def _burden(self) -> Burden:
+    def _burden(self, now_s: float) -> Burden:
+        """What is to be done from then on, when the pass that runs is over."""
         admitted = [s for s in self._seating.present() if s.request.admitted]
         prompts: dict[int, Prompt] = {}
         for sequence in admitted:
@@ -189,11 +233,21 @@ class Scheduler:
             prompts=prompts.values(),
             free_slots=self.slots.free,
             endings_s=self._endings_s(sum(p.prompt_s for p in prompts.values())),
+            spare_s=self._spare_then_s(now_s),
         )
 
+    def _spare_then_s(self, now_s: float) -> float:
+        """`_spare_s` at the end of the pass that runs, if one does: after one that gives running answers a token it is all theirs."""
+        if self._decodes and now_s <= self._busy_until_s:
+            return float("inf")
+        return max(0.0, self._spare_s(now_s, self._seating.in_phase(Phase.DECODE)))
+
     def _endings_s(self, prompt_s: float) -> list[float]:
-        """When each running answer will have ended at the latest, if prompts take `prompt_s` in the meantime."""
+        """When each running answer will have ended at the latest, if prompts take `prompt_s` in the meantime. Beside streams that
+        were admitted the others have no certain end: they get a token when there is time."""
         rows = self._seating.in_phase(Phase.DECODE)
+        if any(s.request.admitted for s in self._seating.present()):
+            rows = [s for s in rows if s.request.admitted]
         seated = list(self.slots.holders())
         pass_s = self._steps.decode_s(max(1, len(seated)), sum(self._final_cells(s.request) for s in seated))
         late = self.running > sum(s.request.admitted for s in self.slots.holders())
@@ -208,8 +262,9 @@ class Scheduler:
         return self._steps.whole_prompt_s(*self._seating.prompt_left(sequence), self._pass_tokens())
 
     def _pass_tokens(self) -> int:
-        """Prompt tokens of a pass that fits between two tokens of the streams that were admitted."""
-        rows = [s for s in self.slots.holders() if s.request.admitted and s.phase is Phase.DECODE]
+        """Prompt tokens of a pass that fits between two tokens of the streams that were admitted, also of those that have yet to
+        begin: a prompt that is read meanwhile is read beside them."""
+        rows = [s for s in self._seating.present() if s.request.admitted]
         if not rows:
             return self._chunk_tokens
         room_s = self._targets.itl_s - self._steps.decode_s(len(rows), sum(s.cells for s in rows))
@@ -249,6 +304,11 @@ class Scheduler:
         """The next sequence to get a slot or the cells it waits for; None if there is none now. Ask again after `placed`."""
         return self._seating.next_placement(now_s)
 
+    def has_time_to_save(self, size_bytes: int, now_s: float) -> bool:
+        """Whether what lies in a slot can be copied now, and kept, without making an admitted stream wait."""
+        spare_s = self._spare_s(now_s, self._seating.in_phase(Phase.DECODE))
+        return self._steps.save_s(size_bytes) <= spare_s and self.cache.has_room_for(size_bytes)
+
     def placed(self, placement: Placement, tokens: int) -> None:
         """A placement was made; `tokens` cells were taken over."""
         self._seating.placed(placement, tokens)
@@ -268,6 +328,9 @@ class Scheduler:
         count = self._steps.largest_chunk(budget_s, sequence.cursor, sequence.prompt_left, self._chunk_tokens)
         if count == 0 and not decoding:  # not even one token fits: then time is no reason to wait
             count = min(sequence.prompt_left, LEAST_SHARED_TOKENS)
+        if not sequence.request.admitted:
+            waits = self._starving is not None and self._starving[0].phase is Phase.PREFILL
+            self._starving = None if count else self._starving if waits else (sequence, now_s)
         return _chunk(sequence, count) if count else None
 
     def _prompt_budget_s(self, now_s: float, sequence: Sequence, decoding: list[Sequence]) -> float:
@@ -279,11 +342,15 @@ class Scheduler:
                 return 0.0
             tile_s = self._steps.prompt_s(min(TILE_ROWS, self._chunk_tokens), sequence.cursor)
             budget_s = max(self._targets.itl_s * PASS_SHARE, tile_s)
+        return min(budget_s, self._spare_s(now_s, decoding))
+
+    def _spare_s(self, now_s: float, decoding: list[Sequence]) -> float:
+        """Until the next decode pass of the streams that were admitted has to begin; for ever if there are none."""
         admitted = [s for s in decoding if s.request.admitted]
-        if not admitted:
-            return budget_s
+        if not admitted or not self._keeps_targets:
+            return float("inf")
         next_s = self._steps.decode_s(len(admitted), sum(s.cells for s in admitted))
-        return min(budget_s, min(s.emitted_s for s in admitted) + self._targets.itl_s - next_s - now_s)
+        return min(s.emitted_s for s in admitted) + self._targets.itl_s - next_s - now_s
 
     # --- results ------------------------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class Seating:
         self._line = line
         self._chunk_tokens = chunk_tokens
         self._copies_sequences = copies_sequences
-        self._reserves = reserves
+        self.reserves = reserves
         self._waiting: deque[Sequence] = deque()
         self._backlog = Backlog()
 
@@ -215,7 +215,7 @@ class Seating:
 
     def _may_seat_late(self, free: int) -> bool:
         """Some slots stay free for requests that can be admitted, more of them while such run."""
-        if not self._reserves or self.slots.size == 1:
+        if not self.reserves or self.slots.size == 1:
             return True
         share = max(1, self.slots.size // _LATE_SHARE)
         late = sum(not s.request.admitted for s in self.slots.holders())

@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ _LENGTH_BYTES = 8
 _LARGEST_HEAD_BYTES = 64 << 20
 _PINNED, _PREFIX = ".cells", ".prefix"
 _DRAFT = ".draft-"
+_STEPS = "steps.json"
+_UNUSED_S = 30 * 86_400.0
 
 
 class KeptSteps(msgspec.Struct, frozen=True):
@@ -85,7 +88,7 @@ class StateFiles:
         if self._directory is None:
             return None
         try:
-            kept = msgspec.json.decode((self._directory / "steps.json").read_bytes(), type=KeptSteps)
+            kept = msgspec.json.decode((self._directory / _STEPS).read_bytes(), type=KeptSteps)
         except (OSError, ValueError, msgspec.DecodeError):
             return None
         if (kept.version, kept.made_for) != (_STEPS_VERSION, self._made_for) or kept != kept.sealed():
@@ -95,7 +98,7 @@ class StateFiles:
     def write_steps(self, table: StepTable, threads: Threads) -> None:
         """Keep a calibration."""
         kept = KeptSteps(_STEPS_VERSION, self._made_for, threads.decode, threads.prefill, table)
-        self._write("steps.json", [msgspec.json.encode(kept.sealed())])
+        self._write(_STEPS, [msgspec.json.encode(kept.sealed())])
 
     # --- pinned prefixes ----------------------------------------------------------------------------------------------
 
@@ -142,15 +145,23 @@ class StateFiles:
 
     def tidy(self) -> None:
         """Delete what other models or plans kept over a restart, and drafts that a power cut left: what users sent does not lie
-        about longer than it is of use."""
+        about longer than it is of use. What nobody has used for a month goes too: each version of a model leaves something."""
         if self._directory is None:
             return
+        with contextlib.suppress(OSError):
+            os.utime(self._directory)
         with contextlib.suppress(OSError):
             for path in self._directory.parent.glob(f"*/*{_PREFIX}"):
                 if path.parent != self._directory:
                     self._drop(path)
             for path in self._directory.parent.glob(f"*/{_DRAFT}*"):
                 self._drop(path)
+            long_ago = time.time() - _UNUSED_S
+            for other in [path for path in self._directory.parent.iterdir() if path.stat().st_mtime < long_ago]:
+                for path in (*other.glob(f"*{_PINNED}"), other / _STEPS):
+                    self._drop(path)
+                with contextlib.suppress(OSError):  # of further models: each has a directory of its own in it
+                    other.rmdir()
 
     def keep_only_prefixes(self, kept: Iterable[tuple[Sequence[int], str]]) -> None:
         """Delete all but these (tokens, owner)."""

@@ -22,7 +22,14 @@ SAFE_QUANTILE = 0.98
 STRAINED_RATIO = 1.5
 _REMEMBERED = 128
 _FEW = 8
+_SAVING = 5
+"""How many times longer it takes to save cells than to restore them: the copy's memory is new, and has to be mapped first."""
+_WRITE_WEIGHT = 0.05
+_ODD_WRITE_S = 0.001
+"""A row that takes so much longer to write than rows do was interrupted."""
 _LEAST_RATIO, _LARGEST_RATIO = 0.2, 8.0
+_WRONG_TABLE = 0.75
+"""A table whose times are this much too long was measured while others had the processor."""
 
 Kind = Literal["decode", "prompt"]
 
@@ -48,10 +55,14 @@ class StepModel:
         self.table = table
         self._scale: dict[Kind, float] = {"decode": 1.0, "prompt": 1.0}
         self._ratios: dict[tuple[Kind, int], _Ratios] = {}
+        self._write_s = 0.0
+        """To draw one row's token and make text of it, lately on the mean: log-probabilities and grammars take several times as
+        long as plain answers."""
+        self._proofs: dict[Kind, deque[float]] = {"decode": deque(maxlen=_FEW), "prompt": deque(maxlen=_FEW)}
 
     def decode_s(self, rows: int, cells: int, *, safe: bool = True) -> float:
-        """Time of a decode pass of `rows` streams that hold `cells` cells together."""
-        return self._decode(rows, cells) * self._factor("decode", rows, safe)
+        """Time of a decode pass of `rows` streams that hold `cells` cells together, and to write their tokens."""
+        return self._decode(rows, cells) * self._factor("decode", rows, safe) + rows * self._write_s
 
     def prompt_s(self, tokens: int, start: int, *, safe: bool = True) -> float:
         """Time of one prompt pass over `tokens` rows behind `start` computed ones."""
@@ -72,6 +83,10 @@ class StepModel:
     def restore_s(self, size_bytes: int) -> float:
         """Time to copy a saved prefix of `size_bytes` into a slot."""
         return size_bytes * self.table.restore_byte_s
+
+    def save_s(self, size_bytes: int) -> float:
+        """Time to make a copy of a slot's cells."""
+        return _SAVING * self.restore_s(size_bytes)
 
     def largest_chunk(self, budget_s: float, start: int, wanted: int, most: int) -> int:
         """The most prompt rows, at most `wanted` and `most`, whose pass takes no longer than `budget_s`; 0 if none. The last
@@ -103,11 +118,30 @@ class StepModel:
         ratio = took_s / self.raw_s(kind, rows, cells)
         self._ratios.setdefault((kind, rows.bit_length()), _Ratios()).add(ratio)
 
+    def wrote(self, rows: int, took_s: float) -> None:
+        """The tokens of so many rows were written in this time."""
+        row_s = min(took_s / rows, self._write_s + _ODD_WRITE_S)
+        self._write_s += _WRITE_WEIGHT * (row_s - self._write_s)
+
     def clocks_changed(self) -> None:
         """The machine runs at another speed from now on: what passes took before counts until as many new ones are known, and no
         longer than _FEW passes. Sizes of pass that are rare would else be judged by the old speed for hours."""
         for ratios in self._ratios.values():
             ratios.age()
+
+    def proved(self, kind: Kind, ratio: float) -> None:
+        """A pass of an idle engine took `ratio` times what the table says. If all do, the table is put right."""
+        proofs = self._proofs[kind]
+        proofs.append(ratio)
+        if len(proofs) == _FEW and max(proofs) < _WRONG_TABLE:
+            self.rescale(kind, max(proofs))
+            proofs.clear()
+
+    def doubt(self, ratio: float) -> None:
+        """What passes took before keeps an idle engine from admitting anybody, so that nothing is learned any more; at present
+        they take `ratio` times what the table says. Slower times are forgotten, some at each call."""
+        for ratios in self._ratios.values():
+            ratios.fade(max(ratio, 1.0))
 
     def strained(self, kind: Kind, rows: int) -> bool:
         """Whether passes of this size take much longer than the table says."""
@@ -162,6 +196,12 @@ class _Ratios:
         while len(self._recent) > _FEW:
             self._drop_oldest()
         self._aged = len(self._recent)
+
+    def fade(self, ratio: float) -> None:
+        for _ in range(min(_FEW // 2, len(self._recent)) if ratio < self.safe else 0):
+            if not self._aged:
+                self._drop_oldest()
+            self.add(ratio)
 
     def _drop_oldest(self) -> None:
         del self._sorted[bisect_left(self._sorted, self._recent.popleft())]

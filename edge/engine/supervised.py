@@ -317,6 +317,8 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
             watch.cancel()
             if stopping:  # saving what is kept may take it long, and nobody's answer goes on meanwhile
                 self._fail_all(EngineDown("the engine was stopped while it worked on this request"))
+                if not self._was_ready:  # it has nothing to save, and would hear of it only when it is loaded
+                    child.kill()
             await child.end(quietly=stopping, writes_bytes=self._writes_bytes())
             self._child = None
             self._counted, self._counted_before = Counts(), self._counted_before + self._counted
@@ -343,16 +345,19 @@ class Supervised(ABC, Generic[LoadT, FactsT, SaidT]):
     async def _watch(self, child: ChildProcess) -> None:
         """Kill a child that has gone silent: it is wedged, whatever it believes."""
         while True:
-            limit_s = self._patience_s() if self._phase == "ready" else self._limits.load_timeout_s
+            limit_s = self.patience_s if self._phase == "ready" else self._limits.load_timeout_s
             silent_s = time.monotonic() - self._heard_s
             if silent_s >= limit_s:
                 self._set("down", f"no sign of life for {silent_s:.1f} s")
                 log.error("engine wedged", extra={"event": "engine_wedged", "silent_s": round(silent_s, 1)})
                 child.kill()
+                # What waits in the kernel for a device or a disk dies when that answers: nobody waits for it here.
+                self._fail_all(EngineDown(f"the engine failed while it worked on this request: {self._reason}"))
                 return
             await asyncio.sleep(min(limit_s / 8, 1.0))
 
-    def _patience_s(self) -> float:
+    @property
+    def patience_s(self) -> float:
         """How long a ready engine may be silent. A large model on a slow box takes seconds for one honest step."""
         patience_s = max(self._limits.wedge_timeout_s, _STEPS_OF_PATIENCE * self._longest_step_s)
         return patience_s * _IN_THE_BACKGROUND if self._load.background else patience_s

@@ -36,7 +36,7 @@ from edge.engine.sequence import Request
 from edge.engine.statefiles import StateFiles
 from edge.engine.steps import StepModel
 from edge.engine.threads import ThreadChoice
-from edge.errors import DoesNotFit, EdgeError, EngineFault
+from edge.errors import DoesNotFit, EdgeError, EngineFault, InvalidRequest
 from edge.machine import processor
 from edge.messages import (
     EXIT_NO_MEMORY,
@@ -120,20 +120,20 @@ class Reader(threading.Thread):
     def _answer(self, request_id: int, replies: Callable[[], Iterable[Message]]) -> None:
         """Send what `replies` makes, or the one terminal Failed: a request that trips over our own bug ends too."""
         try:
-            messages = replies()
+            if messages := replies():
+                self._pipe.send(messages)
+            return
         except EdgeError as error:
-            messages = [Failed(request_id, error.code or "", error.message, error.param)]
+            failed = Failed(request_id, error.code or "", error.message, error.param)
+        except FrameTooLarge as error:
+            failed = Failed(request_id, InvalidRequest.code or "", f"the answer is too large to be told: {error}")
         except MemoryError:  # the next one would fail too; the front starts an engine that takes less
             os._exit(EXIT_NO_MEMORY)
         except Exception:
             traceback.print_exc()
-            messages = [
-                Failed(
-                    request_id, EngineFault.code or "", "the engine could not read this request (a bug; see its log)"
-                )
-            ]
-        if messages:
-            self._pipe.send(messages)
+            said = "the engine could not read this request (a bug; see its log)"
+            failed = Failed(request_id, EngineFault.code or "", said)
+        self._pipe.send([failed])
 
 
 class Engine:
@@ -216,8 +216,10 @@ class Engine:
         return Targets(load.ttft_target_s, load.itl_target_s, load.promises)
 
     def _depends_on(self, load: Load) -> list[str]:
-        shape = self.context.shape
-        return [self._digest, self.library.system, processor(), str(load.gpu_layers), repr(shape), str(load.threads)]
+        # Versions of one model, in which training changed a few tensors, have the same size, first and last MiB.
+        file = f"{self._digest} {Path(load.path).stat().st_mtime_ns}"
+        shape = repr(self.context.shape)
+        return [file, self.library.system, processor(), str(load.gpu_layers), shape, str(load.threads)]
 
     def _recompute_s(self, tokens: int) -> float:
         return self._steps.whole_prompt_s(tokens, 0, self.context.rows_limit, safe=False)

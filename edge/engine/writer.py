@@ -36,7 +36,7 @@ class AnswerWriter:
         """Text that goes out with the first token (a completion's echoed prompt)."""
 
     def write(self, context: Context, row: int) -> tuple[int, Token]:
-        """Draw the next token from a row's logits. Returns it and what to send. Raises BrokenLogits."""
+        """Draw the next token from a row's logits. Returns it and what to send. Raises BrokenLogits, GrammarFailed."""
         draw = self.sampler.draw(context, row)
         self.tokens.append(draw.token)
         if draw.token in self._vocabulary.end_tokens:

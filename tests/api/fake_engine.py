@@ -123,6 +123,7 @@ class FakeEngine:
     status: EngineStatus = field(default_factory=lambda: EngineStatus("ready", "", 1.0, 0, None))
     stats: Stats | TensorStats | None = None
     counts: Counts = field(default_factory=Counts)
+    patience_s: float = 10.0
     refusal: EdgeError | None = None
     full: Declined | None = None
     streams: list[FakeStream] = field(default_factory=list)

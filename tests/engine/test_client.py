@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,37 @@ def test_a_wedged_child_is_noticed_and_replaced() -> None:
     run_with_engine(load_of(Q4_0), use, EngineLimits(8, 2.0, 60.0, 2.0))
 
 
+class OddClient(EngineClient):
+    """Its child hangs."""
+
+    module = "tests.engine.odd_child"
+
+
+def test_a_child_that_cannot_even_die_leaves_nobody_waiting() -> None:
+    async def main() -> None:
+        client = OddClient(load_of(Path("ready")), replace(LIMITS, wedge_timeout_s=0.5))
+        await client.start()
+        await client.wait_ready()
+        with pytest.raises(EngineDown, match="no sign of life"):
+            await asyncio.wait_for(collect(client, Submit(0, TextPrompt("x"))), 20)
+        assert client.status.phase == "down" and client.in_flight == 0
+        await client.stop()
+
+    asyncio.run(main())
+
+
+def test_a_child_that_is_stopped_while_it_loads_is_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        client = OddClient(load_of(Path("loading")), LIMITS)
+        await client.start()
+        while client.status.reason != "hanging":
+            await client.changed()
+        await client.stop()
+
+    asyncio.run(main())
+    assert "engine_kill" not in [getattr(record, "event", "") for record in caplog.records]
+
+
 def test_while_the_engine_is_down_requests_are_refused_with_the_reason() -> None:
     async def use(client: EngineClient) -> None:
         assert client.status.pid is not None
@@ -272,6 +304,22 @@ def test_the_field_whose_schema_cannot_be_held_is_named() -> None:
             failed = await ending(client, Submit(0, TextPrompt("x"), grammar=grammar))
             assert isinstance(failed, UnsupportedSchema)
             assert failed.param == param
+
+    run_with_engine(load_of(Q4_0), use)
+
+
+def test_an_answer_whose_grammar_gives_up_ends_with_an_error_and_nobody_elses() -> None:
+    fields = [{f"k{i}x{j}": {"type": "string"} for j in range(20)} for i in range(50)]
+    open_names = {"anyOf": [{"type": "object", "properties": f, "additionalProperties": False} for f in fields]}
+    properties = {"a": {"type": "boolean"}, "b": open_names}
+    schema = {"type": "object", "properties": properties, "required": ["a", "b"], "additionalProperties": False}
+
+    async def use(client: EngineClient) -> None:
+        running = asyncio.create_task(ending(client, chat("tell me about pumps")))
+        error = await ending(client, chat("go", grammar=response_grammar(schema), max_tokens=300))
+        assert isinstance(error, UnsupportedSchema) and "too many names" in error.message
+        assert isinstance(await running, Finished)
+        assert client.in_flight == 0
 
     run_with_engine(load_of(Q4_0), use)
 

@@ -22,7 +22,7 @@ from edge.dialects.tools import (
     tool_grammar,
     visible_tokens,
 )
-from edge.engine.grammar import GrammarCompiler, GrammarState
+from edge.engine.grammar import GrammarCompiler, GrammarFailed, GrammarState
 from edge.engine.llama.library import Library
 from edge.engine.llama.model import Model, Vocabulary, VocabularyTable
 from tests.engine.conftest import Q4_0
@@ -236,6 +236,42 @@ def test_a_keyword_that_cannot_be_enforced_is_refused_by_name(
 ) -> None:
     with pytest.raises(UnsupportedSchema, match=named):
         compiler.compile(response_grammar(schema))
+
+
+def alternatives(count: int, names: int) -> dict[str, Any]:
+    """Objects that share no name and require none."""
+    fields = [{f"k{i}x{j}": {"type": "string"} for j in range(names)} for i in range(count)]
+    return {"anyOf": [{"type": "object", "properties": f, "additionalProperties": False} for f in fields]}
+
+
+def record(**properties: Any) -> dict[str, Any]:
+    required = list(properties)
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def test_more_alternatives_than_can_be_told_apart_in_time_are_refused_before_the_answer(
+    compiler: GrammarCompiler,
+) -> None:
+    with pytest.raises(UnsupportedSchema, match="too many names or alternatives"):
+        compiler.compile(response_grammar(record(a=alternatives(50, 20))))
+    compiler.compile(response_grammar(record(a=alternatives(20, 20))))
+
+
+@pytest.mark.parametrize(
+    ("schema", "before", "said"),
+    [
+        (record(a={"type": "boolean"}, b=alternatives(50, 20)), '{"a":true,"b":{', "too many names"),
+        (record(a={"type": "string", "pattern": "^(a?){200}a{200}$"}), '{"a":"aaaaaa', "too many ways"),
+    ],
+)
+def test_where_the_compiler_gives_up_in_the_middle_the_answer_does_not_end_as_if_it_were_whole(
+    compiler: GrammarCompiler, vocabulary: Vocabulary, schema: dict[str, Any], before: str, said: str
+) -> None:
+    state = compiler.compile(response_grammar(schema))
+    with pytest.raises(GrammarFailed, match=said):
+        for token in vocabulary.tokenize(before, add_special=False, parse_special=False):
+            state.accept(token)
+            state.mask()
 
 
 OPEN_NAMES = {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from edge.engine.steps import StepTable
 from tests.engine.test_scheduler import ITL_S, TABLE, TOKEN_S, TTFT_S, Machine, make_request
 
 SLOTS, TOKENS = 8, 24
@@ -71,3 +72,31 @@ def test_predictions_hold_in_both_directions(load: float) -> None:
         own = sum(prompts[n] * TOKEN_S for n in arrived)
         ideal_s = own + len(arrived) * TOKENS * TABLE.decode[-1][1] / SLOTS
         assert ideal_s >= 0.9 * machine.now_s, "an ideal schedule would have served more than a ninth more of these"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_promises_hold_on_any_machine_for_any_mix(seed: int) -> None:
+    """Passes from very short ones to those that take most of an interval, targets from tight to wide, prompts of any length."""
+    chance = random.Random(seed)
+    row_s, more_s, token_s = chance.uniform(0.001, 0.04), chance.uniform(0.0002, 0.003), chance.uniform(0.0001, 0.002)
+    pass_s = row_s * chance.uniform(0.8, 1.2)
+    table = StepTable(
+        [(1, row_s), (8, row_s + 7 * more_s)], [(1, pass_s), (1024, pass_s + 1023 * token_s)], 0.0, [], 0.0
+    )
+    ttft_s = chance.choice([0.05, 0.2, 0.5])
+    machine = Machine(slots=chance.choice([2, 4, 8]), table=table, ttft_s=ttft_s)
+    at_s, promised = 0.0, dict[int, float]()
+    for number in range(1, 40):
+        at_s += chance.expovariate(1 / chance.choice([0.02, 0.1, 0.3]))
+        while machine.now_s < at_s and not machine.scheduler.idle:
+            machine.step()
+        machine.now_s = max(machine.now_s, at_s)
+        prompt, answers, limit = chance.choice([3, 10, 40, 200]), chance.choice([1, 1, 1, 2]), chance.randrange(1, 40)
+        request = machine.add(make_request(number, prompt, answers=answers, limit=limit, at_s=at_s))
+        if request.admitted and answers == 1:
+            promised[number] = at_s
+    machine.run()
+    for number, arrived_s in promised.items():
+        times = machine.emitted[number]
+        assert times[0] - arrived_s <= ttft_s * MARGIN
+        assert all(b - a <= ITL_S * MARGIN for a, b in itertools.pairwise(times))

@@ -165,6 +165,15 @@ def test_a_copy_larger_than_the_cap_is_freed_at_once() -> None:
     cache.check()
 
 
+def test_a_copy_larger_than_the_cap_costs_nobody_his_place() -> None:
+    cache = cache_of(20)
+    assert adopt(cache, YARD, 15, cost_s=0.1) == []
+    assert adopt(cache, HALL, 21, cost_s=9.0) == ["copy of 0"]
+    found = cache.match([*YARD, 7], "")
+    assert found is not None and found.usable == len(YARD)
+    cache.check()
+
+
 def test_what_is_about_to_be_copied_is_not_given_up_for_what_it_replaces() -> None:
     cache = PrefixCache(cap_bytes=15, isolated=False)
     adopt(cache, HALL, 10, cost_s=0.1)

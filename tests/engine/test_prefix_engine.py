@@ -1,13 +1,15 @@
 """Beginnings of prompts in a real engine: known cells give the answers that computed ones give, and survive a restart."""
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge.engine.client import EngineClient
-from edge.messages import Finished, Sampling, Submit, TextPrompt
+from edge.errors import ModelUnusable
+from edge.messages import Finished, Prompt, Sampling, Submit, TextPrompt, TokenPrompt
 from tests.engine.conftest import F16, collect, load_of, run_with_engine
 
 GREEDY = Sampling(temperature=0.0)
@@ -102,6 +104,25 @@ def test_what_was_asked_before_a_restart_is_known_after_it_and_damage_is_noticed
     assert {text for text, _ in seen} == {cold[0]}
 
 
+def test_cells_of_another_version_of_the_model_are_not_used_however_alike_the_files(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    shutil.copyfile(F16, model)
+    seen: list[int] = []
+
+    async def use(client: EngineClient) -> None:
+        _, told = await finished(client, ask("What now?"))
+        seen.append(told.cached_tokens)
+
+    load = load_of(model, kept_bytes=8 << 20, state_directory=str(tmp_path / "state"))
+    run_with_engine(load, use)
+    with model.open("r+b") as file:  # weights in the middle, as another training would leave them
+        file.seek(model.stat().st_size // 2)
+        file.write(bytes(64))
+    run_with_engine(load, use)
+    run_with_engine(load, use)
+    assert seen[:2] == [0, 0] and seen[2] > 100
+
+
 @pytest.mark.parametrize("then", [{"kept_bytes": 0}, {"kept_bytes": 1000}, {"isolate_keys": False}])
 def test_what_may_not_be_kept_any_more_is_not_used_and_not_left_lying_about(
     tmp_path: Path, then: dict[str, Any]
@@ -116,3 +137,12 @@ def test_what_may_not_be_kept_any_more_is_not_used_and_not_left_lying_about(
     assert theirs
     run_with_engine(load_of(F16, **{**before, **then}), use)
     assert not theirs & set(tmp_path.glob("*/*.prefix"))
+
+
+def test_pinned_prompts_beyond_their_memory_are_refused_before_all_of_them_are_held() -> None:
+    async def use(client: EngineClient) -> None:
+        raise AssertionError("it loaded")
+
+    pinned: list[Prompt] = [TokenPrompt([300 + n] * 200) for n in range(4)]
+    with pytest.raises(ModelUnusable, match=r"the first 1 of 4 prompts of cache.pinned_file need .*cache.host_mib"):
+        run_with_engine(load_of(F16, pinned=pinned, cache_bytes=1 << 10), use)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,16 @@ def test_a_child_that_dies_is_an_error_and_the_next_question_starts_another() ->
         with pytest.raises(ModelUnusable, match="cannot be measured"):
             probe.layout(layout())
         assert probe.layout(layout()) is not None
+
+
+def test_it_is_answered_in_a_process_with_more_files_than_select_takes() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    try:
+        with contextlib.ExitStack() as files:
+            for _ in range(1100):
+                files.enter_context(Path(os.devnull).open("rb"))
+            with LayoutProbe(Q4_0, cores=1, gpu_layers=0) as probe:
+                assert probe.model().weights_bytes > 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -138,6 +138,12 @@ def test_greedy_takes_the_most_likely_allowed_token(bed: Bed, place: Any) -> Non
     assert draws(bed, bed.sampler(Sampling(temperature=0.0), start), 1) == [expected]
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45])
+def test_the_coldest_draws_are_greedy(bed: Bed, temperature: float) -> None:
+    best = int(bed.context.logits(ROW).argmax())
+    assert draws(bed, bed.sampler(Sampling(temperature=temperature, seed=3)), 4) == [best] * 4
+
+
 def test_a_draw_leaves_the_row_as_it_was(bed: Bed) -> None:
     before = bed.context.logits(ROW).copy()
     for place in (FEW, THIRD, MOST):

@@ -47,13 +47,22 @@ def make_request(
 class Machine:
     """Carries out what the scheduler says, on cells that are lists of tokens and a clock that each pass moves."""
 
-    def __init__(self, slots: int = 4, *, promised: bool = True, caches: bool = True, cap: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        slots: int = 4,
+        *,
+        promised: bool = True,
+        caches: bool = True,
+        cap: int = 1 << 20,
+        table: StepTable = TABLE,
+        ttft_s: float = TTFT_S,
+    ) -> None:
         self.cache = PrefixCache(cap_bytes=cap, isolated=False, enabled=caches)
         self.scheduler = Scheduler(
             slots=slots,
-            steps=StepModel(TABLE),
+            steps=StepModel(table),
             cache=self.cache,
-            targets=Targets(TTFT_S, ITL_S, promised),
+            targets=Targets(ttft_s, ITL_S, promised),
             chunk_tokens=1024,
             copies_sequences=caches,
         )
@@ -290,7 +299,7 @@ def test_flex_is_never_promised_anything_and_goes_after_others_that_are_late() -
 
 def test_who_comes_during_a_pass_is_judged_by_when_it_ends() -> None:
     machine = Machine()
-    machine.scheduler.begins(0.045)
+    machine.scheduler.begins(0.045, decodes=False)
     request = make_request(1, 20, limit=1)
     assert machine.scheduler.judge(request, 0.0).reason == "slo_ttft"
     assert machine.scheduler.judge(make_request(2, 20, limit=1, at_s=0.045), 0.045).reason == ""
@@ -425,3 +434,115 @@ def test_nothing_leaks_and_nothing_is_mistaken_whatever_arrives_and_is_cancelled
     machine.run()
     machine.check()
     assert all(s.phase is Phase.DONE for r in requests for s in r.sequences)
+
+
+NEAR_ITS_LIMIT = StepTable([(1, 0.020), (8, 0.030)], [(1, 0.010), (1024, 1.1)], 0.0, [], 0.0)
+
+
+def strict_scheduler(table: StepTable, cap_bytes: int = 0) -> Scheduler:
+    return Scheduler(
+        slots=4,
+        steps=StepModel(table),
+        cache=PrefixCache(cap_bytes=cap_bytes, isolated=False),
+        targets=Targets(TTFT_S, ITL_S),
+        chunk_tokens=512,
+        copies_sequences=True,
+    )
+
+
+def begin_stream(scheduler: Scheduler) -> None:
+    """One that is admitted, at 0.02 s."""
+    stream = make_request(2, 5, limit=60)
+    scheduler.add(stream, 0.0)
+    while (placement := scheduler.next_placement(0.0)) is not None:
+        scheduler.placed(placement, 0)
+    chunk = scheduler.next_chunk(0.0)
+    assert chunk is not None
+    scheduler.prefilled(chunk, 0.02, 0.02)
+    scheduler.sampled(stream.sequences[0], 1, 0.02)
+
+
+def test_what_lies_in_a_slot_is_saved_only_while_no_admitted_stream_waits_for_that() -> None:
+    table = StepTable(NEAR_ITS_LIMIT.decode, NEAR_ITS_LIMIT.prompt, 0.0, [], restore_byte_s=1e-9)
+    scheduler = strict_scheduler(table, cap_bytes=20_000_000)
+    assert scheduler.has_time_to_save(20_000_000, 0.0)
+    assert not scheduler.has_time_to_save(20_000_001, 0.0), "beyond what may be kept"
+    begin_stream(scheduler)
+    assert scheduler.has_time_to_save(5_000_000, 0.021)
+    assert not scheduler.has_time_to_save(10_000_000, 0.021)
+    assert not scheduler.has_time_to_save(5_000_000, 0.04)
+
+
+def test_an_engine_that_declines_everybody_after_a_busy_hour_admits_again_once_it_is_quiet() -> None:
+    scheduler = strict_scheduler(NEAR_ITS_LIMIT)
+    for _ in range(200):
+        scheduler._steps.observe("decode", 1, 0, 0.060)
+        scheduler._steps.observe("prompt", 10, 0, 0.060)
+    beats = 0
+    while scheduler.add(make_request(beats, 10, at_s=beats, late="decline"), beats).declined:
+        beats += 1
+        scheduler.proved(beats, 1.0)
+        assert beats < 64, "it declines for ever"
+    assert beats > 10, "a moment's quiet proves nothing"
+
+
+def test_what_a_busy_hour_taught_is_kept_where_it_keeps_nobody_out() -> None:
+    scheduler = strict_scheduler(TABLE)
+    for _ in range(200):
+        scheduler._steps.observe("decode", 1, 0, 0.004)
+    for beat in range(200):
+        scheduler.proved(beat, 1.0)
+    assert scheduler._steps.decode_s(1, 0) > 0.0039
+
+
+def test_an_engine_that_was_measured_beside_others_promises_once_it_is_quiet() -> None:
+    slow = StepTable([(1, 0.055), (8, 0.060)], [(1, 0.010), (1024, 1.1)], 0.0, [], 0.0)
+    scheduler = strict_scheduler(slow)
+    assert scheduler.add(make_request(1, 10, late="decline"), 0.0).hopeless
+    for beat in range(8):
+        scheduler.proved(beat, 0.4)
+    assert not scheduler.add(make_request(2, 10, at_s=10.0, late="decline"), 10.0).declined
+
+
+def test_a_prompt_that_an_idle_engine_would_read_in_time_is_not_called_hopeless_beside_streams() -> None:
+    scheduler = strict_scheduler(NEAR_ITS_LIMIT)
+    idle = scheduler.judge(make_request(1, 34), 0.0)
+    assert (idle.reason, idle.hopeless) == ("", False)
+    begin_stream(scheduler)
+    busy = scheduler.judge(make_request(3, 34, at_s=0.02), 0.02)
+    assert (busy.reason, busy.hopeless) == ("slo_ttft", False)
+    assert scheduler.judge(make_request(4, 100, at_s=0.02), 0.02).hopeless
+
+
+LARGE = StepTable([(1, 0.030), (8, 0.036)], [(1, 0.030), (64, 0.050), (1024, 0.8)], 0.0, [], 0.0)
+"""Of a model that is read from memory as a whole in each pass: beside a stream no prompt pass fits."""
+
+
+def test_nobody_is_admitted_beside_a_stream_that_leaves_no_time_for_a_prompt() -> None:
+    machine = Machine(table=LARGE, ttft_s=0.45)
+    machine.add(make_request(1, 5, limit=100))
+    while not machine.emitted:
+        machine.step()
+    beside = machine.add(make_request(2, 5, limit=5, at_s=machine.now_s))
+    at_s, foreseen_s = machine.now_s, machine.verdict.late_s
+    assert (beside.admitted, machine.verdict.hopeless) == (False, False)
+    machine.run()
+    assert 0.45 < machine.emitted[2][0] - at_s <= foreseen_s
+
+
+def test_streams_that_follow_each_other_without_end_do_not_starve_a_prompt() -> None:
+    machine = Machine(table=LARGE)
+    machine.add(make_request(1, 5, limit=50))
+    while not machine.emitted:
+        machine.step()
+    machine.add(make_request(99, 400, limit=5, at_s=machine.now_s))
+    at_s, number, admitted = machine.now_s, 1, 0
+    while 99 not in machine.emitted:
+        machine.step()
+        if not any(s.request.admitted and s.request.limit - s.generated > 1 for s in machine.scheduler.slots.holders()):
+            number += 1
+            admitted += machine.add(make_request(number, 5, limit=50, at_s=machine.now_s)).admitted
+        assert machine.now_s - at_s < 60, "it waits for ever"
+    machine.run()
+    assert admitted > 1
+    assert machine.add(make_request(100, 5, at_s=machine.now_s)).admitted, "nobody starves any more"

@@ -1,7 +1,9 @@
 """What is kept for the next start: it comes back as it was, or not at all."""
 
+import os
 import resource
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -173,6 +175,27 @@ def test_what_other_models_kept_and_what_a_power_cut_left_is_deleted(tmp_path: P
     files(tmp_path).tidy()
     assert not draft.exists() and len(list(tmp_path.rglob("*.prefix"))) == 1
     assert only_file(tmp_path, "*.cells").exists() and kept_prefixes(tmp_path)
+
+
+def test_what_no_start_has_used_for_a_month_is_deleted_and_what_one_uses_stays(tmp_path: Path) -> None:
+    places = {}
+    for model in ("model", "old", "recent"):
+        before = set(tmp_path.iterdir())
+        files(tmp_path, model).write_cells(TOKENS, STATE)
+        files(tmp_path, model).write_steps(TABLE, THREADS)
+        (places[model],) = set(tmp_path.iterdir()) - before
+    (tmp_path / "further").mkdir()
+    (tmp_path / "further" / "theirs").mkdir()
+    month_ago = time.time() - 31 * 86_400
+    for model in ("model", "old"):
+        os.utime(places[model], (month_ago,) * 2)
+    os.utime(tmp_path / "further", (month_ago,) * 2)
+    files(tmp_path).tidy()
+    assert (tmp_path / "further" / "theirs").exists()
+    assert files(tmp_path, "old").read_steps() is None and len(list(tmp_path.iterdir())) == 3
+    for model in ("model", "recent"):
+        assert files(tmp_path, model).read_steps() is not None
+        assert files(tmp_path, model).read_cells(TOKENS) is not None
 
 
 def test_a_directory_that_cannot_be_written_gives_a_complaint_and_no_exception(tmp_path: Path) -> None:

@@ -192,3 +192,36 @@ def test_clocks_that_change_again_at_once_keep_what_little_is_known() -> None:
         steps.clocks_changed()
         steps.observe("decode", 1, 0, 0.008)
     assert steps.decode_s(1, 0) == near(0.008)
+
+
+def test_a_table_that_was_measured_beside_others_is_put_right_by_an_idle_engine() -> None:
+    model = StepModel(TABLE)
+    before_s = model.decode_s(1, 0)
+    for ratio in (0.5, 0.4, 0.5, 0.9, 0.5, 0.5, 0.5, 0.5):
+        model.proved("decode", ratio)
+    assert model.decode_s(1, 0) == before_s, "one of them took as long as the table says"
+    for _ in range(4):
+        model.proved("decode", 0.5)
+    assert model.decode_s(1, 0) == pytest.approx(before_s * 0.5)
+
+
+def test_slow_times_that_are_doubted_fade_to_what_passes_take_now_and_no_further() -> None:
+    model = StepModel(TABLE)
+    for _ in range(200):
+        model.observe("prompt", 10, 0, model.raw_s("prompt", 10, 0) * 3)
+        model.observe("decode", 1, 0, model.raw_s("decode", 1, 0) * 1.1)
+    decode_s = model.decode_s(1, 0)
+    for _ in range(50):
+        model.doubt(1.5)
+    assert model.prompt_s(10, 0) == pytest.approx(model.raw_s("prompt", 10, 0) * 1.5)
+    assert model.decode_s(1, 0) == decode_s
+
+
+def test_what_writing_tokens_takes_counts_for_each_row_and_an_interruption_for_little() -> None:
+    model = StepModel(TABLE)
+    plain_s = model.decode_s(8, 0)
+    for _ in range(200):
+        model.wrote(8, 8 * 0.0008)
+    assert model.decode_s(8, 0) == pytest.approx(plain_s + 8 * 0.0008, rel=1e-3)
+    model.wrote(1, 0.5)
+    assert model.decode_s(8, 0) < plain_s + 8 * 0.0009

@@ -14,6 +14,9 @@ MOST_TOP_K = 1024
 """A full sort of a 152,000-token vocabulary costs 2 to 23 ms a row, which all other streams would wait for; the tokens beyond
 the first 1,024 are cut off instead, whatever top_k was asked for."""
 
+_COLDEST = 1e-6
+"""Divided by less, logits become infinite, and any token is drawn."""
+
 _PENALTY_WINDOW_TOKENS = 65_536
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -106,6 +109,6 @@ def _parts(vocabulary: int, sampling: Sampling, seed: int) -> list[int]:
         parts.append(ll.llama_sampler_init_top_p(sampling.top_p, 1))
     if sampling.min_p > 0.0:
         parts.append(ll.llama_sampler_init_min_p(sampling.min_p, 1))
-    parts.append(ll.llama_sampler_init_temp(sampling.temperature))
+    parts.append(ll.llama_sampler_init_temp(max(sampling.temperature, _COLDEST)))
     parts.append(ll.llama_sampler_init_dist(seed))
     return parts

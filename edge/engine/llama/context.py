@@ -186,13 +186,17 @@ class Context:
             holder = self._free_holders.pop()
             ll.llama_memory_seq_cp(self._memory, slot, holder, 0, tokens)
             return Saved(tokens * self.cell_bytes, holder=holder)
-        size = ll.llama_state_seq_get_size(self._handle, slot)
+        size = self.saved_bytes(slot)
         try:
             state = np.empty(size, np.uint8)
         except MemoryError:
             return None
         written = ll.llama_state_seq_get_data(self._handle, _bytes(state), size, slot)
         return Saved(size, state=state) if written == size else None
+
+    def saved_bytes(self, slot: int) -> int:
+        """Size of a copy of all of a slot's cells in host memory."""
+        return int(ll.llama_state_seq_get_size(self._handle, slot))
 
     def restore(self, saved: Saved, slot: int) -> bool:
         """Fill an empty slot with what was saved. False, and the slot is empty, if libllama refuses it."""

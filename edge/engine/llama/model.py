@@ -6,6 +6,7 @@ import ctypes
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from llama_cpp import llama_cpp as ll
@@ -16,6 +17,9 @@ from edge.errors import DoesNotFit, ModelUnusable
 _ALLOCATION = re.compile("failed to allocate|unable to allocate|out of memory", re.IGNORECASE)
 """How the library words that memory did not suffice."""
 _MAX_TEMPLATE_BYTES = 1 << 20
+_BLOCK = 2048
+_ALIKE = tuple(re.compile(f"{kind}{{{_BLOCK}}}") for kind in (r"[^\s\d!-/:-@\[-`{-~]", r"(?:[^\w\s]|_)", r"\d", r"\s"))
+"""Only letters, signs, digits, or white space: what one part of a pre-tokenizer's expression repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,22 @@ class Vocabulary:
         self.bos: int = ll.llama_vocab_bos(self._vocab)
         self.eos: int = ll.llama_vocab_eos(self._vocab)
         self.adds_bos = bool(ll.llama_vocab_get_add_bos(self._vocab))
+        self._adds_eos = bool(ll.llama_vocab_get_add_eos(self._vocab))
+        self._by_expression = ll.llama_vocab_type(self._vocab) == ll.LLAMA_VOCAB_TYPE_BPE
         self.end_tokens = frozenset(t for t in range(self.size) if ll.llama_vocab_is_eog(self._vocab, t))
         self._pieces: dict[int, bytes] = {}
         self._marked: dict[int, bytes] = {}
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Tokens of `text`. `parse_special`: control tokens written in the text count as such."""
+        pieces = _bearable(text) if self._by_expression and len(text) > _BLOCK else [text]
+        if len(pieces) == 1:
+            return self._tokenized(text, add_special, parse_special)
+        tokens = [token for piece in pieces for token in self._tokenized(piece, False, parse_special)]
+        begin = [self.bos] if add_special and self.adds_bos else []
+        return [*begin, *tokens, *([self.eos] if add_special and self._adds_eos else [])]
+
+    def _tokenized(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         raw = text.encode("utf-8", "replace")  # a lone surrogate would make libllama throw, and end the process
         room = len(raw) + 8
         out = (ll.llama_token * room)()
@@ -90,6 +104,15 @@ class Vocabulary:
             control.append(bool(kind & (ll.LLAMA_TOKEN_ATTR_CONTROL | ll.LLAMA_TOKEN_ATTR_UNKNOWN)))
             markers.append(bool(kind & (ll.LLAMA_TOKEN_ATTR_CONTROL | ll.LLAMA_TOKEN_ATTR_USER_DEFINED)))
         return VocabularyTable([self._render(t, special=True) for t in range(self.size)], control, markers)
+
+
+def _bearable(text: str) -> list[str]:
+    """A text cut where one kind of character goes on for thousands, never inside a marker. For most vocabularies the library
+    splits a text by `std::regex`, which calls itself for each character of such a run: 26,000 dots end the process."""
+    blocks = range(0, len(text) - _BLOCK + 1, _BLOCK)
+    cuts = [at + _BLOCK // 2 for at in blocks if any(kind.match(text, at) for kind in _ALIKE)]
+    places = [0, *cuts, len(text)]
+    return [text[begin:end] for begin, end in pairwise(places)]
 
 
 class Model:
