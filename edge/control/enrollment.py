@@ -193,7 +193,7 @@ class Registrar:
     ) -> Issued:  # fmt: skip
         self.authority.require_clock(now)
         alive = select(func.count()).where(Certificate.node_id == node.id, Certificate.not_after_s > now.timestamp())
-        if (count := session.scalar(alive) or 0) >= _MOST_ALIVE:
+        if (count := session.scalar(alive) or 0) >= max(_MOST_ALIVE, 3 / self.settings.nodes.renew_at_share):
             raise RateLimited(
                 f"{node.id} has {count} certificates that have not ended, and gets no more: it renews all the time, or somebody "
                 f"else does; `edge fleet revoke {node.id}`, and enroll it anew with a token"
