@@ -200,7 +200,7 @@ class Registry:
         self, manifest: Manifest, record: Record, on_checksum: Callable[[Path], None] | None
     ) -> dict[str, Path]:
         name = manifest.name
-        if manifest.sha256 not in (None, record.files[0].sha256):
+        if record.contradicts(manifest):
             raise ModelUnusable(
                 f"the manifest of {name} names another file than the one that is here: `edge models pull {name}` fetches it"
             )
