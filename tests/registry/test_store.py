@@ -71,6 +71,7 @@ def test_a_linked_file_that_nobody_can_look_at_is_said_to_be_unreadable(node: No
     file.unlink()
     file.symlink_to(file)
     assert node.state("mine") == "unreadable"
+    assert [check.verdict for check in node.inventory.verify(["mine"], lambda name, path: None)] == ["unreadable"]
     with pytest.raises(ModelUnusable, match=f"cannot read {file}: Too many levels"):
         Registry.at(node.home).resolve("mine")
 
