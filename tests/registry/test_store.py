@@ -93,6 +93,8 @@ def test_a_name_that_is_no_text_is_refused_with_words(node: Node, file: Path) ->
         add(node, odd)
     with pytest.raises(ModelUnusable, match=r"is no UTF-8, .* rename the file"):
         node.pull(f"file:{odd}")
+    with pytest.raises(ModelUnusable, match=r"is no UTF-8, .* rename the file"):
+        Registry.at(node.home).find(str(odd))
 
 
 def test_a_file_that_is_no_model_is_not_added(node: Node, tmp_path: Path) -> None:
