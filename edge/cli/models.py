@@ -135,7 +135,7 @@ def add(file: Path, name: str | None, link: bool, licence: str) -> None:
 def verify(names: tuple[str, ...]) -> int:
     """Read the files of these models whole, or of all that are here, and compare their checksums.
 
-    Damaged files are set aside, so that they are not served. Ends with 1 if one was damaged or missing.
+    Damaged files are set aside, so that they are not served. Ends with 1 if one was damaged, missing or cannot be read.
     """
     console = _console()
     with console.status("reading ...") as status:
@@ -145,10 +145,11 @@ def verify(names: tuple[str, ...]) -> int:
         text = {
             "good": "good",
             "unstated": f"no checksum is known; `edge models add` records one for {check.path}",
+            "unreadable": f"cannot be read, at {check.path}: look at its owner, and at the disk",
             "missing": f"not here; `edge models pull {check.name}` fetches it",
             "damaged": f"DAMAGED, {_what_became(check.aside, check.path)}; `edge models pull {check.name}` fetches it again",
         }[check.verdict]
-        bad += check.verdict in ("missing", "damaged")
+        bad += check.verdict in ("missing", "damaged", "unreadable")
         click.echo(f"{check.name}  {check.file}  {text}")
     if not checks:
         click.echo("no model is here; `edge models list` shows which there are", err=True)

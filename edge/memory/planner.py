@@ -339,6 +339,8 @@ def _more(budget: Budget) -> str:
         return "raise memory.budget_mib"
     if budget.source.startswith("a control group"):
         return "raise the control group's limit"
+    if budget.source.startswith("-"):
+        return "plan for more"
     return "leave it more memory: other programs take theirs first, and memory.reserve_mib is kept back"
 
 

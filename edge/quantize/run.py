@@ -13,6 +13,7 @@ from edge.quantize.report import Report
 from edge.quantize.supervise import draft_beside, supervise
 from edge.quantize.wish import Wish
 from edge.registry.manifest import Manifest
+from edge.registry.source import writable
 
 _GGUF_MAGIC = b"GGUF"
 
@@ -27,6 +28,8 @@ def quantize(
     Raises EdgeError with the reason; then there is no half file, and what lay under the target's name before is untouched,
     unless the message says that the file was written and only the report failed.
     """
+    for path in (wish.source, wish.target):
+        writable(str(path))
     _check_pairing(wish)
     with draft_beside(wish.target) as draft:
         job = onnx_job(wish, draft) if wish.kind in ONNX_KINDS else gguf_job(wish, manifests, draft)

@@ -59,7 +59,7 @@ class Check:
     name: str
     file: str
     path: Path
-    verdict: Literal["good", "damaged", "missing", "unstated"]
+    verdict: Literal["good", "damaged", "missing", "unreadable", "unstated"]
     aside: Path | None = None
 
 
@@ -247,12 +247,14 @@ class Inventory:
         if manifest.sha256 is None:
             return Check(manifest.name, path.name, path, "unstated")
         on_file(path.name, path)
-        good = self._sum(path) == manifest.sha256
-        if good:
+        found = self._sum(path)
+        if found == manifest.sha256:
             self._registry.checksums.remember(path, manifest.sha256)
-        else:  # it is not ours to move; without its mark it is refused at the next start
-            self._registry.checksums.forget(path)
-        return Check(manifest.name, path.name, path, "good" if good else "damaged")
+            return Check(manifest.name, path.name, path, "good")
+        self._registry.checksums.forget(
+            path
+        )  # it is not ours to move; without its mark it is refused at the next start
+        return Check(manifest.name, path.name, path, "damaged" if found else "unreadable")
 
     def _check_stored(self, name: str, stored: StoredFile, on_file: Callable[[str, Path], None]) -> Check:
         blob = self._store.blob(stored.sha256)

@@ -15,7 +15,7 @@ from edge.errors import ConfigurationError, ModelUnusable
 from edge.registry.digest import Checksums, sha256_of
 from edge.registry.gguf import GgufHeader, read_header
 from edge.registry.manifest import LANGUAGE, NAME_PATTERN, Manifest, NewerManifest, read_manifest
-from edge.registry.source import Builtin, Hub, LocalFile, Source, Web, is_source, parse_source, shown
+from edge.registry.source import Builtin, Hub, LocalFile, Source, Web, is_source, parse_source, shown, writable
 from edge.registry.store import Record, Store
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Registry:
             raise ModelUnusable(
                 f"{shown(wish)} is not on this machine: `edge models pull {shown(wish)}` brings it here and names it"
             )
-        path = Path(wish).expanduser()
+        path = Path(writable(wish)).expanduser()
         if path.suffix == ".onnx":
             return _tensors(path.stem, path.absolute(), None, _with_weights(path.absolute()))
         if os.path.exists(path) or path.suffix == ".gguf" or "/" in wish:
@@ -216,7 +216,7 @@ class Registry:
 
     def _stored(self, manifest: Manifest, record: Record, on_checksum: OnChecksum | None) -> dict[str, Path]:
         name = manifest.name
-        if manifest.sha256 not in (None, record.files[0].sha256):
+        if record.contradicts(manifest):
             raise ModelUnusable(
                 f"the manifest of {name} names another file than the one that is here: `edge models pull {name}` fetches it"
             )

@@ -67,12 +67,21 @@ class Record(BaseModel):
 
     def fits(self, manifest: Manifest) -> bool:
         """Whether these are the files that a manifest names now: it may have changed since."""
-        named = {part.file for part in manifest.files}
-        return (
-            manifest.source == self.manifest.source
-            and manifest.sha256 in (None, self.files[0].sha256)
-            and named <= {stored.file for stored in self.files}
+        here = self.part_sources
+        same = all(here.get(part.file) == part.source for part in manifest.files)
+        return manifest.source == self.manifest.source and same and not self.contradicts(manifest)
+
+    def contradicts(self, manifest: Manifest) -> bool:
+        """Whether a manifest states another sum for one of these files, wherever they come from."""
+        stated = {part.file: part.sha256 for part in manifest.files}
+        return manifest.sha256 not in (None, self.files[0].sha256) or any(
+            stated.get(stored.file) not in (None, stored.sha256) for stored in self.files
         )
+
+    @property
+    def part_sources(self) -> dict[str, str]:
+        """Where its further files came from, by name."""
+        return {part.file: part.source for part in self.manifest.files}
 
     @property
     def sums(self) -> dict[str, str]:

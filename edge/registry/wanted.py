@@ -40,8 +40,12 @@ def wanted_files(manifest: Manifest, record: Record | None) -> list[Wanted]:
     """A manifest's files, with the sums of the first fetch for those whose sum nobody states."""
     if record is not None and record.manifest.source != manifest.source:
         record = None  # another file is meant now
-    known = {stored.file: stored.sha256 for stored in record.files} if record is not None else {}
+    known = record.sums if record is not None else {}
     first = next(iter(known.values()), None)
+    if record is not None:
+        sources = record.part_sources
+        moved = {part.file for part in manifest.files if part.source != sources.get(part.file)}
+        known = {file: sha256 for file, sha256 in known.items() if file not in moved}
     main = Wanted(
         manifest.where,
         without_credentials(manifest.source),

@@ -131,6 +131,7 @@ def test_a_model_that_fits_in_no_layout_is_refused_with_a_cure() -> None:
         ("memory.budget_mib", "raise memory.budget_mib$"),
         ("a control group limited to 300 MiB", "raise the control group's limit$"),
         ("this machine", "memory.reserve_mib is kept back$"),
+        ("--memory", "plan for more$"),
     ],
 )
 def test_the_cure_is_that_of_what_bounds_the_memory(source: str, cure: str) -> None:

@@ -71,6 +71,7 @@ def test_a_linked_file_that_nobody_can_look_at_is_said_to_be_unreadable(node: No
     file.unlink()
     file.symlink_to(file)
     assert node.state("mine") == "unreadable"
+    assert [check.verdict for check in node.inventory.verify(["mine"], lambda name, path: None)] == ["unreadable"]
     with pytest.raises(ModelUnusable, match=f"cannot read {file}: Too many levels"):
         Registry.at(node.home).resolve("mine")
 
@@ -92,6 +93,8 @@ def test_a_name_that_is_no_text_is_refused_with_words(node: Node, file: Path) ->
         add(node, odd)
     with pytest.raises(ModelUnusable, match=r"is no UTF-8, .* rename the file"):
         node.pull(f"file:{odd}")
+    with pytest.raises(ModelUnusable, match=r"is no UTF-8, .* rename the file"):
+        Registry.at(node.home).find(str(odd))
 
 
 def test_a_file_that_is_no_model_is_not_added(node: Node, tmp_path: Path) -> None:
@@ -389,6 +392,33 @@ def test_a_manifest_with_another_source_is_fetched_anew(
     assert Registry.at(node.home).resolve("m").path.name == sha(model_bytes), "until then the old one is served"
     node.pull("m")
     assert node.blobs() == [sha(other)]
+
+
+def test_a_further_file_with_another_source_or_sum_is_fetched_anew(
+    node: Node, server: FileServer, served: Served
+) -> None:
+    """As when a wrong tokenizer is put right in the manifest."""
+
+    def know(file: str, sha256: str | None = None) -> None:
+        node.know("m", f"{server.url}/m.gguf")
+        with (node.home / "models" / "m.toml").open("a") as manifest:
+            manifest.write(f'[[files]]\nfile = "extra.json"\nsource = "{server.url}/{file}"\n')
+            manifest.write(f'sha256 = "{sha256}"\n' if sha256 else "")
+
+    def extra() -> bytes:
+        return Registry.at(node.home).resolve("m").files["extra.json"].read_bytes()
+
+    for name, data in (("one.json", b"1"), ("two.json", b"2")):
+        server.routes[f"/{name}"] = Served(data)
+        know(name)
+        assert not node.pull("m").already and extra() == data
+        assert node.pull("m").already
+    server.routes["/two.json"] = Served(b"3")
+    know("two.json", sha(b"3"))
+    with pytest.raises(ModelUnusable, match="names another file than the one that is here"):
+        extra()
+    assert not node.pull("m").already and extra() == b"3"
+    assert len(server.gets("/m.gguf")) == 1, "the large one is here"
 
 
 def test_a_file_that_changed_is_added_anew(node: Node, file: Path, tmp_path: Path) -> None:
