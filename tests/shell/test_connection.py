@@ -392,7 +392,7 @@ def test_who_does_not_read_a_large_answer_is_given_up(fields: bytes) -> None:
     async def client(host: str, port: int) -> None:
         loop, size = asyncio.get_running_loop(), 0
         connection = await asked_for_much(host, port, fields)
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(3)
         with contextlib.suppress(ConnectionError):
             while data := await loop.sock_recv(connection, 1 << 20):
                 size += len(data)
@@ -408,13 +408,13 @@ def test_who_reads_a_large_answer_slowly_gets_it_whole() -> None:
         connection = await asked_for_much(host, port, b"Connection: close\r\n")
         while data := await loop.sock_recv(connection, 256 * 1024):
             size += len(data)
-            if size > (pauses + 1) * LARGE_BYTES // 20:
+            if size > (pauses + 1) * LARGE_BYTES // 8:
                 pauses += 1
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.5)
         assert size > LARGE_BYTES
         connection.close()
 
-    against_server(client, write_timeout_s=0.3)
+    against_server(client, write_timeout_s=2)
 
 
 def test_a_refusal_has_an_id_and_a_reason() -> None:

@@ -74,7 +74,7 @@ def test_who_never_shakes_hands_is_given_up(tmp_path: Path) -> None:
             assert await closed(reader)
             writer.close()
 
-    against_server(tmp_path, client, timeout_s=0.3, most=100)
+    against_server(tmp_path, client, timeout_s=2, most=100)
 
 
 def test_too_many_take_nobodys_place_who_goes_on(tmp_path: Path) -> None:
