@@ -121,7 +121,7 @@ class EngineLoop:
             self._trials.tried(trial, *self._probe(trial), time.monotonic())
 
     def _probe(self, trial: Trial) -> tuple[float, float]:
-        """A pass behind what lies in a free slot, which leaves no trace. Returns its time beside what is predicted, and its time."""
+        """A pass behind what lies in a free slot, without a trace. Returns its time, beside what is predicted and in seconds."""
         kind, rows, threads = trial
         self._context.use_threads(threads)
         while True:

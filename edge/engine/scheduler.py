@@ -237,7 +237,7 @@ class Scheduler:
         )
 
     def _spare_then_s(self, now_s: float) -> float:
-        """`_spare_s` at the end of the pass that runs, if one does: after one that gives running answers a token it is all theirs."""
+        """`_spare_s` at the end of the pass that runs, if one does. One that gives running answers a token begins an interval."""
         if self._decodes and now_s <= self._busy_until_s:
             return float("inf")
         return max(0.0, self._spare_s(now_s, self._seating.in_phase(Phase.DECODE)))
