@@ -16,7 +16,7 @@ from edge.api.auth import SCHEMA_VERSION, KeyStore
 from edge.engine.calibrate import Threads
 from edge.engine.statefiles import KeptSteps, StateFiles
 from edge.engine.steps import StepTable
-from edge.errors import ConfigurationError, ModelUnusable
+from edge.errors import ConfigurationError, ModelUnusable, Unavailable
 from edge.registry.digest import CHECKSUMS_VERSION, Checksums, sha256_of
 from edge.registry.manifest import MANIFEST_VERSION, Manifest, NewerManifest, known_part, read_manifest
 from edge.registry.partial import STATE_VERSION, Partial, State
@@ -93,6 +93,8 @@ def test_keys_that_only_a_newer_version_may_judge_are_refused_by_name_and_kept(t
     secret = _keys(path)
     written = _change(path, version=SCHEMA_VERSION + 1)
     with pytest.raises(ConfigurationError, match=r"keys\.json was written by a newer version"):
+        KeyStore(path).all()
+    with pytest.raises(Unavailable):
         KeyStore(path).find(secret)
     assert path.read_bytes() == written
     _change(path, version=SCHEMA_VERSION)

@@ -129,9 +129,13 @@ def test_a_reload_is_refused_while_the_settings_are_wrong(
     run_edge("fleet", "key", str(key))
     with serving(home, **settings(broker, EDGE_MQTT__COMMAND_KEYS_FILE=f"{key}.pub")) as node:
         until(lambda: load(node)["outbox"]["connected"])
-        (home / "edge.toml").write_text("[server]\nport = 'many'\n")
-        refused = command(broker, key, "reload")
-        assert refused.returncode == 1 and "server.port" in refused.stderr
+        for wrong, named in (
+            ("[server]\nmax_connections = 'many'\n", "server.max_connections"),
+            ("[admission]\nmode = 'fleet'\n", "no fleet is set"),
+        ):
+            (home / "edge.toml").write_text(wrong)
+            refused = command(broker, key, "reload")
+            assert refused.returncode == 1 and named in refused.stderr
         (home / "edge.toml").unlink()
         assert ask(node).status_code == httpx.codes.OK
 
