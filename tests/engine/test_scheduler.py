@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -546,3 +547,14 @@ def test_streams_that_follow_each_other_without_end_do_not_starve_a_prompt() -> 
     machine.run()
     assert admitted > 1
     assert machine.add(make_request(100, 5, at_s=machine.now_s)).admitted, "nobody starves any more"
+
+
+def test_who_comes_during_a_pass_is_told_of_the_time_after_it() -> None:
+    scheduler = strict_scheduler(NEAR_ITS_LIMIT)
+    begin_stream(scheduler)
+    request = make_request(3, 5, at_s=0.035)
+    prompt_s = scheduler._steps.prompt_s(5, 0)
+    scheduler.begins(0.05, decodes=True)
+    assert scheduler.judge(request, 0.035).ttft_s == pytest.approx(0.015 + prompt_s)
+    scheduler.begins(0.05, decodes=False)
+    assert scheduler.judge(request, 0.035).ttft_s == pytest.approx(0.015 + 0.020 + prompt_s), "the stream is due first"
