@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from edge.engine.admission import Burden, Capacity, Prompt, Targets, Verdict, Wish, capacity, judge
+from edge.engine.admission import Capacity, Targets, Verdict, Wish, capacity, judge
+from edge.engine.foresight import PASS_SHARE, Foresight
 from edge.engine.line import Line
 from edge.engine.prefix import LEAST_SHARED_TOKENS, PrefixCache
 from edge.engine.seating import Placement, Seating
@@ -22,9 +23,6 @@ FIXED_CHUNK = 64
 """Prompt tokens in a pass beside running streams where no targets are kept (mode off, or a model too slow for them)."""
 STARVED_S = 5.0
 """When streams that were admitted have kept a prompt from being read for so long, nobody is admitted until it is."""
-PASS_SHARE = 0.4
-"""A prompt pass for a request that was not admitted takes at most this share of the ITL target, or as long as a tile's rows
-take: whoever arrives meanwhile has to wait for it, but in smaller passes it would take several times as long."""
 _SHORT_PROMPT = 16
 
 
@@ -72,6 +70,7 @@ class Scheduler:
             copies_sequences=copies_sequences,
             reserves=self._keeps_targets,
         )
+        self._foresight = Foresight(self._seating, self._line, steps, targets, chunk_tokens)
 
     @property
     def slots(self) -> SlotPool:
@@ -109,18 +108,17 @@ class Scheduler:
         busy_s = max(0.0, self._busy_until_s - now_s)
         now_s += busy_s
         work = request.work
-        prompt_s, known = self._prompt_of(request, self._pass_tokens())
+        prompt_s, known = self._foresight.prompt_of(request, self._foresight.pass_tokens())
         if not self._targets.promised:
             return Verdict("", busy_s + prompt_s, self._steps.decode_s(1, 0), cached_tokens=known)
-        answers = len(request.sequences)
-        wish = Wish(answers, self._final_cells(request) * answers, prompt_s, self._line.due_s(request))
-        verdict = judge(now_s, wish, self._burden(now_s), self._steps, self._targets)
+        wish = self._foresight.wish(request, prompt_s)
+        verdict = judge(now_s, wish, self._foresight.burden(self._spare_then_s(now_s)), self._steps, self._targets)
         reason = verdict.reason or ("flex" if work.tier == "flex" else "")
         if not reason and self._is_starving(now_s):
             reason = "slo_ttft"
         if not self._keeps_targets:
             reason = "slo_itl"
-        late_s = busy_s + self._late_s(request, prompt_s) if reason else 0.0
+        late_s = busy_s + self._foresight.late_s(request, prompt_s) if reason else 0.0
         too_late = 0.0 < work.max_wait_s < late_s
         return replace(
             verdict,
@@ -153,45 +151,19 @@ class Scheduler:
     def outlook(self, now_s: float) -> tuple[bool, float]:
         """(whether a short prompt that came now would be admitted, seconds until its first token if it were not)."""
         if not self._keeps_targets:
-            return False, self._seating.wait_s(self._token_s())
+            return False, self._seating.wait_s(self._foresight.token_s())
         prompt_s = self._steps.prompt_s(_SHORT_PROMPT, 0)
         wish = Wish(1, 2 * _SHORT_PROMPT, prompt_s, now_s + self._targets.ttft_s)
-        reason = judge(now_s, wish, self._burden(now_s), self._steps, self._targets).reason
-        return not reason and not self._is_starving(now_s), self._seating.wait_s(self._token_s()) + self._stretched_s(
-            prompt_s
-        )
+        burden = self._foresight.burden(self._spare_then_s(now_s))
+        reason = judge(now_s, wish, burden, self._steps, self._targets).reason
+        wait_s = self._seating.wait_s(self._foresight.token_s())
+        return not reason and not self._is_starving(now_s), wait_s + self._foresight.stretched_s(prompt_s)
 
     def _is_hopeless(self, request: Request) -> bool:
         """It would be late with nobody else here, in the passes of an idle engine, which are larger than those beside streams."""
-        prompt_s, _ = self._prompt_of(request, self._chunk_tokens)
+        prompt_s, _ = self._foresight.prompt_of(request, self._chunk_tokens)
         late = prompt_s > self._targets.ttft_s or len(request.sequences) > self.slots.size
         return late or not self._keeps_targets
-
-    def _prompt_of(self, request: Request, pass_tokens: int) -> tuple[float, int]:
-        """(time of a prompt's passes, how many of its tokens are known)."""
-        match = self._seating.match(request)
-        known = self._steps.best_start(len(request.tokens), match.usable) if match is not None else 0
-        prompt_s = self._steps.whole_prompt_s(len(request.tokens) - known, known, pass_tokens)
-        if match is not None:
-            prompt_s += self._steps.restore_s(match.prefix.saved_bytes)
-        return prompt_s, known
-
-    def _late_s(self, request: Request, prompt_s: float) -> float:
-        """Until the first token of an answer in the gaps: those ahead of it, then its own prompt, at a gap's pace."""
-        reading_s = sum(
-            self._prompt_left_s(s)
-            for s in self.slots.holders()
-            if not s.request.admitted and s.phase is not Phase.DECODE
-        )
-        wait_s = self._seating.wait_s(self._token_s(), request.work.tier)
-        return max(wait_s, self._stretched_s(reading_s)) + self._stretched_s(prompt_s) + self._until_read_s()
-
-    def _until_read_s(self) -> float:
-        """Until the streams have ended beside which no prompt is read, since a pass of it takes longer than they leave."""
-        rows = [s for s in self._seating.in_phase(Phase.DECODE) if s.request.admitted]
-        if not rows or self._steps.decode_s(len(rows), 0) + self._steps.prompt_s(1, 0) <= self._targets.itl_s:
-            return 0.0
-        return max(s.request.limit - s.generated for s in rows) * self._targets.itl_s
 
     def _is_starving(self, now_s: float) -> bool:
         if self._starving is None:
@@ -199,76 +171,17 @@ class Scheduler:
         sequence, since_s = self._starving
         return sequence.phase is Phase.PREFILL and now_s - since_s > STARVED_S
 
-    def _token_s(self) -> float:
-        """Between two tokens of each answer, with as many of them as run now."""
-        rows = self._seating.in_phase(Phase.DECODE)
-        return self._steps.decode_s(max(1, len(rows)), sum(s.cells for s in rows), safe=False)
-
-    def _stretched_s(self, prompt_s: float) -> float:
-        """Time of prompt passes that go in turns with the running streams' decode passes."""
-        rows = self._seating.in_phase(Phase.DECODE)
-        if not rows:
-            return prompt_s
-        pass_s = self._targets.itl_s * PASS_SHARE
-        return prompt_s * (1 + self._steps.decode_s(len(rows), sum(s.cells for s in rows)) / pass_s)
+    def _spare_then_s(self, now_s: float) -> float:
+        """`Foresight.spare_s` at the end of the pass that runs, if one does: a new interval, if that gives running answers a
+        token."""
+        if self._decodes and now_s <= self._busy_until_s:
+            return float("inf")
+        return max(0.0, self._foresight.spare_s(now_s))
 
     def capacity(self, context_tokens: int) -> Capacity:
         """What is within the targets while nothing else runs, in the passes used here."""
-        chunk = self._pass_tokens()
+        chunk = self._foresight.pass_tokens()
         return capacity(self._steps, self._targets, slots=self.slots.size, context_tokens=context_tokens, chunk=chunk)
-
-    def _burden(self, now_s: float) -> Burden:
-        """What is to be done from then on, when the pass that runs is over."""
-        admitted = [s for s in self._seating.present() if s.request.admitted]
-        prompts: dict[int, Prompt] = {}
-        for sequence in admitted:
-            if sequence.phase is not Phase.DECODE:
-                request = sequence.request
-                seatless = prompts[request.id].seatless if request.id in prompts else 0
-                seatless += sequence.slot < 0
-                prompts[request.id] = Prompt(self._line.due_s(request), self._prompt_left_s(sequence), seatless)
-        return Burden(
-            rows=len(admitted),
-            cells=sum(self._final_cells(s.request) for s in admitted),
-            prompts=prompts.values(),
-            free_slots=self.slots.free,
-            endings_s=self._endings_s(sum(p.prompt_s for p in prompts.values())),
-            spare_s=self._spare_then_s(now_s),
-        )
-
-    def _spare_then_s(self, now_s: float) -> float:
-        """`_spare_s` at the end of the pass that runs, if one does. One that gives running answers a token begins an interval."""
-        if self._decodes and now_s <= self._busy_until_s:
-            return float("inf")
-        return max(0.0, self._spare_s(now_s, self._seating.in_phase(Phase.DECODE)))
-
-    def _endings_s(self, prompt_s: float) -> list[float]:
-        """When each running answer will have ended at the latest, if prompts take `prompt_s` in the meantime. Beside streams that
-        were admitted the others have no certain end: they get a token when there is time."""
-        rows = self._seating.in_phase(Phase.DECODE)
-        if any(s.request.admitted for s in self._seating.present()):
-            rows = [s for s in rows if s.request.admitted]
-        seated = list(self.slots.holders())
-        pass_s = self._steps.decode_s(max(1, len(seated)), sum(self._final_cells(s.request) for s in seated))
-        late = self.running > sum(s.request.admitted for s in self.slots.holders())
-        between_s = pass_s + (self._targets.itl_s * PASS_SHARE if late else 0.0)
-        left = sorted(s.request.limit - s.generated for s in rows)
-        return [min(n * self._targets.itl_s, prompt_s + n * between_s) for n in left]
-
-    def _final_cells(self, request: Request) -> int:
-        return len(request.tokens) + request.limit
-
-    def _prompt_left_s(self, sequence: Sequence) -> float:
-        return self._steps.whole_prompt_s(*self._seating.prompt_left(sequence), self._pass_tokens())
-
-    def _pass_tokens(self) -> int:
-        """Prompt tokens of a pass that fits between two tokens of the streams that were admitted, also of those that have yet to
-        begin: a prompt that is read meanwhile is read beside them."""
-        rows = [s for s in self._seating.present() if s.request.admitted]
-        if not rows:
-            return self._chunk_tokens
-        room_s = self._targets.itl_s - self._steps.decode_s(len(rows), sum(s.cells for s in rows))
-        return max(1, self._steps.largest_chunk(room_s, 0, self._chunk_tokens, self._chunk_tokens))
 
     # --- passes -------------------------------------------------------------------------------------------------------
 
@@ -297,7 +210,7 @@ class Scheduler:
             end_s = min(end_s, sequence.emitted_s + self._targets.itl_s)
         for sequence in self._seating.present():
             if sequence.request.admitted and sequence.phase is not Phase.DECODE:
-                end_s = min(end_s, self._line.due_s(sequence.request) - self._prompt_left_s(sequence))
+                end_s = min(end_s, self._line.due_s(sequence.request) - self._foresight.prompt_left_s(sequence))
         return end_s
 
     def next_placement(self, now_s: float) -> Placement | None:
@@ -306,7 +219,7 @@ class Scheduler:
 
     def has_time_to_save(self, size_bytes: int, now_s: float) -> bool:
         """Whether what lies in a slot can be copied now, and kept, without making an admitted stream wait."""
-        spare_s = self._spare_s(now_s, self._seating.in_phase(Phase.DECODE))
+        spare_s = self._foresight.spare_s(now_s)
         return self._steps.save_s(size_bytes) <= spare_s and self.cache.has_room_for(size_bytes)
 
     def placed(self, placement: Placement, tokens: int) -> None:
@@ -342,15 +255,7 @@ class Scheduler:
                 return 0.0
             tile_s = self._steps.prompt_s(min(TILE_ROWS, self._chunk_tokens), sequence.cursor)
             budget_s = max(self._targets.itl_s * PASS_SHARE, tile_s)
-        return min(budget_s, self._spare_s(now_s, decoding))
-
-    def _spare_s(self, now_s: float, decoding: list[Sequence]) -> float:
-        """Until the next decode pass of the streams that were admitted has to begin; for ever if there are none."""
-        admitted = [s for s in decoding if s.request.admitted]
-        if not admitted or not self._keeps_targets:
-            return float("inf")
-        next_s = self._steps.decode_s(len(admitted), sum(s.cells for s in admitted))
-        return min(s.emitted_s for s in admitted) + self._targets.itl_s - next_s - now_s
+        return min(budget_s, self._foresight.spare_s(now_s))
 
     # --- results ------------------------------------------------------------------------------------------------------
 

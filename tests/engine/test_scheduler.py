@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.engine.admission import Targets
+from edge.engine.foresight import PASS_SHARE
 from edge.engine.prefix import PrefixCache
-from edge.engine.scheduler import FIXED_CHUNK, PASS_SHARE, Scheduler
+from edge.engine.scheduler import FIXED_CHUNK, Scheduler
 from edge.engine.sequence import Phase, Request, Sequence
 from edge.engine.steps import TILE_ROWS, StepModel, StepTable
 from edge.messages import Submit, TokenPrompt
