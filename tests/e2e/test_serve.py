@@ -120,7 +120,9 @@ def test_live_and_ready_answer_while_the_model_is_loading(home: Path, central: U
 
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]], ids=["told", "terminal closed"])
 def test_sigterm_lets_a_stream_finish_and_refuses_new_work(home: Path, signals: list[signal.Signals]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup(1) a child would ignore it
     with running(home) as node, httpx.Client(trust_env=False, timeout=60) as client:
+        signal.signal(signal.SIGHUP, before)
         model = model_of(node, client)
         with client.stream("POST", f"{node.base_url}/v1/completions", json={**LONG, "model": model}) as stream:
             lines = stream.iter_lines()
