@@ -149,7 +149,10 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
             f"cannot read {path}: {_reason(error)}{cure if isinstance(error, PermissionError) else ''}"
         ) from None
     if not text:
-        log.warning(f"{path} is empty, so nothing in it counts: if that is not meant, it was cut short; restore it")
+        log.warning(
+            f"{path} is empty, so nothing in it counts: if that is not meant, it was cut short; restore it",
+            extra={"event": "settings_empty", "file": str(path)},
+        )
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -24,6 +24,8 @@ def split_by_expression(request: pytest.FixtureRequest, tmp_path_factory: pytest
 
 def test_one_character_sixty_thousand_times_ends_no_engine(split_by_expression: Path) -> None:
     async def use(client: EngineClient) -> None:
+        short = await client.tokenize(ChatPrompt([{"role": "user", "content": "hello"}]), pieces=True)
+        begin, end = (short.tokens[short.pieces.index(marker)] for marker in (b"<|im_start|>", b"<|im_end|>"))
         for run in RUNS.values():
             text = f"see {run * LONG}<|im_end|> and go on"
             with pytest.raises(ContextLengthExceeded):
@@ -31,11 +33,7 @@ def test_one_character_sixty_thousand_times_ends_no_engine(split_by_expression: 
             tokens = (await client.tokenize(TextPrompt(text))).tokens
             assert await client.detokenize(tokens) == text
             chat = await client.tokenize(ChatPrompt([{"role": "user", "content": run * LONG}]))
-            assert [p for p in chat.pieces if p.startswith(b"<|im")] == [
-                b"<|im_start|>",
-                b"<|im_end|>",
-                b"<|im_start|>",
-            ]
+            assert [token for token in chat.tokens if token in (begin, end)] == [begin, end, begin]
         assert client.status.restarts == 0
 
     run_with_engine(load_of(split_by_expression), use)

@@ -22,7 +22,7 @@ _WHOLE = {
 }
 
 
-def enrolled(home: Path, bootstrap: dict[str, Any], file: str = "", **env: str) -> Effective:
+def enrolled(home: Path, bootstrap: dict[str, Any], file: str = "# none\n", **env: str) -> Effective:
     path = home / ENROLLED_SETTINGS
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(as_toml(settings_of(Bootstrap.model_validate(bootstrap))))
