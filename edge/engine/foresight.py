@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from edge.engine.admission import Burden, Prompt, Targets, Wish
 from edge.engine.line import Line
 from edge.engine.seating import Seating
@@ -11,6 +13,13 @@ from edge.engine.steps import StepModel
 PASS_SHARE = 0.4
 """A prompt pass for a request that was not admitted takes at most this share of the ITL target, or as long as a tile's rows
 take: whoever arrives meanwhile has to wait for it, but in smaller passes it would take several times as long."""
+
+
+class Start(NamedTuple):
+    """How many of a prompt's tokens are known, and the time to bring them back."""
+
+    known: int
+    restore_s: float
 
 
 class Foresight:
@@ -25,14 +34,18 @@ class Foresight:
         answers = len(request.sequences)
         return Wish(answers, _final_cells(request) * answers, prompt_s, self._line.due_s(request))
 
-    def prompt_of(self, request: Request, pass_tokens: int) -> tuple[float, int]:
-        """(time of a prompt's passes, how many of its tokens are known)."""
+    def start_of(self, request: Request) -> Start:
+        """Where the passes of its prompt will begin."""
         match = self._seating.match(request)
-        known = self._steps.best_start(len(request.tokens), match.usable) if match is not None else 0
-        prompt_s = self._steps.whole_prompt_s(len(request.tokens) - known, known, pass_tokens)
-        if match is not None:
-            prompt_s += self._steps.restore_s(match.prefix.saved_bytes)
-        return prompt_s, known
+        if match is None:
+            return Start(0, 0.0)
+        known = self._steps.best_start(len(request.tokens), match.usable)
+        return Start(known, self._steps.restore_s(match.prefix.saved_bytes))
+
+    def prompt_s(self, request: Request, start: Start, pass_tokens: int) -> float:
+        """Time of its prompt's passes, in passes of so many tokens."""
+        left = len(request.tokens) - start.known
+        return self._steps.whole_prompt_s(left, start.known, pass_tokens) + start.restore_s
 
     def late_s(self, request: Request, prompt_s: float) -> float:
         """Until the first token of an answer in the gaps: those ahead of it, then its own prompt, at a gap's pace."""

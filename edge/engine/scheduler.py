@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from edge.engine.admission import Capacity, Targets, Verdict, Wish, capacity, judge
-from edge.engine.foresight import PASS_SHARE, Foresight
+from edge.engine.foresight import PASS_SHARE, Foresight, Start
 from edge.engine.line import Line
 from edge.engine.prefix import LEAST_SHARED_TOKENS, PrefixCache
 from edge.engine.seating import Placement, Seating
@@ -108,9 +108,10 @@ class Scheduler:
         busy_s = max(0.0, self._busy_until_s - now_s)
         now_s += busy_s
         work = request.work
-        prompt_s, known = self._foresight.prompt_of(request, self._foresight.pass_tokens())
+        start = self._foresight.start_of(request)
+        prompt_s = self._foresight.prompt_s(request, start, self._foresight.pass_tokens())
         if not self._targets.promised:
-            return Verdict("", busy_s + prompt_s, self._steps.decode_s(1, 0), cached_tokens=known)
+            return Verdict("", busy_s + prompt_s, self._steps.decode_s(1, 0), cached_tokens=start.known)
         wish = self._foresight.wish(request, prompt_s)
         verdict = judge(now_s, wish, self._foresight.burden(self._spare_then_s(now_s)), self._steps, self._targets)
         reason = verdict.reason or ("flex" if work.tier == "flex" else "")
@@ -126,8 +127,8 @@ class Scheduler:
             ttft_s=busy_s + verdict.ttft_s,
             late_s=late_s,
             declined=bool(reason) and (too_late or work.late == "decline"),
-            hopeless=bool(reason) and self._is_hopeless(request),
-            cached_tokens=known,
+            hopeless=bool(reason) and self._is_hopeless(request, start),
+            cached_tokens=start.known,
         )
 
     def begins(self, until_s: float, *, decodes: bool) -> None:
@@ -159,9 +160,9 @@ class Scheduler:
         wait_s = self._seating.wait_s(self._foresight.token_s())
         return not reason and not self._is_starving(now_s), wait_s + self._foresight.stretched_s(prompt_s)
 
-    def _is_hopeless(self, request: Request) -> bool:
+    def _is_hopeless(self, request: Request, start: Start) -> bool:
         """It would be late with nobody else here, in the passes of an idle engine, which are larger than those beside streams."""
-        prompt_s, _ = self._foresight.prompt_of(request, self._chunk_tokens)
+        prompt_s = self._foresight.prompt_s(request, start, self._chunk_tokens)
         late = prompt_s > self._targets.ttft_s or len(request.sequences) > self.slots.size
         return late or not self._keeps_targets
 
