@@ -25,13 +25,7 @@ from edge.api.front import Front
 from edge.api.page import PATH as PAGE
 from edge.api.polled import POLLED
 from edge.api.render import error_response
-from edge.errors import (
-    EdgeError,
-    EngineFault,
-    InvalidRequest,
-    PermissionDenied,
-    RouteNotFound,
-)
+from edge.errors import EdgeError, EngineFault, InvalidRequest, PermissionDenied, RouteNotFound
 
 log = logging.getLogger(__name__)
 
