@@ -28,6 +28,7 @@ from edge.control.tokens import find_token, used
 from edge.control.x509 import BACK, common_name, issue_node, key_hash
 from edge.errors import RateLimited
 from edge.identity.wire import Reason
+from edge.printable import printable
 
 REASK_S = 7 * 86_400.0
 """So long after its end a token still answers the keys that it let in: for replies that were lost."""
@@ -38,7 +39,7 @@ _STATUSES: dict[Reason, int] = {
     "node_revoked": 403, "node_unknown": 403, "certificate_expired": 403, "pending": 202, "request_malformed": 400,
 }  # fmt: skip
 _TAIL_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
-_LONGEST_BASE = 50
+_LONGEST_BASE, _LONGEST_LABEL = 50, 200
 _MOST_ALIVE = 100
 """Certificates of one node. It needs two; each that was replaced stands in the revocation list that all gateways read."""
 
@@ -165,7 +166,7 @@ class Registrar:
         if node is None:
             wished = token.label or common_name(request.subject)
             node = Node(
-                id=_free_name(session, wished), label=_printable(wished), group=token.group,
+                id=_free_name(session, wished), label=printable(wished)[:_LONGEST_LABEL], group=token.group,
                 state="pending" if token.approval else "active", key_sha256=key, token_id=token.id, created_s=now_s,
                 approved_s=None if token.approval else now_s, approved_by=None if token.approval else f"token:{token.id}",
                 revoked_s=None, revoked_by=None, not_after_s=None,
@@ -247,7 +248,3 @@ def _free_name(session: Session, wished: str) -> str:
     while session.get(Node, name) is not None:
         name = f"{base}-{''.join(secrets.choice(_TAIL_ALPHABET) for _ in range(5))}"
     return name
-
-
-def _printable(text: str) -> str:
-    return "".join(c for c in text if c.isprintable())[:200]

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, aliased
 
 from edge.control.audit import note
 from edge.control.database import Certificate, Node, NodeStatus
+from edge.printable import printable
 
 State = Literal["pending", "active", "revoked"]
 _LONGEST_TOLD = 100
@@ -153,23 +154,23 @@ def holders(session: Session, issuer: str, now_s: float) -> list[str]:
     return list(session.scalars(query.distinct().order_by(Node.id)))
 
 
-def printable(value: Any) -> str | None:
+def _told(value: Any) -> str | None:
     """What a node told, as a page and a terminal may show it; None if it is no text."""
     if not isinstance(value, str):
         return None
-    return "".join(c for c in value if c.isprintable())[:_LONGEST_TOLD] or None
+    return printable(value)[:_LONGEST_TOLD] or None
 
 
 def _row(node: Node, status: NodeStatus | None) -> NodeRow:
     info: dict[str, Any] = {} if status is None else orjson.loads(status.info)
     figures: dict[str, Any] = {} if status is None else orjson.loads(status.figures)
     told = figures.get("models") or [info.get("model")]
-    models = [name for found in (told if isinstance(told, list) else ()) if (name := printable(found))]
+    models = [name for found in (told if isinstance(told, list) else ()) if (name := _told(found))]
     return NodeRow(
         id=node.id, label=node.label, group=node.group, state=node.state,  # type: ignore[arg-type]
         created_s=node.created_s, approved_by=node.approved_by, revoked_s=node.revoked_s, revoked_by=node.revoked_by,
         certificate_ends_s=node.not_after_s, last_seen_s=None if status is None else status.last_seen_s,
-        health="unseen" if status is None else status.state or "unseen", version=printable(info.get("version")),
+        health="unseen" if status is None else status.state or "unseen", version=_told(info.get("version")),
         models=models, info=info,
         slo_attainment=figures.get("slo_attainment"), fallback_rate=figures.get("fallback_rate"),
         requests=figures.get("requests"),

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 
+from edge.printable import printable
+
 _MOST_CERTIFICATES = 32
 _MOST_RSA_BITS, _RSA_EXPONENT_BITS = 8192, 32
 _LONGEST_LABEL_BYTES = 64
@@ -62,7 +64,7 @@ def request_der(key: ec.EllipticCurvePrivateKey, label: str) -> bytes:
 
 
 def _cut(label: str) -> str:
-    text = "".join(character for character in label if character.isprintable()).strip()
+    text = printable(label).strip()
     return text.encode("utf-8", "ignore")[:_LONGEST_LABEL_BYTES].decode("utf-8", "ignore")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from edge.errors import ModelUnusable
+from edge.printable import printable
 
 _WINDOW_BYTES = 1 << 20
 _MAX_KEPT_STRING_BYTES = 1 << 20
@@ -399,7 +400,7 @@ class _Parser:
 
 def _shown(text: str) -> str:
     """As it may stand in a line for people: a file may hold what a terminal obeys."""
-    return "".join(letter for letter in text[:_MOST_SHOWN] if letter.isprintable())
+    return printable(text[:_MOST_SHOWN])
 
 
 def _kept(key: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from edge.errors import ModelUnusable
+from edge.printable import printable
 
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<wanted>\S+))?")
 _FORMS = "a source is file:/PATH, https://..., http://..., or hf:OWNER/REPO:FILE_OR_QUANT"
@@ -154,7 +155,7 @@ def file_name(source: Source) -> str:
             return path.name
         case Web(url):
             name = PurePosixPath(unquote(urlsplit(url).path)).name  # a quoted slash is one
-            return "".join(letter for letter in name if letter.isprintable())
+            return printable(name)
         case Hub() if source.names_file:
             return PurePosixPath(source.wanted).name
         case _:

@@ -14,6 +14,7 @@ import click
 
 from edge.control.database import Database
 from edge.control.settings import FleetHome, FleetSettings, load_settings
+from edge.printable import printable
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -82,7 +83,7 @@ def ago(at_s: float | None, now_s: float) -> str:
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Columns as wide as they must be. What a terminal would take for a command is not printed."""
-    rows = [tuple("".join(c for c in cell if c.isprintable()) for cell in row) for row in rows]
+    rows = [tuple(printable(cell) for cell in row) for row in rows]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         click.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

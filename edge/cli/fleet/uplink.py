@@ -20,6 +20,7 @@ import click
 from edge.cli.flags import current
 from edge.errors import ConfigurationError, EdgeError, NodeUnreachable
 from edge.logs import start_logging
+from edge.printable import printable
 from edge.settings import LOG_LEVELS
 from edge.telemetry.mqtt import BrokerAddress, Connection, ConnectionFailed, Handlers, Message
 
@@ -162,7 +163,7 @@ def send(
 
 def _plain(said: Any) -> str:
     """What a node says, as a terminal may show it."""
-    return "".join(c for c in str(said) if c.isprintable())[:_LONGEST_SAID]
+    return printable(str(said))[:_LONGEST_SAID]
 
 
 def _arguments(name: str, argument: str | None, resume: bool) -> dict[str, Any]:
