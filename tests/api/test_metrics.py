@@ -200,3 +200,10 @@ def test_listeners_have_all_that_was_noted_before_they_read(serve: Serve) -> Non
     packed = {kind: sum(counts) for (kind, _, _), (*_, counts) in sent.snapshot().items()}
     assert packed == {"ttft": 1, "itl": 2, "whole": 1}
     assert uplink.take() == {}, "an interval has what came in it"
+
+
+def test_the_promise_is_told_as_passes_go_now_and_not_as_they_did_at_load(serve: Serve) -> None:
+    node = serve(FakeEngine(stats=STATS))
+    with node.http() as client:
+        promise = client.get("/edge/v1/load").json()["promise"]
+    assert (promise["new_prompt_tokens"], promise["answers"]) == (90, 3)

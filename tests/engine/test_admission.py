@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.engine.admission import LEAST_PROMPT_SHARE, Burden, Prompt, Targets, Wish, capacity, judge
+from edge.engine.admission import LEAST_PROMPT_SHARE, Burden, Prompt, Targets, Wish, admits, capacity, judge
 from edge.engine.prefix import PrefixCache
 from edge.engine.scheduler import Scheduler
 from edge.engine.steps import StepModel, StepTable
@@ -157,3 +157,15 @@ def test_an_idle_engine_admits_prompts_up_to_its_capacity_and_no_longer_ones() -
     assert 1 < tokens < 2047
     assert not scheduler.judge(make_request(1, tokens, limit=1, at_s=NOW_S), NOW_S).reason
     assert scheduler.judge(make_request(1, tokens + 1, limit=1, at_s=NOW_S), NOW_S).reason == "slo_ttft"
+
+
+def test_bounds_follow_what_passes_take_lately() -> None:
+    steps = StepModel(STEPS.table)
+    bounds = {"slots": 8, "context_tokens": 2048, "chunk": 64}
+    before = admits(steps, TARGETS, **bounds)
+    for rows in (1, 2, 4, 8, 16, 32, 64):
+        for _ in range(20):
+            steps.observe("prompt", rows, 0, 2 * steps.raw_s("prompt", rows, 0))
+            steps.observe("decode", rows, 0, 3 * steps.raw_s("decode", rows, 0))
+    after = admits(steps, TARGETS, **bounds)
+    assert 0 < after.tokens < 0.6 * before.tokens and after.streams < before.streams
