@@ -33,7 +33,7 @@ from edge.engine.client import EngineClient
 from edge.fitting import Fitter
 from edge.loading import engine_limits, load_message
 from edge.memory.host import proportional_bytes
-from edge.memory.planner import Plan, Wishes
+from edge.memory.layout import Plan, Wishes
 from edge.messages import KvType, Submit, TokenPrompt
 from edge.registry.gguf import read_header
 from edge.registry.resolve import ResolvedModel

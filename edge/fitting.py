@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge.engine.probe import LayoutProbe
 from edge.machine import usable_cores
 from edge.memory.budget import room, supposed
-from edge.memory.planner import (
-    Budget,
-    Layout,
-    LayoutRefused,
-    ModelShape,
-    Part,
-    Plan,
-    SizesOf,
-    Wishes,
-    alternatives,
-    plan,
-)
+from edge.memory.layout import Budget, Layout, LayoutRefused, ModelShape, Part, Plan, SizesOf, Wishes
+from edge.memory.planner import alternatives, plan_keeping
 from edge.memory.sizes import WeightTable, parts
 from edge.messages import LaidOut, Measured, MeasureLayout
 from edge.registry.gguf import GgufHeader
@@ -37,6 +28,10 @@ class Planned:
 
     plan: Plan
     budget: Budget
+    layers: int
+    """All that could lie on a device; `plan.layout.gpu_layers` of them do."""
+    kept_bytes: int = 0
+    """Left free for further models; beside the budget."""
     others: tuple[Plan, ...] = ()
 
     @property
@@ -65,10 +60,36 @@ class Fitter:
         self._files: dict[tuple[Path, float, int], _Known] = {}
 
     def fit(
-        self, header: GgufHeader, wishes: Wishes, *, at_most_bytes: int | None = None, others: bool = False
+        self,
+        header: GgufHeader,
+        wishes: Wishes,
+        *,
+        at_most_bytes: int | None = None,
+        kept_bytes: int = 0,
+        others: bool = False,
     ) -> Planned:
-        """The best layout. `at_most_bytes`: room for this model where that is less than the budget. Raises DoesNotFit with the
-        nearest thing that would fit, ModelUnusable if the library refuses the file, OSError if it is gone."""
+        """The best layout. `at_most_bytes`: room for this model where that is less than the budget. `kept_bytes`: so much of
+        it stays free if it can. `others`: what else would fit. Raises DoesNotFit with the nearest thing that would,
+        ModelUnusable if the library refuses the file, OSError if it is gone."""
+
+        def bound(whole: Budget) -> Budget:
+            return whole if at_most_bytes is None else whole.at_most(at_most_bytes)
+
+        return self._fit(header, wishes, bound, kept_bytes, others=others)
+
+    def less(self, header: GgufHeader, wishes: Wishes, failed: Planned) -> Planned:
+        """The best layout that takes clearly less than one that ran out of memory. Raises as `fit`."""
+        return self._fit(header, wishes, lambda whole: whole.below(failed.plan, _LESS))
+
+    def _fit(
+        self,
+        header: GgufHeader,
+        wishes: Wishes,
+        bound: Callable[[Budget], Budget],
+        kept_bytes: int = 0,
+        *,
+        others: bool = False,
+    ) -> Planned:
         settings = self._settings
         with self._lock, LayoutProbe(header.path, cores=usable_cores(), gpu_layers=settings.engine.gpu_layers) as probe:
             known = self._known(header.path)
@@ -77,16 +98,14 @@ class Fitter:
                 device = measured.offloads and settings.engine.gpu_layers != 0
                 now = room(settings.memory.budget_mib, settings.memory.reserve_mib, device=device)
                 self._budget = now if self._memory_bytes is None else supposed(self._memory_bytes, now)
-            budget = self._budget if at_most_bytes is None else self._budget.at_most(at_most_bytes)
+            budget = bound(self._budget)
             shape = ModelShape(measured.train_context_tokens or header.context_tokens, measured.layers)
             sizes = self._sizes(probe, measured, known.layouts, header)
-            chosen = plan(shape, budget, wishes, sizes)
+            chosen, kept_bytes = plan_keeping(shape, budget, wishes, kept_bytes, sizes)
+            if kept_bytes:
+                budget = budget.at_most(budget.bytes - kept_bytes)
             more = alternatives(shape, budget, wishes, chosen, sizes) if others else []
-            return Planned(chosen, budget, tuple(more))
-
-    def less(self, header: GgufHeader, wishes: Wishes, failed: Planned) -> Planned:
-        """The best layout that takes clearly less than one that ran out of memory. Raises as `fit`."""
-        return self.fit(header, wishes, at_most_bytes=int(failed.bytes * _LESS))
+            return Planned(chosen, budget, measured.layers, kept_bytes, tuple(more))
 
     def _known(self, path: Path) -> _Known:
         found = path.stat()

@@ -13,10 +13,10 @@ from typing import cast
 import msgspec
 
 from edge.engine.supervised import EngineLimits
-from edge.errors import DoesNotFit, EdgeError, ModelUnusable
+from edge.errors import EdgeError, ModelUnusable
 from edge.fitting import Fitter, Planned, further_wishes, wishes_of
 from edge.machine import usable_cores
-from edge.memory.planner import Layout, Wishes
+from edge.memory.layout import Layout, Wishes
 from edge.memory.sizes import tensor_bytes
 from edge.messages import Load, Prompt
 from edge.onnx.messages import LoadTensors, Looking, Reading, Task
@@ -218,21 +218,16 @@ class SettingsPlanner:
         return Fitted(load, planned_bytes)
 
     async def _fit_language(self, version: Version, room_bytes: int) -> Fitted:
-        kept = await self.kept_for_others() if version.spec.main else 0
+        kept_bytes = await self.kept_for_others() if version.spec.main else 0
+        header, wishes = _language(version).header, self._wishes(version.spec)
         try:
-            try:
-                planned = await asyncio.to_thread(self._planned, version, room_bytes - kept)
-            except DoesNotFit:
-                if not kept:
-                    raise
-                planned = await asyncio.to_thread(self._planned, version, room_bytes)
+            planned = await asyncio.to_thread(
+                self._fitter.fit, header, wishes, at_most_bytes=max(0, room_bytes), kept_bytes=kept_bytes
+            )
         except OSError as error:
             name = version.spec.name
             raise ModelUnusable(f"the file of model {name!r} cannot be read: {error.strerror or error}") from None
         return Fitted(self._load(version, planned), planned.bytes, self._smaller(version, planned))
-
-    def _planned(self, version: Version, room_bytes: int) -> Planned:
-        return self._fitter.fit(_language(version).header, self._wishes(version.spec), at_most_bytes=max(0, room_bytes))
 
     def _smaller(self, version: Version, planned: Planned) -> Callable[[], Awaitable[Load | None]]:
         """Gives a smaller load each time it is called, None when there is none."""

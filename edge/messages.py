@@ -264,9 +264,9 @@ class ModelFacts(msgspec.Struct, frozen=True):
     kv_bytes: int
     compute_bytes: int
     admits_tokens: int
-    """Longest new prompt that an idle node answers within the TTFT target."""
+    """Longest new prompt that an idle node answers within the TTFT target; as measured at load, `Stats` has it as it is now."""
     admits_streams: int
-    """Answers that can run at a time, half-way through their context, within the ITL target."""
+    """Answers that can run at a time, half-way through their context, within the ITL target; likewise."""
     prompt_s: list[tuple[int, float]]
     """(new tokens, time until an idle engine has computed them): as predicted, on the safe side."""
     pass_s: list[tuple[int, float]]
@@ -420,6 +420,10 @@ class Stats(Message, frozen=True):
     """Until the first token of a short prompt that came now and was not admitted."""
     admits: bool
     """A short prompt that came now would be admitted."""
+    admits_tokens: int
+    """Longest new prompt that would be admitted if nothing else ran, as passes are predicted now."""
+    admits_streams: int
+    """Answers that could run at a time, half-way through their context, likewise."""
     prefill_tokens: int
     decode_tokens: int
     steps: int

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edge.effective import Effective
 from edge.engine.client import EngineClient
-from edge.errors import DoesNotFit, ModelUnusable
+from edge.errors import ModelUnusable
 from edge.fitting import Fitter, Planned, wishes_of
 from edge.loading import SettingsPlanner, engine_limits, load_message, specs
 from edge.logs import start_logging
@@ -42,8 +42,6 @@ class Answer:
     where: str
     """Its file, on this machine or elsewhere; for people."""
     planned: Planned
-    kept_bytes: int
-    """For further models; beside the budget."""
     promise: Promise | None
 
 
@@ -63,24 +61,19 @@ def plan(
         name = shown(settings.model.name)
         raise ModelUnusable(f"{name} is not on this machine, so it cannot be measured: `edge models pull {name}`")
     with _looked_at(registry, settings.model.name, elsewhere, on_check) as model:
-        planned, kept_bytes = _planned(effective, registry, model, Fitter(settings, memory_bytes))
+        planned = _planned(effective, registry, model, Fitter(settings, memory_bytes))
         promise = None if on_load is None else asyncio.run(_promise(effective, model, planned, on_load))
     where = shown(elsewhere) if elsewhere is not None else str(model.path)
-    return Answer(model, where, planned, kept_bytes, promise)
+    return Answer(model, where, planned, promise)
 
 
-def _planned(effective: Effective, registry: Registry, model: ResolvedModel, fitter: Fitter) -> tuple[Planned, int]:
-    """The layout as `edge serve` would choose it, and what is kept for the further models."""
+def _planned(effective: Effective, registry: Registry, model: ResolvedModel, fitter: Fitter) -> Planned:
+    """The layout as `edge serve` would choose it."""
     settings = effective.settings
-    wishes, others = wishes_of(settings), specs(settings, settings.model.served_name)[1:]
-    whole = fitter.fit(model.header, wishes, others=True)
-    planner = SettingsPlanner(settings, effective.home, registry, fitter, others)
+    further = specs(settings, settings.model.served_name)[1:]
+    planner = SettingsPlanner(settings, effective.home, registry, fitter, further)
     kept_bytes = asyncio.run(planner.kept_for_others())
-    if kept_bytes:
-        room_bytes = max(0, whole.budget.bytes - kept_bytes)
-        with contextlib.suppress(DoesNotFit):  # then nothing is kept
-            return fitter.fit(model.header, wishes, at_most_bytes=room_bytes, others=True), kept_bytes
-    return whole, 0
+    return fitter.fit(model.header, wishes_of(settings), kept_bytes=kept_bytes, others=True)
 
 
 @contextlib.contextmanager

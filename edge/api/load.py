@@ -61,8 +61,8 @@ def node_load(front: Front) -> dict[str, Any]:
             "promise": {
                 "ttft_ms": front.config.ttft_slo_s * 1000,
                 "itl_ms": front.config.itl_slo_s * 1000,
-                "new_prompt_tokens": facts.admits_tokens,
-                "answers": facts.admits_streams,
+                "new_prompt_tokens": stats.admits_tokens,
+                "answers": stats.admits_streams,
             },
         }
     if front.fleet is not None:

@@ -19,7 +19,7 @@ from edge.effective import Effective
 
 if TYPE_CHECKING:
     from edge.fitting import Planned
-    from edge.memory.planner import Budget, Plan
+    from edge.memory.layout import Budget, Plan
     from edge.messages import ModelFacts
     from edge.plan import Answer
 
@@ -89,11 +89,15 @@ def _print(answer: Answer, effective: Effective) -> None:
     lines = [
         ("model", f"{answer.model.name}: {words.of_header(answer.model, answer.where)}"),
         ("room", _room(answer)),
-        ("plan", _layout(planned.plan)),
+        ("plan", _layout(planned.plan, planned.layers)),
     ]
     trained = answer.model.header.context_tokens
     if 0 < trained < planned.plan.layout.context_tokens:
         lines.append(("but", f"the model was trained to {trained:,} tokens: answers beyond that get worse"))
+    if planned.budget.device_bytes is not None and planned.plan.layout.gpu_layers < planned.layers:
+        lines.append(
+            ("but", "the processor computes the layers that are not on the GPU, so that each token takes longer")
+        )
     for label, text in lines:
         out.print(f"{label:8} {text}", markup=False)
     out.print()
@@ -101,19 +105,20 @@ def _print(answer: Answer, effective: Effective) -> None:
     if planned.others:
         out.print()
         for other in planned.others:
-            out.print(f"or       {_layout(other)}: {quantities.mib(other.total_bytes)}", markup=False)
+            out.print(f"or       {_layout(other, planned.layers)}: {quantities.mib(other.total_bytes)}", markup=False)
     if answer.promise is not None:
         out.print()
         _print_promise(out, answer, effective)
 
 
 def _room(answer: Answer) -> str:
+    planned = answer.planned
     kept = (
-        f"; {quantities.mib(answer.kept_bytes)} more are kept for the models under [models]"
-        if answer.kept_bytes
+        f"; {quantities.mib(planned.kept_bytes)} more are kept for the models under [models]"
+        if planned.kept_bytes
         else ""
     )
-    return f"{_granted(answer.planned.budget)}{kept}"
+    return f"{_granted(planned.budget)}{kept}"
 
 
 def _granted(budget: Budget) -> str:
@@ -125,12 +130,12 @@ def _granted(budget: Budget) -> str:
     return f"{quantities.mib(budget.device_bytes)} on {budget.device}, {main}"
 
 
-def _layout(plan: Plan) -> str:
+def _layout(plan: Plan, layers: int) -> str:
     layout = plan.layout
-    layers = f", {layout.gpu_layers} layers on the GPU" if layout.gpu_layers else ""
+    there = f", {layout.gpu_layers} of {layers} layers on the GPU" if layout.gpu_layers else ""
     return (
         f"{quantities.count(layout.slots, 'answer')} at a time, {layout.context_tokens:,} tokens each, attention memory in "
-        f"{layout.kv_type}, passes of up to {layout.pass_tokens} tokens{layers}"
+        f"{layout.kv_type}, passes of up to {layout.pass_tokens} tokens{there}"
     )
 
 
@@ -200,8 +205,9 @@ def _object(answer: Answer, effective: Effective) -> dict[str, Any]:
             "device": budget.device,
             "unified": budget.unified,
             "source": budget.source,
-            "kept_for_others_bytes": answer.kept_bytes,
+            "kept_for_others_bytes": planned.kept_bytes,
         },
+        "layers": planned.layers,
         "plan": _plan_object(planned.plan),
         "others": [_plan_object(other) for other in planned.others],
         "measured": None if answer.promise is None else _promise_object(answer.promise.facts, answer, effective),

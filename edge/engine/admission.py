@@ -141,30 +141,43 @@ class _Pace:
         return whole * self.room_s + min(rest_s, self.room_s)
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """What an idle node admits. Pairs are (new tokens, seconds) and (answers, seconds), answers half-way through a context."""
+class Bounds(NamedTuple):
+    """What an idle node admits: tokens of a new prompt, and answers at a time, half-way through their context."""
 
     tokens: int
     streams: int
+
+
+def admits(steps: StepModel, targets: Targets, *, slots: int, context_tokens: int, chunk: int) -> Bounds:
+    """The bounds, as passes of `chunk` prompt tokens are predicted now."""
+    low, high = 0, context_tokens
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = steps.whole_prompt_s(middle, 0, chunk) <= targets.ttft_s
+        low, high = (middle, high) if fits else (low, middle)
+    depth, usable_s = context_tokens // 2, targets.itl_s * (1 - LEAST_PROMPT_SHARE)
+    streams = (n for n in range(slots, 0, -1) if steps.decode_s(n, n * depth) <= usable_s)
+    return Bounds(low, next(streams, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What an idle node admits, and the times behind it. Pairs are (new tokens, seconds) and (answers, seconds), answers half-way
+    through a context."""
+
+    bounds: Bounds
     prompt_s: list[tuple[int, float]]
     pass_s: list[tuple[int, float]]
 
 
 def capacity(steps: StepModel, targets: Targets, *, slots: int, context_tokens: int, chunk: int) -> Capacity:
     """What an idle node admits within its targets, in passes of `chunk` prompt tokens."""
-    low, high = 0, context_tokens
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = steps.whole_prompt_s(middle, 0, chunk) <= targets.ttft_s
-        low, high = (middle, high) if fits else (low, middle)
+    bounds = admits(steps, targets, slots=slots, context_tokens=context_tokens, chunk=chunk)
     sizes = [n for n in _PROMPTS if n <= context_tokens]
     depth = context_tokens // 2
     passes = [(n, steps.decode_s(n, n * depth)) for n in range(1, slots + 1)]
-    usable_s = targets.itl_s * (1 - LEAST_PROMPT_SHARE)
     return Capacity(
-        tokens=low,
-        streams=max((n for n, pass_s in passes if pass_s <= usable_s), default=0),
+        bounds=bounds,
         prompt_s=[(n, steps.whole_prompt_s(n, 0, chunk)) for n in sizes],
         pass_s=[(n, pass_s) for n, pass_s in passes if n & (n - 1) == 0 or n == slots],
     )

@@ -113,14 +113,10 @@ class GrammarCompiler:
             raise UnsupportedSchema(f"the schema has {len(spec.source)} characters; at most {MAX_SOURCE_CHARACTERS}")
         tokenizer = self._tables()
         matcher = LLMatcher(tokenizer, self._grammar(spec), limits=self._limits, log_level=0)
-        matcher.compute_bitmask()  # a schema without any instance shows itself at the first step only
-        if matcher.is_error():
-            raise UnsupportedSchema(_complaint(matcher.get_error()))
+        _require_next(matcher)  # a schema without any instance shows itself at the first step only
         ahead = matcher.deep_copy()  # what is forced comes for certain, so what stands behind it is found out now
         ahead.consume_tokens(ahead.compute_ff_tokens())
-        ahead.compute_bitmask()
-        if ahead.is_error():
-            raise UnsupportedSchema(_complaint(ahead.get_error()))
+        _require_next(ahead)
         if warnings := matcher.get_grammar_warnings():
             raise UnsupportedSchema(_complaint(" ".join(warnings)))
         watch = None
@@ -233,6 +229,13 @@ class GrammarState:
         self._require_sound()
         self._matcher.reset()
         return False
+
+
+def _require_next(matcher: LLMatcher) -> None:
+    """Find out what may come next. Raises UnsupportedSchema if that cannot be said."""
+    matcher.compute_bitmask()
+    if matcher.is_error():
+        raise UnsupportedSchema(_complaint(matcher.get_error()))
 
 
 def _complaint(text: str) -> str:

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 
 from edge.engine.admission import Verdict
+from edge.engine.cells import Cells
 from edge.engine.grammar import GrammarFailed
-from edge.engine.llama.context import CellsExhausted, Context, ForwardFailed, Saved
-from edge.engine.prefix import Prefix
+from edge.engine.llama.context import CellsExhausted, Context, ForwardFailed
 from edge.engine.sampler import BrokenLogits
 from edge.engine.scheduler import Chunk, Scheduler
-from edge.engine.seating import Placement
 from edge.engine.sequence import Phase, Request, Sequence
 from edge.engine.steps import Kind, StepModel
 from edge.engine.threads import ThreadChoice
@@ -57,6 +56,7 @@ class EngineLoop:
         self._trials = Trials(threads, model, rows_limit=context.rows_limit)
         self._pass_threads, self._strained = 0, False
         self._scheduler = scheduler
+        self._cells = Cells(context, scheduler)
         self._inbox = inbox
         self._send = send
         self._heartbeat_s = heartbeat_s
@@ -92,7 +92,7 @@ class EngineLoop:
 
     def _turn(self) -> None:
         while (placement := self._scheduler.next_placement(time.monotonic())) is not None:
-            self._place(placement)
+            self._cells.place(placement)
         if (chunk := self._scheduler.next_chunk(time.monotonic())) is not None:
             self._prefill(chunk)
         elif rows := self._scheduler.decode_rows(time.monotonic()):
@@ -127,7 +127,7 @@ class EngineLoop:
         while True:
             slot, at = self._probe_place()
             if at + rows > self._context.shape.context_tokens:
-                self._clear(slot)
+                self._cells.clear(slot)
                 at = 0
             places, outputs = list(range(at, at + rows)), [False] * (rows - 1) + [True]
             expected_s = self._model.raw_s(kind, rows, at)
@@ -136,7 +136,7 @@ class EngineLoop:
             try:
                 self._run([0] * rows, places, [slot] * rows, outputs)
             except CellsExhausted:  # in the unified layout others' cells fill the slot's room
-                if not self._make_room():
+                if not self._cells.make_room():
                     raise
             else:
                 break
@@ -185,66 +185,6 @@ class EngineLoop:
             case Quit():
                 self._quit = True
 
-    # --- slots and prefixes -------------------------------------------------------------------------------------------
-
-    def _place(self, placement: Placement) -> None:
-        """Make a slot hold the beginning of a prompt, and nothing else."""
-        slot, source, tokens = placement.slot, placement.source, placement.tokens
-        cache, context = self._scheduler.cache, self._context
-        resident = cache.resident(slot) if placement.save_resident else None
-        if resident is not None and self._may_save(resident) and (saved := self._snapshot(resident)) is not None:
-            self._keep(resident, saved, spare=source)
-        if placement.how == "stay":
-            cache.vacate(slot)
-            if not context.forget(slot, tokens):
-                context.forget(slot)
-                tokens = 0
-        elif source is None:
-            self._clear(slot)
-        elif not self._copied(source, tokens, slot):
-            tokens = 0
-        self._scheduler.placed(placement, tokens)
-
-    def _copied(self, source: Prefix, tokens: int, slot: int) -> bool:
-        """Give a slot another prefix's first cells. False if they are gone or libllama refuses; the slot is empty then."""
-        saved: Saved | None = source.saved if source.saved_tokens >= tokens else self._snapshot(source)
-        self._clear(slot)
-        copied = saved is not None and self._context.restore(saved, slot)
-        if saved is not None and saved is not source.saved:
-            self._keep(source, saved)
-        if copied and self._context.forget(slot, tokens):
-            return True
-        self._context.forget(slot)
-        return False
-
-    def _may_save(self, prefix: Prefix) -> bool:
-        size_bytes = prefix.computed * self._context.cell_bytes
-        return self._context.shape.unified or self._scheduler.has_time_to_save(size_bytes, time.monotonic())
-
-    def _snapshot(self, prefix: Prefix) -> Saved | None:
-        """A copy of a slot's prefix outside the slots."""
-        return self._context.save(prefix.slot, prefix.computed) if prefix.slot >= 0 else None
-
-    def _keep(self, prefix: Prefix, saved: Saved, spare: Prefix | None = None) -> None:
-        for freed in self._scheduler.cache.keep(prefix, saved, prefix.computed, saved.size_bytes, spare=spare):
-            self._context.release(freed)
-
-    def _clear(self, slot: int) -> None:
-        self._scheduler.cache.vacate(slot)
-        self._context.forget(slot)
-
-    def _make_room(self) -> bool:
-        """In the unified layout all cells are shared: give up what nobody uses. False if there is nothing left."""
-        cache = self._scheduler.cache
-        for slot in self._scheduler.slots.free_slots():
-            if cache.resident(slot) is not None:
-                self._clear(slot)
-                return True
-        freed = cache.shrink()
-        for saved in freed:
-            self._context.release(saved)
-        return bool(freed)
-
     # --- passes -------------------------------------------------------------------------------------------------------
 
     def _decode(self, sequences: tuple[Sequence, ...]) -> None:
@@ -278,21 +218,10 @@ class EngineLoop:
             self._prefill_tokens += chunk.count
             siblings = self._scheduler.prefilled(chunk, now, now - begun)
             if chunk.last:
-                self._share(sequence, siblings)
+                self._cells.share(sequence, siblings)
                 for member in (sequence, *siblings):
                     self._write(member, chunk.count - 1)
         self._flush()
-
-    def _share(self, sequence: Sequence, siblings: list[Sequence]) -> None:
-        """Give siblings the cells of a prompt: through a copy of those that there are. The library's own copy from slot to slot
-        takes all that a slot has room for, inside the next pass, which others' next tokens wait for."""
-        saved = self._context.save(sequence.slot, sequence.cursor) if siblings else None
-        for sibling in siblings:
-            self._context.forget(sibling.slot)
-            if saved is None or not self._context.restore(saved, sibling.slot):
-                self._context.copy(sequence.slot, sibling.slot)
-        if saved is not None:
-            self._context.release(saved)
 
     def _begin(self, kind: Kind, rows: int, cells: int) -> float:
         """Set the threads of the next pass, and say when it will be over. Returns the time now."""
@@ -337,7 +266,7 @@ class EngineLoop:
             try:
                 self._run(rows, places, slots, outputs)
             except CellsExhausted:
-                if self._make_room():
+                if self._cells.make_room():
                     continue
                 last = max((s.request for s in sequences), key=lambda r: (not r.admitted, r.arrived_s))
                 self._fail(last, EngineFault.code or "", "the engine ran out of KV cells")
@@ -348,7 +277,7 @@ class EngineLoop:
                 for request in {s.request.id: s.request for s in sequences}.values():
                     self._fail(request, EngineFault.code or "", f"a forward pass failed: {failure}")
                 for slot in dict.fromkeys(slots):  # what a failed pass left there is nobody's beginning
-                    self._clear(slot)
+                    self._cells.clear(slot)
                 return False
             self._forward_s = time.monotonic()
             return True
@@ -422,6 +351,7 @@ class EngineLoop:
         ordered = sorted(self._step_s) or [0.0]
         cache = self._scheduler.cache
         admits, late_s = self._scheduler.outlook(now_s)
+        bounds = self._scheduler.admits(shape.context_tokens)
         return Stats(
             running=self._scheduler.running,
             waiting=self._scheduler.waiting,
@@ -433,6 +363,8 @@ class EngineLoop:
             cache_evictions=cache.evictions,
             cached_tokens=self._cached_tokens,
             admits=admits,
+            admits_tokens=bounds.tokens,
+            admits_streams=bounds.streams,
             late_ttft_s=late_s,
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,

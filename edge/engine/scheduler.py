@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from edge.engine.admission import Capacity, Targets, Verdict, Wish, capacity, judge
+from edge.engine.admission import Bounds, Capacity, Targets, Verdict, Wish, admits, capacity, judge
 from edge.engine.foresight import PASS_SHARE, Foresight, Start
 from edge.engine.line import Line
 from edge.engine.prefix import LEAST_SHARED_TOKENS, PrefixCache
@@ -48,6 +48,7 @@ class Scheduler:
         targets: Targets,
         chunk_tokens: int,
         copies_sequences: bool,
+        cell_bytes: int,
     ) -> None:
         self.cache = cache
         self._steps = steps
@@ -57,6 +58,8 @@ class Scheduler:
         self._busy_until_s, self._decodes = 0.0, False
         self._starving: tuple[Sequence, float] | None = None
         """A prompt for which there is no time between admitted streams' tokens, and since when."""
+        self._held: tuple[Sequence, float] | None = None
+        """One whose known cells there was no time to bring back, and since when."""
         self._declined_idle = False
         """Somebody was declined while there was nothing to compute."""
         self._keeps_targets = self._can_keep_targets()
@@ -69,6 +72,7 @@ class Scheduler:
             chunk_tokens=chunk_tokens,
             copies_sequences=copies_sequences,
             reserves=self._keeps_targets,
+            cell_bytes=cell_bytes,
         )
         self._foresight = Foresight(self._seating, self._line, steps, targets, chunk_tokens)
 
@@ -167,6 +171,8 @@ class Scheduler:
         return late or not self._keeps_targets
 
     def _is_starving(self, now_s: float) -> bool:
+        if self._held is not None and now_s - self._held[1] > STARVED_S:
+            return self._held[0].phase in (Phase.WAITING, Phase.FOLLOWING)
         if self._starving is None:
             return False
         sequence, since_s = self._starving
@@ -180,9 +186,16 @@ class Scheduler:
         return max(0.0, self._foresight.spare_s(now_s))
 
     def capacity(self, context_tokens: int) -> Capacity:
-        """What is within the targets while nothing else runs, in the passes used here."""
-        chunk = self._foresight.pass_tokens()
-        return capacity(self._steps, self._targets, slots=self.slots.size, context_tokens=context_tokens, chunk=chunk)
+        """What is within the targets while nothing else runs, and the times behind it."""
+        return capacity(
+            self._steps, self._targets, slots=self.slots.size, context_tokens=context_tokens, chunk=self._chunk_tokens
+        )
+
+    def admits(self, context_tokens: int) -> Bounds:
+        """What is within the targets while nothing else runs, as passes are predicted now."""
+        return admits(
+            self._steps, self._targets, slots=self.slots.size, context_tokens=context_tokens, chunk=self._chunk_tokens
+        )
 
     # --- passes -------------------------------------------------------------------------------------------------------
 
@@ -216,11 +229,18 @@ class Scheduler:
 
     def next_placement(self, now_s: float) -> Placement | None:
         """The next sequence to get a slot or the cells it waits for; None if there is none now. Ask again after `placed`."""
-        return self._seating.next_placement(now_s)
+        placement = self._seating.next_placement(now_s, self._foresight.spare_s(now_s))
+        held = self._seating.held
+        if held is None:
+            self._held = None
+        elif self._held is None or self._held[0] is not held:
+            self._held = held, now_s
+        return placement
 
-    def has_time_to_save(self, size_bytes: int, now_s: float) -> bool:
-        """Whether what lies in a slot can be copied now, and kept, without making an admitted stream wait."""
-        spare_s = self._foresight.spare_s(now_s)
+    def has_time_to_save(self, size_bytes: int, now_s: float, placement: Placement | None = None) -> bool:
+        """Whether what lies in a slot can be copied now, and kept, before a placement there, without making an admitted stream
+        wait."""
+        spare_s = self._foresight.spare_s(now_s) - (self._seating.copy_s(placement) if placement is not None else 0.0)
         return self._steps.save_s(size_bytes) <= spare_s and self.cache.has_room_for(size_bytes)
 
     def placed(self, placement: Placement, tokens: int) -> None:

@@ -62,6 +62,7 @@ class Seating:
         chunk_tokens: int,
         copies_sequences: bool,
         reserves: bool,
+        cell_bytes: int,
     ) -> None:
         self.slots = SlotPool(slots)
         self.cache = cache
@@ -70,8 +71,11 @@ class Seating:
         self._chunk_tokens = chunk_tokens
         self._copies_sequences = copies_sequences
         self.reserves = reserves
+        self._cell_bytes = cell_bytes
         self._waiting: deque[Sequence] = deque()
         self._backlog = Backlog()
+        self.held: Sequence | None = None
+        """Whose known cells there was no time to bring back, when a placement was last asked for."""
 
     @property
     def waiting(self) -> int:
@@ -127,20 +131,43 @@ class Seating:
 
     # --- seating ------------------------------------------------------------------------------------------------------
 
-    def next_placement(self, now_s: float) -> Placement | None:
-        """The next sequence to get a slot or the cells it waits for; None if there is none now. Ask again after `placed`."""
+    def next_placement(self, now_s: float, spare_s: float) -> Placement | None:
+        """The next sequence to get a slot or the cells it waits for; None if there is none now. Ask again after `placed`.
+        One that was not admitted waits (`held`) while its cells take longer to bring than `spare_s`."""
+        self.held = None
         for sequence in self.slots.holders():
             if sequence.phase is Phase.FOLLOWING and sequence.awaits is not None and self._is_ready(sequence):
-                return self._placement(sequence, self.match(sequence.request), [sequence.slot])
+                placement = self._placement(sequence, self.match(sequence.request), [sequence.slot])
+                if not self._is_held(placement, spare_s):
+                    return placement
         free = self.slots.free_slots()
         while free and (next_one := self._next_in_line(now_s, len(free))) is not None:
+            left = self.waiting - 1
+            seat = self._seat(next_one, free)
+            if seat is not None and self._is_held(seat, spare_s):
+                return None
             if not next_one.request.admitted:
-                self._backlog.seated(now_s, left=self.waiting - 1)
-            placement = self._seat(next_one, free)
-            if placement is not None:
-                return placement
+                self._backlog.seated(now_s, left=left)
+            if seat is not None:
+                return seat
             free = self.slots.free_slots()
         return None
+
+    def _is_held(self, placement: Placement, spare_s: float) -> bool:
+        if placement.sequence.request.admitted or self.copy_s(placement) <= spare_s:
+            return False
+        self.held = placement.sequence
+        return True
+
+    def copy_s(self, placement: Placement) -> float:
+        """Time to bring the cells of a placement; of a prefix that has no copy outside the slots one is made first."""
+        source = placement.source
+        if placement.how != "copy" or source is None:
+            return 0.0
+        if source.saved_tokens >= placement.tokens:
+            return self._steps.restore_s(source.saved_bytes)
+        size_bytes = source.computed * self._cell_bytes
+        return self._steps.save_s(size_bytes) + self._steps.restore_s(size_bytes)
 
     def _next_in_line(self, now_s: float, free: int) -> Sequence | None:
         candidates = [s for s in self._waiting if s.request.admitted]

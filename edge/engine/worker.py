@@ -209,6 +209,7 @@ class Engine:
             targets=self._targets(load),
             chunk_tokens=self.context.shape.chunk_tokens,
             copies_sequences=copies,
+            cell_bytes=self.context.cell_bytes,
         )
 
     @staticmethod
@@ -267,8 +268,8 @@ class Engine:
             device="GPU" if offloaded else "CPU",
             kv_bytes=self.context.kv_bytes,
             compute_bytes=self.context.compute_bytes,
-            admits_tokens=capacity.tokens,
-            admits_streams=capacity.streams,
+            admits_tokens=capacity.bounds.tokens,
+            admits_streams=capacity.bounds.streams,
             prompt_s=capacity.prompt_s,
             pass_s=capacity.pass_s,
             caches_prefixes=self.scheduler.cache.enabled,

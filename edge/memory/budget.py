@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from edge.memory.gpu import gpu_memory, is_jetson
 from edge.memory.host import host_memory
-from edge.memory.planner import Budget
+from edge.memory.layout import Budget
 
 _UNKNOWN_BYTES = 1 << 62
 """Where the kernel does not say how much there is, nothing is refused."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge.errors import DoesNotFit
-from edge.memory.planner import Layout, Part
+from edge.memory.layout import Layout, Part
 from edge.messages import LaidOut, Measured
 
 _LOOP_BYTES = 6 << 20
@@ -56,6 +56,12 @@ def parts(measured: Measured, weights: WeightTable, laid_out: LaidOut, layout: L
     host_weights = max(weights.input_bytes, measured.weights_bytes - device_weights)
     device_cells = laid_out.cells_bytes * offloaded // max(1, len(weights.blocks))
     host_compute, device_compute = _split(laid_out)
+    if offloaded < len(
+        weights.blocks
+    ):  # measured with all layers on the device: the processor computes as much for the others
+        host_compute += device_compute
+        # and the passes of a prompt copy the weights of those over there, matrix by matrix
+        device_compute = device_compute + max(weights.blocks) if layout.gpu_layers else 0
     return (
         Part("weights", host_weights, device_weights),
         Part("attention", laid_out.cells_bytes - device_cells, device_cells),

@@ -12,12 +12,12 @@ import stat
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from edge.errors import ModelUnusable
 from edge.printable import printable
+from edge.registry.window import Value, Window
 
-_WINDOW_BYTES = 1 << 20
 _MAX_KEPT_STRING_BYTES = 1 << 20
 _MAX_NAME_BYTES = 1 << 12
 _MAX_PAIRS = 1 << 16
@@ -25,6 +25,7 @@ _MAX_TENSORS = 1 << 18
 _MAX_STRINGS = 1 << 23
 """In all arrays together: bounds the time that a corrupt file can cost. The largest vocabularies have 2^18 tokens."""
 _MAX_DIMENSIONS = 4
+_MOST_ALIGNMENT_BYTES = 1 << 20
 _MOST_SHOWN = 200
 """Letters of a name."""
 _STRING, _ARRAY = 8, 9
@@ -98,8 +99,6 @@ _ENCODERS = frozenset(
 )
 """Architectures that write no text. Others are embedding models where the file names a pooling."""
 
-Value = int | float | bool | str
-
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
@@ -140,10 +139,6 @@ class GgufHeader:
         return max(self.tensor_bytes, key=lambda name: self.tensor_bytes[name])
 
 
-class HeaderCutShort(ModelUnusable):
-    """The header goes on behind what is here of the file."""
-
-
 def read_header(path: Path, whole_bytes: int | None = None) -> GgufHeader:
     """Parse and check a file's header. Raises ModelUnusable with what is wrong and what to do.
 
@@ -155,68 +150,13 @@ def read_header(path: Path, whole_bytes: int | None = None) -> GgufHeader:
             raise ModelUnusable(f"{path} is no regular file; copy what it gives into a file first")
         with path.open("rb") as file:
             size = found.st_size if whole_bytes is None else whole_bytes
-            return _Parser(path, _Window(path, file, size)).parse()
+            return _Parser(path, Window(path, file, size)).parse()
     except FileNotFoundError:
         raise ModelUnusable(f"there is no file {path}; check the path") from None
     except IsADirectoryError:
         raise ModelUnusable(f"{path} is a directory; name the .gguf file in it") from None
     except OSError as error:
         raise ModelUnusable(f"cannot read {path}: {error.strerror or error}") from None
-
-
-class _Window:
-    """A bounded view that moves forward through a file. Every read is checked against the file's size first."""
-
-    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
-        self._path, self._file, self.size = path, file, size
-        self._data, self._start, self.position = b"", 0, 0
-
-    @property
-    def left(self) -> int:
-        """Bytes from here to the end of the file."""
-        return self.size - self.position
-
-    def require(self, count: int, what: str) -> None:
-        """Raise ModelUnusable unless `count` more bytes exist."""
-        if count > self.left:
-            raise ModelUnusable(
-                f"{self._path} is cut short or corrupt: at byte {self.position} {what} needs {count} bytes, "
-                f"{self.left} are left; download it again"
-            )
-
-    def skip(self, count: int, what: str) -> None:
-        """Go forward."""
-        self.require(count, what)
-        self.position += count
-
-    def take(self, count: int, what: str) -> bytes:
-        """Read `count` bytes; callers bound `count` by what they are willing to keep."""
-        self.require(count, what)
-        offset = self._reach(count, what)
-        self.position += count
-        return self._data[offset : offset + count]
-
-    def scalar(self, form: struct.Struct, what: str) -> Value:
-        """Read one number."""
-        self.require(form.size, what)
-        offset = self._reach(form.size, what)
-        self.position += form.size
-        return form.unpack_from(self._data, offset)[0]  # type: ignore[no-any-return]
-
-    def count(self, form: struct.Struct, what: str) -> int:
-        """Read one unsigned number."""
-        return int(self.scalar(form, what))
-
-    def _reach(self, count: int, what: str) -> int:
-        offset = self.position - self._start
-        if offset + count > len(self._data):
-            self._file.seek(self.position)
-            self._data, self._start, offset = self._file.read(max(count, _WINDOW_BYTES)), self.position, 0
-            if len(self._data) < count:  # only the beginning is here, or the file shrank under us
-                raise HeaderCutShort(
-                    f"{self._path} is cut short: at byte {self.position} {what} needs {count} bytes; download it again"
-                )
-        return offset
 
 
 @dataclass(slots=True)
@@ -244,7 +184,7 @@ class _Tensors:
 
 
 class _Parser:
-    def __init__(self, path: Path, window: _Window) -> None:
+    def __init__(self, path: Path, window: Window) -> None:
         self._path, self._window = path, window
         self._values: dict[str, Value] = {}
         self._lengths: dict[str, int] = {}
@@ -328,7 +268,7 @@ class _Parser:
 
     def _alignment(self) -> int:
         alignment = self._values.get("general.alignment", 32)
-        if not isinstance(alignment, int) or not 0 < alignment <= _WINDOW_BYTES or alignment & (alignment - 1):
+        if not isinstance(alignment, int) or not 0 < alignment <= _MOST_ALIGNMENT_BYTES or alignment & (alignment - 1):
             raise self._unusable(f"is corrupt: general.alignment is {alignment!r}; download it again")
         return alignment
 

@@ -14,8 +14,9 @@ from edge.errors import DownloadFailed, ModelUnusable
 from edge.registry import hub, web
 from edge.registry.durable import storage_error
 from edge.registry.fetch import Patience
-from edge.registry.gguf import HeaderCutShort, read_header
+from edge.registry.gguf import read_header
 from edge.registry.source import Hub, Located, Web, file_name, parse_source, shown_url
+from edge.registry.window import HeaderCutShort
 
 MOST_HEADER_BYTES = 64 << 20
 """The largest headers known, with vocabularies of 262,144 tokens, take about 12 MB."""

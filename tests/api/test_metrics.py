@@ -26,8 +26,8 @@ from tests.api.fake_engine import ADMITTED, FakeEngine, Step, says, whole
 
 STATS = Stats(
     running=3, waiting=2, slots=4, cells_used=250, cells=1000, cache_bytes=0, cache_hits=0, cache_evictions=0,
-    cached_tokens=0, late_ttft_s=0.4, admits=False, prefill_tokens=0, decode_tokens=0, steps=9, step_p50_s=0.01,
-    step_p99_s=0.02, forward_age_s=0.1, resident_bytes=1 << 27,
+    cached_tokens=0, late_ttft_s=0.4, admits=False, admits_tokens=90, admits_streams=3, prefill_tokens=0, decode_tokens=0,
+    steps=9, step_p50_s=0.01, step_p99_s=0.02, forward_age_s=0.1, resident_bytes=1 << 27,
 )  # fmt: skip
 
 
@@ -200,3 +200,10 @@ def test_listeners_have_all_that_was_noted_before_they_read(serve: Serve) -> Non
     packed = {kind: sum(counts) for (kind, _, _), (*_, counts) in sent.snapshot().items()}
     assert packed == {"ttft": 1, "itl": 2, "whole": 1}
     assert uplink.take() == {}, "an interval has what came in it"
+
+
+def test_the_promise_is_told_as_passes_go_now_and_not_as_they_did_at_load(serve: Serve) -> None:
+    node = serve(FakeEngine(stats=STATS))
+    with node.http() as client:
+        promise = client.get("/edge/v1/load").json()["promise"]
+    assert (promise["new_prompt_tokens"], promise["answers"]) == (90, 3)

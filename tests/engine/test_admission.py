@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.engine.admission import LEAST_PROMPT_SHARE, Burden, Prompt, Targets, Wish, capacity, judge
+from edge.engine.admission import LEAST_PROMPT_SHARE, Burden, Prompt, Targets, Wish, admits, capacity, judge
 from edge.engine.prefix import PrefixCache
 from edge.engine.scheduler import Scheduler
 from edge.engine.steps import StepModel, StepTable
@@ -124,7 +124,7 @@ def test_asking_for_more_never_turns_a_refusal_into_an_admission(
 
 def test_capacity_is_what_fits_the_targets() -> None:
     found = capacity(STEPS, TARGETS, slots=8, context_tokens=2048, chunk=64)
-    tokens, streams = found.tokens, found.streams
+    tokens, streams = found.bounds
     assert STEPS.whole_prompt_s(tokens, 0, 64) <= TARGETS.ttft_s < STEPS.whole_prompt_s(tokens + 1, 0, 64)
     usable_s = TARGETS.itl_s * (1 - LEAST_PROMPT_SHARE)
     assert STEPS.decode_s(streams, streams * 1024) <= usable_s
@@ -136,11 +136,11 @@ def test_capacity_knows_the_context_and_a_model_too_slow_for_anything(context_to
     fast = StepModel(StepTable([(1, 1e-5)], [(1, 1e-5)], 0.0, [], 0.0))
     slow = StepModel(StepTable([(1, 0.2)], [(1, 0.2)], 0.0, [], 0.0))
     found = capacity(fast, TARGETS, slots=3, context_tokens=context_tokens, chunk=64)
-    assert (found.tokens, found.streams) == (context_tokens - 1, 3)
+    assert found.bounds == (context_tokens - 1, 3)
     assert [n for n, _ in found.prompt_s] == [n for n in (16, 64, 256, 512, 1024, 2048) if n <= context_tokens]
     assert [n for n, _ in found.pass_s] == [1, 2, 3]
     found = capacity(slow, TARGETS, slots=3, context_tokens=context_tokens, chunk=64)
-    assert (found.tokens, found.streams) == (0, 0)
+    assert found.bounds == (0, 0)
 
 
 def test_an_idle_engine_admits_prompts_up_to_its_capacity_and_no_longer_ones() -> None:
@@ -151,8 +151,21 @@ def test_an_idle_engine_admits_prompts_up_to_its_capacity_and_no_longer_ones() -
         targets=TARGETS,
         chunk_tokens=256,
         copies_sequences=True,
+        cell_bytes=1,
     )
-    tokens = scheduler.capacity(2048).tokens
+    tokens = scheduler.admits(2048).tokens
     assert 1 < tokens < 2047
     assert not scheduler.judge(make_request(1, tokens, limit=1, at_s=NOW_S), NOW_S).reason
     assert scheduler.judge(make_request(1, tokens + 1, limit=1, at_s=NOW_S), NOW_S).reason == "slo_ttft"
+
+
+def test_bounds_follow_what_passes_take_lately() -> None:
+    steps = StepModel(STEPS.table)
+    bounds = {"slots": 8, "context_tokens": 2048, "chunk": 64}
+    before = admits(steps, TARGETS, **bounds)
+    for rows in (1, 2, 4, 8, 16, 32, 64):
+        for _ in range(20):
+            steps.observe("prompt", rows, 0, 2 * steps.raw_s("prompt", rows, 0))
+            steps.observe("decode", rows, 0, 3 * steps.raw_s("decode", rows, 0))
+    after = admits(steps, TARGETS, **bounds)
+    assert 0 < after.tokens < 0.6 * before.tokens and after.streams < before.streams

@@ -67,6 +67,7 @@ class Machine:
             targets=Targets(ttft_s, ITL_S, promised),
             chunk_tokens=1024,
             copies_sequences=caches,
+            cell_bytes=1,
         )
         self.cells: list[list[int]] = [[] for _ in range(slots)]
         self.now_s = 0.0
@@ -326,6 +327,7 @@ def test_a_model_too_slow_for_the_targets_still_answers() -> None:
         targets=Targets(TTFT_S, ITL_S),
         chunk_tokens=64,
         copies_sequences=True,
+        cell_bytes=1,
     )
     request = machine.add(make_request(1, 200, limit=3))
     machine.run()
@@ -449,6 +451,7 @@ def strict_scheduler(table: StepTable, cap_bytes: int = 0) -> Scheduler:
         targets=Targets(TTFT_S, ITL_S),
         chunk_tokens=512,
         copies_sequences=True,
+        cell_bytes=1,
     )
 
 
@@ -559,3 +562,63 @@ def test_who_comes_during_a_pass_is_told_of_the_time_after_it() -> None:
     assert scheduler.judge(request, 0.035).ttft_s == pytest.approx(0.015 + prompt_s)
     scheduler.begins(0.05, decodes=False)
     assert scheduler.judge(request, 0.035).ttft_s == pytest.approx(0.015 + 0.020 + prompt_s), "the stream is due first"
+
+
+KNOWN = list(range(400))
+
+
+def beside_a_stream(restore_ms: float) -> tuple[Scheduler, Sequence]:
+    """An admitted stream whose next pass has to begin at 0.05 s, and a saved beginning that takes so long to bring back."""
+    table = StepTable(NEAR_ITS_LIMIT.decode, NEAR_ITS_LIMIT.prompt, 0.0, [], restore_byte_s=1e-9)
+    scheduler = strict_scheduler(table, cap_bytes=1 << 30)
+    scheduler.cache.adopt(KNOWN, "", "a copy", int(restore_ms * 1e6), pinned=False, recompute_s=1.0)
+    begin_stream(scheduler)
+    return scheduler, next(scheduler.slots.holders())
+
+
+def test_the_known_cells_of_a_late_answer_are_brought_back_only_while_no_admitted_stream_waits_for_that() -> None:
+    scheduler, stream = beside_a_stream(10)
+    late = make_request(3, [*KNOWN, *range(5000, 5200)], at_s=0.021)
+    scheduler.add(late, 0.021)
+    assert not late.admitted
+    assert scheduler.next_placement(0.041) is None
+    assert scheduler.waiting == 1, "it has its place in the line still"
+    scheduler.sampled(stream, 1, 0.07)
+    placement = scheduler.next_placement(0.07)
+    assert placement is not None and (placement.how, placement.tokens) == ("copy", 400)
+    assert not scheduler.has_time_to_save(5_000_000, 0.07, placement), "what lay there is saved in the same time"
+    assert scheduler.has_time_to_save(3_000_000, 0.07, placement)
+
+
+def test_an_admitted_answer_gets_its_known_cells_at_once_since_its_admission_counted_them() -> None:
+    scheduler, _ = beside_a_stream(10)
+    request = make_request(3, [*KNOWN, 5000], at_s=0.021)
+    scheduler.add(request, 0.021)
+    assert request.admitted
+    placement = scheduler.next_placement(0.041)
+    assert placement is not None and placement.how == "copy"
+
+
+def test_known_cells_for_which_there_is_never_time_end_admission_until_they_are_brought() -> None:
+    scheduler, stream = beside_a_stream(40)
+    late = make_request(3, [*KNOWN, 5000], at_s=0.021)
+    scheduler.add(late, 0.021)
+    assert not late.admitted
+    for at_s, reason in ((0.021, ""), (4.0, ""), (6.0, "slo_ttft")):
+        scheduler.sampled(stream, 1, at_s)
+        assert scheduler.next_placement(at_s) is None
+        assert scheduler.judge(make_request(4, 5, at_s=at_s), at_s).reason == reason
+    scheduler.end(stream)
+    placement = scheduler.next_placement(6.1)
+    assert placement is not None and placement.sequence is late.sequences[0]
+    scheduler.placed(placement, 400)
+    assert scheduler.next_placement(6.1) is None
+    assert scheduler.judge(make_request(5, 5, at_s=6.1), 6.1).reason == ""
+
+
+def test_answers_to_one_prompt_share_a_row_that_takes_over_half_of_an_interval() -> None:
+    """Rows of one pass cost little more than one: it is the pass over another prompt for which there is no time."""
+    scheduler = strict_scheduler(LARGE)
+    assert scheduler.judge(make_request(1, 5, answers=4), 0.0).reason == ""
+    begin_stream(scheduler)
+    assert scheduler.judge(make_request(3, 5, at_s=0.02), 0.02).reason == "slo_ttft"

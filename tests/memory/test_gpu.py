@@ -13,7 +13,7 @@ import pytest
 
 from edge.memory.budget import supposed
 from edge.memory.gpu import is_jetson
-from edge.memory.planner import Budget
+from edge.memory.layout import Budget
 from tests.nvml import PROFILES, build_library
 
 MIB = 1 << 20

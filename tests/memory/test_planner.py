@@ -9,20 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import DoesNotFit
-from edge.memory.planner import (
-    MIB,
-    Budget,
-    Layout,
-    LayoutRefused,
-    ModelShape,
-    Part,
-    Wishes,
-    alternatives,
-    fits,
-    ladder,
-    plan,
-    preferred,
-)
+from edge.memory.ladder import ladder, preferred
+from edge.memory.layout import MIB, Budget, Layout, LayoutRefused, ModelShape, Part, Plan, Wishes, fits
+from edge.memory.planner import alternatives, plan, plan_keeping
 
 SHAPE = ModelShape(train_context_tokens=32_768, layers=25)
 CELL_BYTES = {"f16": 12_288, "q8_0": 6_528, "q4_0": 3_456}
@@ -49,6 +38,10 @@ def host(mebibytes: int) -> Budget:
 
 def card(mebibytes: int, main_mebibytes: int = 8192) -> Budget:
     return Budget(main_mebibytes * MIB, "a test", mebibytes * MIB, "a card")
+
+
+FLOOR = Layout(2, 2048, "q8_0", 64, 256 * MIB, SHAPE.layers)
+"""What does not give way before layers move from a card."""
 
 
 def test_with_room_for_all_nothing_gives_way() -> None:
@@ -184,14 +177,90 @@ def test_a_card_takes_all_layers_where_it_can() -> None:
     assert chosen.device_bytes <= 4096 * MIB
 
 
-@given(st.integers(330, 620))
-def test_a_card_that_is_too_small_takes_as_many_layers_as_it_can(room: int) -> None:
+@given(st.integers(0, 4000))
+def test_beside_a_small_card_the_processor_takes_layers_before_the_context_is_useless(room: int) -> None:
+    """With all main memory that it wants: two answers of 2,048 tokens are the least. Saved prefixes lie there, so they stay."""
     budget = card(room)
     chosen = plan(SHAPE, budget, Wishes(), sizes)
+    layout = chosen.layout
     assert fits(chosen, budget)
-    more = replace(chosen.layout, gpu_layers=chosen.layout.gpu_layers + 1)
-    if chosen.layout.gpu_layers < SHAPE.layers:
-        assert sum(p.device_bytes for p in sizes(more)) > room * MIB
+    assert layout.slots >= 2 and layout.context_tokens >= 2048 and layout.kv_type != "q4_0"
+    assert layout.cache_bytes == 256 * MIB
+    if layout.gpu_layers < SHAPE.layers:
+        assert layout == replace(FLOOR, gpu_layers=layout.gpu_layers), "comfort goes before layers do"
+        more = replace(layout, gpu_layers=layout.gpu_layers + 1)
+        assert not fits(Plan(more, sizes(more)), budget), "a layer that would fit is not there"
+
+
+@given(st.integers(0, 1500), st.integers(0, 400), st.integers(200, 1200), st.integers(0, 400))
+def test_more_room_on_a_card_or_beside_it_never_makes_the_plan_smaller(
+    room: int, more: int, main: int, more_main: int
+) -> None:
+    try:
+        small = plan(SHAPE, card(room, main), Wishes(), sizes).layout
+    except DoesNotFit:
+        return
+    large = plan(SHAPE, card(room + more, main + more_main), Wishes(), sizes).layout
+    assert small.slots <= large.slots and small.context_tokens <= large.context_tokens
+    assert CELL_BYTES[small.kv_type] <= CELL_BYTES[large.kv_type]
+    if small.cells == large.cells and small.kv_type == large.kv_type:
+        assert small.gpu_layers <= large.gpu_layers
+
+
+def test_where_main_memory_is_short_too_the_context_shrinks_rather_than_nothing_fitting() -> None:
+    chosen = plan(SHAPE, card(450, 312), Wishes(), sizes)
+    assert chosen.layout.cells < 2 * 2048 and 0 < chosen.layout.gpu_layers < SHAPE.layers
+    with pytest.raises(DoesNotFit, match=r"of the 450 MiB on a card, and .* of the 200 MiB"):
+        plan(SHAPE, card(450, 200), Wishes(), sizes)
+
+
+def test_a_card_without_room_leaves_all_to_the_processor() -> None:
+    chosen = plan(SHAPE, card(0), Wishes(), sizes)
+    assert (chosen.layout.gpu_layers, chosen.device_bytes) == (0, 0)
+
+
+def test_layers_that_are_fixed_stay_on_the_card_and_the_rest_gives_way() -> None:
+    with_all = plan(SHAPE, card(638), Wishes(gpu_layers=25), sizes).layout
+    assert with_all.gpu_layers == 25 and with_all.cells < FLOOR.cells
+    assert plan(SHAPE, card(638), Wishes(), sizes).layout.gpu_layers < 25
+
+
+def test_beside_a_plan_that_is_split_one_with_all_layers_on_the_card_is_named() -> None:
+    chosen = plan(SHAPE, card(638), Wishes(), sizes)
+    faster = alternatives(SHAPE, card(638), Wishes(), chosen, sizes)[0]
+    assert faster.layout.gpu_layers == 25 > chosen.layout.gpu_layers
+    assert fits(faster, card(638)) and faster.layout.cells < chosen.layout.cells
+    whole = plan(SHAPE, card(4096), Wishes(), sizes)
+    assert all(other.layout.gpu_layers == 25 for other in alternatives(SHAPE, card(4096), Wishes(), whole, sizes))
+
+
+def test_room_is_kept_for_further_models_while_no_layer_moves_for_them() -> None:
+    free = plan(SHAPE, card(1200), Wishes(), sizes)
+    beside, kept = plan_keeping(SHAPE, card(1200), Wishes(), 300 * MIB, sizes)
+    assert kept == 300 * MIB and beside.device_bytes <= 900 * MIB and beside.layout.gpu_layers == 25
+    assert beside.layout.cells < free.layout.cells
+    assert plan_keeping(SHAPE, card(1200), Wishes(), 700 * MIB, sizes) == (free, 0), "layers would move"
+    tight = plan(SHAPE, host(500), Wishes(), sizes)
+    assert plan_keeping(SHAPE, host(500), Wishes(), 400 * MIB, sizes) == (tight, 0), "nothing would fit"
+    assert plan_keeping(SHAPE, host(500), Wishes(), 0, sizes) == (tight, 0)
+    with pytest.raises(DoesNotFit):
+        plan_keeping(SHAPE, host(300), Wishes(), 1, sizes)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [host(4000), card(2000), card(700, 900), Budget(1500 * MIB, "a board", 1500 * MIB, "its GPU", unified=True)],
+)
+def test_a_plan_that_ran_out_of_memory_is_followed_by_smaller_ones_and_by_an_end(budget: Budget) -> None:
+    failed = plan(SHAPE, budget, Wishes(), sizes)
+    for _ in range(60):
+        try:
+            smaller = plan(SHAPE, budget.below(failed, 0.85), Wishes(), sizes)
+        except DoesNotFit:
+            return
+        assert smaller.device_bytes < failed.device_bytes or smaller.host_bytes < failed.host_bytes
+        failed = smaller
+    pytest.fail("it goes on for ever")
 
 
 def test_a_shared_memory_counts_once() -> None:
@@ -199,3 +268,17 @@ def test_a_shared_memory_counts_once() -> None:
     chosen = plan(SHAPE, unified, Wishes(), sizes)
     assert chosen.host_bytes + chosen.device_bytes <= 1000 * MIB
     assert chosen.layout.gpu_layers == SHAPE.layers
+
+
+def test_where_memory_is_shared_the_device_is_given_up_last_and_all_at_once() -> None:
+    """A layer takes as much on either side: what is saved is what the device's driver takes."""
+
+    def board(mebibytes: int) -> Budget:
+        return Budget(mebibytes * MIB, "a board", mebibytes * MIB, "its GPU", unified=True)
+
+    layers = [plan(SHAPE, board(room), Wishes(), sizes).layout.gpu_layers for room in range(440, 1500, 5)]
+    assert set(layers) == {0, SHAPE.layers} and layers == sorted(layers)
+    least = plan(SHAPE, board(440), Wishes(), sizes)
+    assert (least.layout.slots, least.layout.context_tokens, least.device_bytes) == (1, 512, 0)
+    with pytest.raises(DoesNotFit):
+        plan(SHAPE, board(440), Wishes(gpu_layers=25), sizes)

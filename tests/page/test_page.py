@@ -32,8 +32,8 @@ __all__ = ["keys", "serve"]
 
 STATS = Stats(
     running=1, waiting=2, slots=4, cells_used=300, cells=1000, cache_bytes=0, cache_hits=0, cache_evictions=0,
-    cached_tokens=0, late_ttft_s=0.4, admits=False, prefill_tokens=0, decode_tokens=0, steps=9, step_p50_s=0.01,
-    step_p99_s=0.02, forward_age_s=0.1, resident_bytes=1 << 27,
+    cached_tokens=0, late_ttft_s=0.4, admits=False, admits_tokens=90, admits_streams=3, prefill_tokens=0, decode_tokens=0,
+    steps=9, step_p50_s=0.01, step_p99_s=0.02, forward_age_s=0.1, resident_bytes=1 << 27,
 )  # fmt: skip
 SEEN = "document.querySelectorAll('section').length > 0"
 

@@ -8,8 +8,9 @@ import pytest
 
 from bench.file_server import Cut, FileServer, Served, Status
 from edge.errors import DownloadFailed, ModelUnusable
-from edge.registry.gguf import HeaderCutShort, read_header
+from edge.registry.gguf import read_header
 from edge.registry.remote import RemoteFile, sparse_copy
+from edge.registry.window import HeaderCutShort
 from tests.registry.conftest import SOON
 from tests.registry.hub import HubLookalike
 

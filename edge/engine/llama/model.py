@@ -132,8 +132,8 @@ class Model:
         params = ll.llama_model_default_params()
         params.no_alloc = not allocate
         params.n_gpu_layers = gpu_layers if library.offloads else 0
-        if library.offloads:  # the planner counts one device's memory
-            params.split_mode, params.main_gpu = ll.LLAMA_SPLIT_MODE_NONE, 0
+        if library.offloads:  # the planner counts one device's memory, and none of it where no layer lies there
+            params.split_mode, params.main_gpu = ll.LLAMA_SPLIT_MODE_NONE, 0 if gpu_layers else -1
         # Repacked tensors would be held twice with mmap; on a device the file is read once and dropped. Mapped pages are the
         # kernel's, which can drop and read them again: for a large file that need not answer anybody in time.
         params.load_mode = ll.LLAMA_LOAD_MODE_MMAP if mapped else ll.LLAMA_LOAD_MODE_NONE
