@@ -35,10 +35,10 @@ from edge.control.peer import (
 from edge.control.registry import Registry, TellingSinkFile
 from edge.control.settings import FleetHome, FleetSettings, load_settings
 from edge.control.x509 import now_utc
+from edge.durable import locked
 from edge.errors import ConfigurationError, EdgeError
 from edge.handshakes import HandshakeLoop
 from edge.listener import HttpServer, is_loopback, raise_file_limit
-from edge.registry.durable import locked
 from edge.telemetry.mqtt import BrokerAddress, Message
 from edge.telemetry.sink import Sink
 
