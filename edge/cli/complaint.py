@@ -1,4 +1,4 @@
-"""How a failed command says so on standard error: in a line for people, or for programs as the object that the API answers with."""
+"""How a failed command says so on standard error: in a line, or for programs as the object that the API answers with."""
 
 from __future__ import annotations
 
