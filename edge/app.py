@@ -16,6 +16,7 @@ from typing import Protocol
 
 from edge import __version__
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
+from edge.api.hosts import HostNames
 from edge.directed import Directed
 from edge.effective import Effective
 from edge.engine.client import EngineClient
@@ -188,6 +189,7 @@ class Node:
         server = self._settings.server
         config = FrontConfig(
             keys_required=self._keys_required,
+            hosts=HostNames(server.host, server.allowed_hosts),
             max_body_bytes=server.max_body_bytes,
             body_timeout_s=server.body_timeout_s,
             ttft_slo_s=self._settings.slo.ttft_ms / 1000,

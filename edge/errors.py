@@ -78,6 +78,14 @@ class PermissionDenied(EdgeError):
     code = "insufficient_scope"
 
 
+class HostNotAllowed(EdgeError):
+    """A request by a name that is not the node's: a web page may have sent it (DNS rebinding)."""
+
+    status = 403
+    kind = "invalid_request_error"
+    code = "host_not_allowed"
+
+
 class RouteNotFound(EdgeError):
     """No such path."""
 

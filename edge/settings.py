@@ -40,6 +40,9 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:/+\-]{0,127}"
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 """What clients may call a model."""
 Names = Annotated[tuple[Name, ...], BeforeValidator(_listed)]
+HostName = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9_]([A-Za-z0-9._\-]{0,252}[A-Za-z0-9_])?)$")]
+"""What clients may call a host; `*` is any."""
+HostNames = Annotated[tuple[HostName, ...], BeforeValidator(_listed)]
 
 
 class Section(BaseModel):
@@ -56,6 +59,11 @@ class Server(Section):
         description="Address to listen on; others than loopback need API keys. One that the machine gets later is waited for.",
     )
     port: Annotated[int, Ge(0), Le(65_535)] = Field(8080, description="TCP port; 0 takes any free one.")
+    allowed_hosts: HostNames = Field(
+        (),
+        description="Further names by which clients may call a node that asks for no API key: it answers to addresses, to "
+        "localhost and to the machine's own names, since a web page could reach it by any other. `*`: by any name.",
+    )
     tls_cert: Path | None = Field(None, description="PEM file with the server's certificate chain. Turns TLS on.")
     tls_key: Path | None = Field(None, description="PEM file with the certificate's private key.")
     tls_client_ca: Path | None = Field(
@@ -546,6 +554,8 @@ def _allowed(field: FieldInfo) -> str:
         low = next((b.ge for b in bounds if isinstance(b, Ge)), None)
         high = next((b.le for b in bounds if isinstance(b, Le)), None)
         return f"{noun} from {low} to {high}" if above is None else f"{noun} above {above}, at most {high}"
+    if kind == tuple[HostName, ...]:
+        return "a list of host names without ports, or `*`"
     if get_origin(kind) is tuple:
         return "a list of names: letters, digits and . _ : / + -, with a letter or digit first"
     if kind is Path or Path in get_args(kind):

@@ -6,7 +6,6 @@ The kernel keeps the lock for a process and takes it back when that ends, howeve
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -14,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from edge.durable import lock, open_lock
 from edge.errors import EdgeError
 
 log = logging.getLogger(__name__)
@@ -47,17 +47,16 @@ def sole_node(home: Path) -> Iterator[None]:
 def _opened(home: Path) -> int | None:
     try:
         home.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # root writes into it: it must not lead elsewhere
-        return os.open(home / LOCK, flags, 0o600)  # who may read it could hold the lock
+        return open_lock(home / LOCK)
     except OSError as error:
-        _warn(home, error)
+        _warn(home, error.strerror or str(error))
         return None
 
 
 def _take(descriptor: int, home: Path) -> None:
     give_up_s = time.monotonic() + _GOING_S
     try:
-        while not _locked(descriptor):
+        while (unlocked := _locked(descriptor)) is None:
             if time.monotonic() >= give_up_s:
                 raise HomeBusy(
                     f"another node runs on {home} already{_holder(descriptor)}; stop it, or give this one a directory of its "
@@ -65,20 +64,21 @@ def _take(descriptor: int, home: Path) -> None:
                 )
             time.sleep(_LOOK_S)
     except OSError as error:
-        _warn(home, error)
+        unlocked = error.strerror or str(error)
+    if unlocked:
+        _warn(home, unlocked)
         return
     with contextlib.suppress(OSError):  # a full disk takes nobody the lock
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
 
 
-def _locked(descriptor: int) -> bool:
-    """Raises OSError where there are no locks."""
+def _locked(descriptor: int) -> str | None:
+    """As `lock`; None while another holds it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(descriptor, wait=False)
     except BlockingIOError:
-        return False
-    return True
+        return None
 
 
 def _holder(descriptor: int) -> str:
@@ -89,8 +89,8 @@ def _holder(descriptor: int) -> str:
     return ""
 
 
-def _warn(home: Path, error: OSError) -> None:
+def _warn(home: Path, reason: str) -> None:
     log.warning(
         "no lock can be had in EDGE_HOME: nothing keeps a second node from running on it",
-        extra={"event": "home_unlocked", "home": str(home), "reason": error.strerror or str(error)},
+        extra={"event": "home_unlocked", "home": str(home), "reason": reason},
     )

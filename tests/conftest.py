@@ -97,3 +97,17 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None], Calla
     else:
         bound = [(SMALL_DISK_BYTES, SMALL_DISK_BYTES)]
         yield path, lambda: [resource.setrlimit(resource.RLIMIT_FSIZE, b) for b in bound], bound.clear
+
+
+@pytest.fixture
+def without_locks(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process whose file systems have no locks, and cannot make the names of a directory durable."""
+    source, library = tmp_path / "nolock.c", tmp_path / "nolock.so"
+    source.write_text(
+        "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <errno.h>\n#include <sys/stat.h>\n"
+        "int flock(int fd, int how) { errno = ENOLCK; return -1; }\n"
+        "int fsync(int fd) { struct stat found; if (!fstat(fd, &found) && S_ISDIR(found.st_mode)) { errno = EINVAL; return -1; }"
+        ' return ((int (*)(int)) dlsym(RTLD_NEXT, "fsync"))(fd); }\n'
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True, timeout=60)
+    return {"LD_PRELOAD": str(library)}

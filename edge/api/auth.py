@@ -20,8 +20,8 @@ from typing import Literal
 
 import msgspec
 
+from edge.durable import heirs, lock, write_atomically
 from edge.errors import ConfigurationError, InvalidApiKey, PermissionDenied, RateLimited, Unavailable
-from edge.registry.durable import lock, sync_directory
 from edge.versions import Fit, fit
 
 log = logging.getLogger(__name__)
@@ -165,20 +165,11 @@ class KeyStore:
                 "takes that version"
             )
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         data = msgspec.json.format(msgspec.json.encode(_File(SCHEMA_VERSION, keys)))
         try:
-            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                if os.geteuid() == 0:  # for a service: it must be able to read what root made in its directory
-                    owner = self._path.parent.stat()
-                    os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(fresh, self._path)
-            sync_directory(self._path.parent)
+            # A service must be able to read what root made in its directory.
+            write_atomically(self._path, data, 0o600, owner=heirs(self._path.parent))
         except OSError as error:
-            fresh.unlink(missing_ok=True)
             raise ConfigurationError(f"the key file {self._path} cannot be written: {error.strerror}") from error
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from edge.admission.decisions import DecisionLog
 from edge.admission.policy import DoorReason, Fleet, Mode
 from edge.api.auth import KeyStore, RateLimiter
+from edge.api.hosts import HostNames
 from edge.api.metrics import NodeMetrics
 from edge.api.served import Served, ServedTensors
 from edge.api.tracing import Tracing, Untraced
@@ -39,6 +40,8 @@ class FrontConfig:
     """What the front needs of the settings."""
 
     keys_required: bool
+    hosts: HostNames
+    """Looked at where no keys are."""
     max_body_bytes: int
     body_timeout_s: float
     ttft_slo_s: float

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import socket
 import time
 from collections.abc import Callable
 
@@ -22,10 +23,12 @@ from edge.api.auth import Scope as KeyScope
 from edge.api.auth import authorize
 from edge.api.bodies import BodyRoom, Vanished, hand_over, replayed, whole_body
 from edge.api.front import Front
+from edge.api.hosts import host_of, sent_unasked
 from edge.api.page import PATH as PAGE
 from edge.api.polled import POLLED
 from edge.api.render import error_response
-from edge.errors import EdgeError, EngineFault, InvalidRequest, PermissionDenied, RouteNotFound
+from edge.errors import EdgeError, EngineFault, HostNotAllowed, InvalidRequest, PermissionDenied, RouteNotFound
+from edge.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +128,10 @@ class Gate:
     def _admit(self, method: str, path: str, headers: Headers) -> str:
         """Raises EdgeError unless the request may go on. Returns the name of its key."""
         front, name = self._front, ""
+        if path in HEALTH:  # probes call a node as they like
+            return name
+        if not front.config.keys_required:
+            self._refuse_pages(method, headers)
         if path in PUBLIC:
             return name
         wanted = _scope(method, path)
@@ -140,6 +147,18 @@ class Gate:
         if wanted == "inference" and (obstacle := front.shut()) is not None and not self._may_leave(path, headers):
             raise obstacle.error
         return name
+
+    def _refuse_pages(self, method: str, headers: Headers) -> None:
+        """Raises what keeps pages of other sites out, where no key does. See `edge.api.hosts`."""
+        host = headers.get("host")
+        if not self._front.config.hosts.include(host, socket.gethostname()):
+            raise HostNotAllowed(
+                f"this node does not go by the name {printable(host_of(host or ''))[:100]!r}, and it asks for no API key: "
+                "a web page could reach it so. Call it by its address, add the name to server.allowed_hosts, or have it "
+                'ask for keys: auth.mode = "always"'
+            )
+        if method == "POST" and sent_unasked(headers):
+            raise PermissionDenied("a web page has to say what it sends: `Content-Type: application/json`, say")
 
     def _may_leave(self, path: str, headers: Headers) -> bool:
         """Whether the fleet might answer: then the request is read although the engine cannot take it."""

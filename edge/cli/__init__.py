@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from edge import __version__
+from edge.cli.complaint import INTERNAL, INTERRUPTED, MISUSE, OURS, USAGE, say, wants_json
 from edge.errors import ConfigurationError, EdgeError, NotYet
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 1, 2, 78, 130
@@ -86,32 +87,34 @@ def root(context: click.Context, home: Path | None, debug: bool) -> None:
 
 def main() -> None:
     """Entry point of `edge`; ends with one of EXIT_CODES."""
-    debug = "--debug" in sys.argv
+    debug, as_json = "--debug" in sys.argv, False
     try:
+        as_json = wants_json(root, sys.argv[1:])
         outcome = root.main(standalone_mode=False, prog_name="edge")
         code = outcome if isinstance(outcome, int) else 0
     except click.ClickException as error:
         code = EXIT_USAGE if error.exit_code == 1 else error.exit_code
-        code = _say(error.format_message().rstrip("."), code, hint=_usage_hint(error))
-    except (click.Abort, KeyboardInterrupt):
+        message = error.format_message().rstrip(".")
+        say(message + ("" if as_json else _usage_hint(error)), kind=MISUSE, code=USAGE, as_json=as_json)
+    except (click.Abort, KeyboardInterrupt) as stopped:
         code = EXIT_INTERRUPTED
-    except ConfigurationError as error:
-        code = _say(error.message, EXIT_FAILURE if isinstance(error, NotYet) else EXIT_CONFIGURATION)
+        message = str(stopped) or str(stopped.__cause__ or "")  # click makes the one into the other
+        if message or as_json:
+            say(message or "interrupted by Ctrl-C", kind=OURS, code=INTERRUPTED, as_json=as_json)
     except EdgeError as error:
-        code = _say(error.message, EXIT_FAILURE)
+        corrigible = isinstance(error, ConfigurationError) and not isinstance(error, NotYet)
+        code = EXIT_CONFIGURATION if corrigible else EXIT_FAILURE
+        say(error.message, kind=error.kind, code=error.code, param=error.param, as_json=as_json)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_FAILURE
     except Exception as error:
         if debug:
             raise
-        code = _say(f"unexpected {type(error).__name__}: {error}{_keep_traceback()}", EXIT_FAILURE)
+        code = EXIT_FAILURE
+        message = f"unexpected {type(error).__name__}: {error}{_keep_traceback()}"
+        say(message, kind=OURS, code=INTERNAL, as_json=as_json)
     sys.exit(code)
-
-
-def _say(message: str, code: int, hint: str = "") -> int:
-    print(f"edge: {message}{hint}", file=sys.stderr)
-    return code
 
 
 def _usage_hint(error: click.ClickException) -> str:

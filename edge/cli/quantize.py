@@ -120,8 +120,7 @@ def command(
     except KeyboardInterrupt:
         written = wish.target.exists() and wish.target.stat().st_mtime >= begun
         what = "is written and whole, the report is not finished" if written else "was not written"
-        click.echo(f"edge: interrupted: {wish.target} {what}", err=True)
-        raise
+        raise KeyboardInterrupt(f"interrupted: {wish.target} {what}") from None
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(report), indent=1))
     else:

@@ -27,8 +27,8 @@ from edge.control.files import PRIVATE, PUBLIC, write_file, write_if_changed
 from edge.control.nodes import active, revoked_certificates, revoked_since
 from edge.control.settings import FleetHome, FleetSettings
 from edge.control.x509 import CRL_LIFE, issue_node, key_pem, make_crl, new_key, now_utc, pem
+from edge.durable import locked
 from edge.errors import ConfigurationError
-from edge.registry.durable import locked
 from edge.telemetry.mqtt import BrokerAddress, Connection, ConnectionFailed, Handlers
 
 log = logging.getLogger(__name__)

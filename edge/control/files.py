@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 import stat
 from pathlib import Path
 
+from edge.durable import FULL, write_atomically
 from edge.errors import ConfigurationError
-from edge.registry.durable import FULL, sync_directory
 
 PRIVATE, PUBLIC = 0o600, 0o644
 
 
 def write_file(path: Path, data: bytes, mode: int = PUBLIC) -> None:
     """Replace it, never with more rights than `mode` in between; on disk when this returns. Raises ConfigurationError."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        sync_directory(path.parent)
+        write_atomically(path, data, mode)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
         cure = "free some space" if error.errno in FULL else "give this user the directory"
         raise ConfigurationError(f"{path} cannot be written ({error.strerror}); {cure}") from None
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from edge import __version__
+from edge.control import endings
 from edge.control.admin import build_people_application
 from edge.control.credentials import renew_credentials
 from edge.control.database import migrated
@@ -35,10 +36,10 @@ from edge.control.peer import (
 from edge.control.registry import Registry, TellingSinkFile
 from edge.control.settings import FleetHome, FleetSettings, load_settings
 from edge.control.x509 import now_utc
+from edge.durable import locked
 from edge.errors import ConfigurationError, EdgeError
 from edge.handshakes import HandshakeLoop
 from edge.listener import HttpServer, is_loopback, raise_file_limit
-from edge.registry.durable import locked
 from edge.telemetry.mqtt import BrokerAddress, Message
 from edge.telemetry.sink import Sink
 
@@ -111,7 +112,8 @@ class FleetServer:
         self._sink_thread: threading.Thread | None = None
         self._sink_failure = self._keep_failure = ""
         self._sink_now: Sink | None = None
-        self._fleet.watched += [self._sink_problem, lambda: self._keep_failure]
+        self._endings_told = endings.Told()
+        self._fleet.watched += [self._sink_problem, lambda: self._keep_failure, self._what_ends]
         self._nodes_server = http_server(
             build_nodes_application(self._fleet, __version__),
             self._context,
@@ -148,6 +150,7 @@ class FleetServer:
         while not all(server.started for server in servers) and not any(task.done() for task in tasks):
             await asyncio.sleep(0.01)
         started(self._serving())
+        self._endings_told.warn(self._fleet.authority, now_utc())
         keeper = asyncio.create_task(self._keep())
         await stop.wait()
         keeper.cancel()
@@ -228,6 +231,9 @@ class FleetServer:
 
     # --- what ends, and what others change ---------------------------------------------------------------------------
 
+    def _what_ends(self) -> str:
+        return endings.problem(self._fleet.authority, now_utc())
+
     async def _keep(self) -> None:
         """Look whether the authority was changed by a command, and whether certificates are to be renewed."""
         since_s, seen, said, clock_s = 0.0, self._stamp(), "", _clock_s()
@@ -247,6 +253,7 @@ class FleetServer:
 
     def _refreshed(self) -> str:
         """Why not, or nothing. It is tried again."""
+        self._endings_told.warn(self._fleet.authority, now_utc())
         try:
             self._refresh()
         except EdgeError as error:

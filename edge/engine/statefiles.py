@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edge.durable import DRAFTS, write_atomically
 from edge.engine.calibrate import Threads
 from edge.engine.steps import StepTable
 
@@ -28,7 +28,6 @@ _STEPS_VERSION = 1
 _LENGTH_BYTES = 8
 _LARGEST_HEAD_BYTES = 64 << 20
 _PINNED, _PREFIX = ".cells", ".prefix"
-_DRAFT = ".draft-"
 _STEPS = "steps.json"
 _UNUSED_S = 30 * 86_400.0
 
@@ -154,7 +153,7 @@ class StateFiles:
             for path in self._directory.parent.glob(f"*/*{_PREFIX}"):
                 if path.parent != self._directory:
                     self._drop(path)
-            for path in self._directory.parent.glob(f"*/{_DRAFT}*"):
+            for path in self._directory.parent.glob(f"*/{DRAFTS}"):
                 self._drop(path)
             long_ago = time.time() - _UNUSED_S
             for other in [path for path in self._directory.parent.iterdir() if path.stat().st_mtime < long_ago]:
@@ -212,16 +211,7 @@ class StateFiles:
         self.complaint = ""
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.NamedTemporaryFile(dir=self._directory, prefix=_DRAFT, delete=False) as file:
-                try:
-                    for part in parts:
-                        file.write(part)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    Path(file.name).replace(self._directory / name)
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
+            write_atomically(self._directory / name, parts, 0o600)
         except OSError as error:
             self.complaint = f"{self._directory / name} cannot be written: {error.strerror}"
 

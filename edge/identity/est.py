@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from edge import __version__
+from edge.durable import Before, unwatched
 from edge.errors import EnrollmentFailed, EnrollmentUnreachable, PinMismatch
 from edge.identity import applied
 from edge.identity.certificates import pem
-from edge.identity.files import Before, unwatched
 from edge.identity.token import EnrollmentToken
 from edge.identity.trust import Anchors
 from edge.identity.wire import BOOTSTRAP_PATH, EST_PATH, MOST_BYTES, REASON_HEADER, Reason

@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-from edge.registry.durable import sync_directory
+from edge.durable import Before, heirs, sync_directory, unwatched, write_atomically
 
-Before = Callable[[str], None]
 PRIVATE_FILE, PRIVATE_DIRECTORY = 0o600, 0o700
 DRAFT = ".draft-"
-"""What the names of unfinished files begin with."""
-
-
-def unwatched(_: str) -> None:
-    """Nobody looks."""
+"""What the names of unfinished links begin with."""
 
 
 class Files:
@@ -39,19 +33,7 @@ class Files:
 
     def write(self, path: Path, data: bytes) -> None:
         """A file with 0600, whole and on the disk at once, or not at all."""
-        draft = path.with_name(f"{DRAFT}{path.name}")
-        self.before(f"draft {path.name}")
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE)
-        with os.fdopen(descriptor, "wb") as file:
-            self.give(draft)
-            file.write(data)
-            self.before(f"sync {path.name}")
-            file.flush()
-            os.fsync(file.fileno())
-        self.before(f"place {path.name}")
-        draft.replace(path)
-        sync_directory(path.parent)
+        write_atomically(path, data, PRIVATE_FILE, owner=heirs(self._owner_of), before=self.before)
 
     def move(self, source: Path, target: Path) -> None:
         """A directory to where there is none."""
@@ -84,8 +66,5 @@ class Files:
 
     def give(self, path: Path) -> None:
         """To the owner of the home directory, where root works in somebody else's."""
-        if os.geteuid() != 0:
-            return
-        owner = self._owner_of.stat()
-        if owner.st_uid != 0:
-            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        if (owner := heirs(self._owner_of)) is not None:
+            os.chown(path, *owner, follow_symlinks=False)

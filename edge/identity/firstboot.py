@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge.durable import write_atomically
 from edge.errors import ConfigurationError
-from edge.identity.files import DRAFT
-from edge.registry.durable import sync_directory
 from edge.settings import toml_value
 
 _MOST_BYTES = 16 * 1024
@@ -86,21 +86,11 @@ def erase_token(path: Path) -> str:
 def _replace(path: Path, data: bytes) -> None:
     """By a new file in its place; where that cannot be (one file mounted by itself), in place. Raises OSError."""
     place = path.resolve()
-    stat, draft = place.stat(), place.with_name(f"{DRAFT}{place.name}")
+    found = place.stat()
+    owner = (found.st_uid, found.st_gid) if os.geteuid() == 0 else None
     try:
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            if os.geteuid() == 0:
-                os.fchown(file.fileno(), stat.st_uid, stat.st_gid)
-            os.fchmod(file.fileno(), stat.st_mode & 0o777)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(place)
-        sync_directory(place.parent)
+        write_atomically(place, data, stat.S_IMODE(found.st_mode) & 0o777, owner=owner)
     except OSError:
-        draft.unlink(missing_ok=True)
         with place.open("r+b") as file:
             file.write(data)
             file.truncate()

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from edge.durable import locked, storage_error, tidy_drafts
 from edge.effective import ENROLLED_SETTINGS
 from edge.identity import applied
 from edge.identity.certificates import key_pem, new_key, pem, read_pem, spki
@@ -43,7 +44,6 @@ from edge.identity.identity import (
 from edge.identity.moment import Known
 from edge.identity.trust import Anchors
 from edge.identity.wire import Bootstrap
-from edge.registry.durable import locked, storage_error
 
 DIRECTORY = ENROLLED_SETTINGS.parts[0]
 _REQUEST, _CLOCK, _LAST_TRY, _RESETTING = "request.json", "clock.json", "renewal.json", "resetting"
@@ -142,6 +142,7 @@ class Store:
         self.files.give(self.directory / "lock")
         for path in self.directory.glob(f"{DRAFT}*"):
             path.unlink()
+        tidy_drafts(self.directory)
         if (self.directory / _RESETTING).exists():
             self.reset()
         newest = max((path.name for path in self._generations.iterdir() if path.name.isdecimal()), default="")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edge.api.auth import KeyStore
+from edge.durable import FULL, sync_directory
 from edge.errors import ConfigurationError, DiskFull, EdgeError, ModelUnusable, StoreUnwritable
 from edge.k3s import chart, manifest
 from edge.k3s.archive import Image, copy_image
@@ -31,7 +32,6 @@ from edge.k3s.site import (
 )
 from edge.quantities import size
 from edge.registry.digest import read_blocks, sha256_of
-from edge.registry.durable import FULL, sync_directory
 from edge.registry.gguf import read_header
 from edge.registry.resolve import Registry
 from edge.registry.space import free_bytes

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge.dialects.tools import detect_tool_format
+from edge.durable import storage_error, write_atomically
 from edge.errors import ModelUnusable
-from edge.registry.durable import storage_error, write_atomically
 from edge.registry.gguf import GgufHeader
 from edge.registry.manifest import NAME_PATTERN, Manifest, manifest_text
 from edge.registry.source import file_mode

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from edge.durable import write_atomically
 from edge.errors import ModelUnusable
-from edge.registry.durable import write_atomically
 
 BLOCK_BYTES = 1 << 20
 CHECKSUMS_VERSION = 1

@@ -15,10 +15,10 @@ from typing import Protocol
 
 import httpx
 
+from edge.durable import FULL, storage_error
 from edge.errors import DiskFull, DownloadFailed
 from edge.quantities import size
 from edge.registry import space
-from edge.registry.durable import FULL, storage_error
 from edge.registry.partial import Growing, Partial, State
 from edge.registry.source import Located
 from edge.registry.web import Answer, Interrupted, ask, chunks

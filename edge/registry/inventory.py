@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edge.durable import storage_error
 from edge.errors import DownloadFailed, ModelUnusable
 from edge.registry.describe import described, name_from_file, write_manifest
 from edge.registry.digest import sha256_of
-from edge.registry.durable import storage_error
 from edge.registry.fetch import Observer, Patience
 from edge.registry.gguf import read_header
 from edge.registry.manifest import WRITTEN_MARK, Manifest

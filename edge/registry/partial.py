@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edge.durable import is_locked, locked, sync_directory, write_atomically
 from edge.errors import StoreBusy
 from edge.registry.digest import BLOCK_BYTES
-from edge.registry.durable import is_locked, locked, sync_directory, write_atomically
 from edge.registry.source import file_mode
 
 CHECKPOINT_BYTES = 32 << 20

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import httpx
 
+from edge.durable import storage_error
 from edge.errors import DownloadFailed, EdgeError, ModelUnusable
 from edge.registry import hub, web
 from edge.registry.describe import Describe
 from edge.registry.digest import read_blocks
-from edge.registry.durable import storage_error
 from edge.registry.fetch import Fetch, Fetched, Observer, Patience
 from edge.registry.gguf import GgufHeader, read_header
 from edge.registry.manifest import Manifest

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from edge.durable import storage_error
 from edge.errors import DownloadFailed, ModelUnusable
 from edge.registry import hub, web
-from edge.registry.durable import storage_error
 from edge.registry.fetch import Patience
 from edge.registry.gguf import read_header
 from edge.registry.source import Hub, Located, Web, file_name, parse_source, shown_url

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edge.durable import storage_error
 from edge.errors import DiskFull
 from edge.quantities import size
-from edge.registry.durable import storage_error
 
 RESERVE_BYTES = 64 << 20
 """Stays free: logs, settings and the operating system live on the same disk on most small boxes."""

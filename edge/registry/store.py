@@ -25,9 +25,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from edge.durable import locked, storage_error, sync_directory, write_atomically
 from edge.errors import StoreBusy
 from edge.registry.digest import Checksums
-from edge.registry.durable import locked, storage_error, sync_directory, write_atomically
 from edge.registry.manifest import MANIFEST_VERSION, Manifest, known_part
 from edge.registry.partial import Partial
 from edge.registry.source import file_mode

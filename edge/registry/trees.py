@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from edge.registry.durable import sync_directory
+from edge.durable import sync_directory
 
 
 class Trees:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import edge
+from edge.durable import write_atomically
 from edge.errors import ConfigurationError, EdgeError
-from edge.registry.durable import write_atomically
 from edge.service.plan import Machine, MakeState, RemoveFile, Run, Step, WriteFile
 from edge.service.unit import ENVIRONMENT, STATE, UNIT, USER, USERS
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from edge.durable import lock, open_lock
 from edge.errors import NotYet
 from edge.telemetry.alarms import Alarms
 from edge.telemetry.otherversions import Waiting, put_aside
@@ -81,19 +81,19 @@ class OutboxDisk:
         """Make it and lock it. Raises NotYet if another process has it, and OSError."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._let_directory_go()
-        self._lock_file = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock_file = open_lock(self._directory / LOCK)
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unlocked = lock(self._lock_file, wait=False)
         except BlockingIOError:
             self._let_directory_go()
             raise NotYet(
                 f"the outbox in {self._directory} is in use: a node runs on this EDGE_HOME and sends by itself, or `edge outbox "
                 "drain` does; let it end first, or give this one another EDGE_HOME"
             ) from None
-        except OSError as error:  # file systems without locks
+        if unlocked:
             log.warning(
                 "the outbox cannot be locked; see that only one node uses this EDGE_HOME",
-                extra={"event": "outbox_unlocked", "reason": str(error), "directory": str(self._directory)},
+                extra={"event": "outbox_unlocked", "reason": unlocked, "directory": str(self._directory)},
             )
 
     def _let_directory_go(self) -> None:

@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 from edge.api import DrainState, Front, FrontConfig, KeyStore, build_application
+from edge.api.hosts import HostNames
 from edge.fleet.central import Central, FleetLimits
 from edge.fleet.upstreams import Upstream
 from edge.listener import HttpServer, bind, http_server
@@ -27,6 +28,7 @@ from tests.residency.fake_planner import MIB, FakePlanner
 
 CONFIG = FrontConfig(
     keys_required=False,
+    hosts=HostNames("127.0.0.1"),
     max_body_bytes=1 << 20,
     body_timeout_s=10.0,
     ttft_slo_s=0.05,

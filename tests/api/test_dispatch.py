@@ -418,8 +418,8 @@ def test_a_client_that_does_not_read_holds_up_nobody_else(serve: Serve, fleet: U
     node = serve(FakeEngine(too_late), [configured(fleet)], mode="fleet")
     with node.connect() as deaf:
         body = json.dumps({**BODY, "stream": True}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        deaf.sendall(head.encode() + b"\r\n\r\n" + body)
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        deaf.sendall(f"{head}Content-Length: {len(body)}".encode() + b"\r\n\r\n" + body)
         wait_until(lambda: len(fleet.requests) == 1)
         time.sleep(1.0)  # by now nothing more fits between the two
         fleet.words = ["quick"]

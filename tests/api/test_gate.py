@@ -31,7 +31,7 @@ def raw(
 ) -> tuple[int, dict[str, str], bytes]:
     """One exchange on an open connection: status, headers, body."""
     method = b"POST" if body else b"GET"
-    head = b"%s %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nauthorization: Bearer %s\r\n"
+    head = b"%s %s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nauthorization: Bearer %s\r\n"
     head %= (method, path.encode(), key.encode())
     connection.sendall(head + b"content-length: %d\r\n\r\n%s" % (len(body), body))
     stream = connection.makefile("rb")
@@ -184,7 +184,8 @@ def test_a_compressed_body_is_refused_in_words(serve: Serve) -> None:
 
 def test_large_bodies_share_their_room_and_small_ones_always_have_some(serve: Serve) -> None:
     node = serve(max_body_bytes=1 << 20, body_timeout_s=300.0)
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += b"content-length: 1048576\r\n\r\n"
     body = json.dumps({**CHAT, "user": "x" * 900_000}).encode()
     senders: list[socket.socket] = []
 
@@ -214,11 +215,10 @@ def test_a_client_that_sent_more_and_leaves_is_no_fault_of_ours(serve: Serve, ca
 
     node = serve(FakeEngine(script))
     body = json.dumps({**CHAT, "stream": True}).encode()
-    head = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    )
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += b"content-length: %d\r\n\r\n"
     connection = node.connect()
-    connection.sendall(head % len(body) + body + b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    connection.sendall(head % len(body) + body + b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
     connection.recv(1000)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import trustme
 
-from edge.registry.durable import is_locked
+from edge.durable import is_locked
 from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.fleet.upstream import Upstream

@@ -170,7 +170,7 @@ def test_what_other_models_kept_and_what_a_power_cut_left_is_deleted(tmp_path: P
     files(tmp_path, "another model").write_prefix(TOKENS, "", STATE)
     files(tmp_path, "another model").write_cells(TOKENS, STATE)
     files(tmp_path).write_prefix(TOKENS, "", STATE)
-    draft = only_file(tmp_path, "*.cells").with_name(".draft-x")
+    draft = only_file(tmp_path, "*.cells").with_name(".x.cells.0123456789abcdef.draft")
     draft.write_bytes(b"half")
     files(tmp_path).tidy()
     assert not draft.exists() and len(list(tmp_path.rglob("*.prefix"))) == 1

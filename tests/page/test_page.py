@@ -164,6 +164,26 @@ def test_who_the_node_is_to_its_fleet_has_a_card(browser: Browser, serve: Serve,
     assert browser.complaints == []
 
 
+def test_a_page_whose_name_leads_here_gets_nothing(browser: Browser, serve: Serve) -> None:
+    """DNS rebinding, and what any page may send without being asked: with all that a browser puts into its requests."""
+    node = serve(FakeEngine(stats=STATS))
+    browser.open(f"http://evil.example:{node.port}/health")
+    for path in ("/", "/v1/models", "/metrics", "/edge/v1/load", "/edge/v1/decisions", "/openapi.json"):
+        assert browser.value(f"fetch('{path}', {{referrerPolicy: 'no-referrer'}}).then(r => r.status)") == 403
+    chat = "/v1/chat/completions"
+    asked = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+    post = f"{{method: 'POST', headers: {{'content-type': 'application/json'}}, body: {json.dumps(json.dumps(asked))}}}"
+    refused = browser.value(f"fetch('{chat}', {post}).then(r => r.json()).then(a => a.error.code)")
+    assert refused == "host_not_allowed"
+    sent = f"{{method: 'POST', mode: 'no-cors', body: {json.dumps(json.dumps(asked))}}}"
+    browser.value(f"fetch('{node.url}{chat}', {sent}).catch(() => 0).then(() => 1)")
+    read = browser.value(f"fetch('{node.url}/v1/models').then(() => 'read').catch(() => 'kept from it')")
+    assert read == "kept from it" and node.engine.streams == []
+    browser.open(f"http://localhost:{node.port}/")
+    browser.wait_for(SEEN)
+    assert browser.value(f"fetch('{chat}', {post}).then(r => r.status)") == 200
+
+
 def test_a_name_with_markup_in_it_is_text(browser: Browser, serve: Serve) -> None:
     node = serve(FakeEngine(stats=STATS))
     browser.open(node.url)

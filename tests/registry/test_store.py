@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.file_server import Cut, FileServer, Served, Status
+from edge.durable import locked
 from edge.errors import DownloadFailed, ModelUnusable, StoreBusy
-from edge.registry.durable import locked
 from edge.registry.fetch import Patience
 from edge.registry.inventory import Removed
 from edge.registry.manifest import Manifest, read_manifest

@@ -17,8 +17,8 @@ from edge.control.enrollment import issuer_id
 from edge.control.nodes import holders
 from edge.control.settings import FleetHome
 from edge.control.x509 import now_utc
+from edge.durable import locked
 from edge.errors import RecordConflict
-from edge.registry.durable import locked
 
 _FEW = 10
 _root_key = click.option("--root-key", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The root's key, where it lies now [default: in the directory].")  # fmt: skip  # noqa: E501
