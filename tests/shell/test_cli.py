@@ -71,7 +71,7 @@ def test_wrong_usage_is_one_line_with_a_pointer(run_edge: RunEdge, arguments: li
         ),
         (["--set", "engine.slot=4"], "unknown setting `engine.slot` in --set engine.slot: engine has context_tokens, "),
         (["--host", "256.1.1.1"], "server.host '256.1.1.1' is no address of this machine"),
-        (["--host", "0.0.0.0"], "edge keys create NAME"),
+        (["--host", "0.0.0.0", "--port", "0"], "edge keys create NAME"),
     ],
 )
 def test_serve_refuses_what_cannot_work(run_edge: RunEdge, arguments: list[str], part: str, tiny_gguf: Path) -> None:
@@ -116,7 +116,7 @@ def test_serve_names_what_is_wrong_with_a_model(run_edge: RunEdge, tmp_path: Pat
         "page.gguf": "is not a GGUF file: it starts with b'<htm'",
         "missing.gguf": "there is no file",
     }.items():
-        assert part in complaint(run_edge("serve", "--model", str(tmp_path / name)), 1)
+        assert part in complaint(run_edge("serve", "--port", "0", "--model", str(tmp_path / name)), 1)
     assert "unknown model 'nonesuch': known are " in complaint(run_edge("serve", "--model", "nonesuch"), 1)
 
 
@@ -292,6 +292,13 @@ def test_the_output_of_settings_is_a_settings_file(run_edge: RunEdge, home: Path
     second = run_edge("settings")
     assert second.returncode == 0
     assert re.search(r"^slots = 3 +# .*edge\.toml$", second.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("group", ["models", "identity", "outbox", "fleet", "fleet ca", "fleet token", "k3s", "keys"])
+def test_help_cuts_no_sentence_short(run_edge: RunEdge, group: str) -> None:
+    said = run_edge(*group.split(), "--help").stdout
+    assert "Commands:" in said
+    assert not any(line.endswith("...") for line in said.splitlines()[1:])
 
 
 def test_doctor_finds_a_sound_machine(run_edge: RunEdge) -> None:
