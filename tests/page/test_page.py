@@ -86,7 +86,7 @@ def test_what_the_node_does_not_know_has_no_card_and_no_zero(browser: Browser, s
     browser.wait_for(SEEN)
     titles = browser.value("[...document.querySelectorAll('section')].map(s => s.dataset.card)")
     assert not {"fleet", "outbox", "identity"} & set(titles)
-    assert "no streamed answer in the last 5 min" in card(browser, "first token")
+    assert "no stream in the last 5 min" in card(browser, "first token")
     assert "not looked at" in card(browser, "machine") and "the engine does not answer" in card(browser, "answers")
 
 
