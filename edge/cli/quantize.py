@@ -65,7 +65,12 @@ _FILE = click.Path(path_type=Path)
     default=8192,
     help="Most tokens of either text [default: 8192].",
 )
-@click.option("--threads", type=click.IntRange(1, 512), metavar="NUMBER", help="Threads [default: all cores].")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 512),
+    metavar="NUMBER",
+    help="Threads [default: all cores, or fewer where more are slower].",
+)
 @click.option("--force", is_flag=True, help="Replace DST if it exists.")
 @click.option("--allow-requantize", is_flag=True, help="Accept a source that is quantized already.")
 @click.option("--no-report", is_flag=True, help="Write only; do not compare.")
@@ -105,6 +110,7 @@ def command(
         manifest=manifest,
         most_tokens=tokens,
         threads=threads or usable_cores(),
+        threads_free=threads is None,
         force=force,
         allow_requantize=allow_requantize,
         report=not no_report,
