@@ -117,7 +117,9 @@ def test_serve_names_what_is_wrong_with_a_model(run_edge: RunEdge, tmp_path: Pat
         "missing.gguf": "there is no file",
     }.items():
         assert part in complaint(run_edge("serve", "--port", "0", "--model", str(tmp_path / name)), 1)
-    assert "unknown model 'nonesuch': known are " in complaint(run_edge("serve", "--model", "nonesuch"), 1)
+    assert "unknown model 'nonesuch': known are " in complaint(
+        run_edge("serve", "--port", "0", "--model", "nonesuch"), 1
+    )
 
 
 def test_serve_refuses_a_model_that_only_looks_right(run_edge: RunEdge, tiny_gguf: Path) -> None:
