@@ -6,6 +6,7 @@ Checks that load native code do so in a process of their own, since a broken lib
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import platform
 import re
@@ -175,10 +176,14 @@ def _home(home: Path) -> Finding:
     try:
         home.mkdir(parents=True, exist_ok=True)
         probe = home / f".doctor-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
+        try:
+            probe.write_bytes(b"x")
+        finally:
+            probe.unlink(missing_ok=True)  # on a full disk it is there, and empty
     except OSError as error:
-        cure = "give this user the directory, or choose another with EDGE_HOME or --home"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = "make room on its disk" if full else "give this user the directory"
+        cure += ", or choose another with EDGE_HOME or --home"
         return Finding("fail", subject, f"{home} cannot be written to ({error.strerror})", cure)
     free = shutil.disk_usage(home).free
     text = f"{home}, {free / _GIB:.1f} GiB free"

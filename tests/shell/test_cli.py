@@ -17,6 +17,7 @@ import pytest
 import trustme
 
 from edge import __version__
+from edge.doctor import examine
 from tests.conftest import RunEdge
 from tests.e2e.test_onnx import put_models as put_onnx_models
 from tests.fleet.upstream import Upstream, running
@@ -318,6 +319,13 @@ def absent(directory: Path, *names: str) -> str:
             f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')\n"
         )
     return os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def test_doctor_asks_for_room_on_a_full_disk_and_leaves_nothing_there(tmp_path: Path) -> None:
+    (tmp_path / f".doctor-{os.getpid()}").symlink_to("/dev/full")  # what is written there meets a full disk
+    found = next(finding for finding in examine(tmp_path, {}, {}) if finding.subject == "EDGE_HOME")
+    assert (found.level, found.cure) == ("fail", "make room on its disk, or choose another with EDGE_HOME or --home")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor_looks_for_what_onnx_models_need(run_edge: RunEdge, home: Path, tmp_path: Path) -> None:
