@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from edge.identity.token import EnrollmentToken
 from edge.messages import Stats
 from edge.probes.sample import Probes
 from edge.telemetry.clock import SystemClock
+from edge.telemetry.outbox import OutboxStats
 from tests.api.conftest import Node, Serve, keys, serve
 from tests.api.fake_engine import FakeEngine
 from tests.page.browser import Browser
@@ -161,6 +163,23 @@ def test_who_the_node_is_to_its_fleet_has_a_card(browser: Browser, serve: Serve,
     )
     browser.value(f"data.identity = {gone}; draw()")
     assert "ended" in card(browser, "identity") and "revoked" in card(browser, "identity")
+    assert browser.complaints == []
+
+
+def test_an_outbox_with_nothing_in_it_says_so_whatever_its_file_takes(browser: Browser, serve: Serve) -> None:
+    empty = OutboxStats(
+        bytes=36_864, cap_bytes=1 << 26, records={}, in_memory=0, oldest_age_s=0.0, dropped={}, merged=0, on_disk=True
+    )
+    node = serve(FakeEngine(stats=STATS))
+    browser.open(node.url)
+    browser.wait_for(SEEN)
+    for records, said in (
+        ({}, "not acknowledged\n0\n"),
+        ({"metrics": 1_200, "event": 34}, "not acknowledged\n1,234\n"),
+    ):
+        about = {**asdict(empty), "records": records, "connected": True, "reason": ""}
+        browser.value(f"data.outbox = {json.dumps(about)}; draw()")
+        assert said in card(browser, "outbox") and "takes\n36 KiB" in card(browser, "outbox")
     assert browser.complaints == []
 
 
