@@ -6,6 +6,7 @@ Checks that load native code do so in a process of their own, since a broken lib
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import platform
 import re
@@ -27,7 +28,7 @@ from edge.fleet.member import Member
 from edge.fleet.upstreams import Upstream, read_upstreams
 from edge.identity.moment import believed_s, best_guess_s
 from edge.identity.store import Store
-from edge.listener import bind, is_here, is_loopback
+from edge.listener import PortBusy, bind, is_here, is_loopback
 from edge.loading import SettingsPlanner, specs
 from edge.machine import usable_cores
 from edge.memory.host import host_memory
@@ -36,6 +37,7 @@ from edge.onnx.messages import LoadTensors
 from edge.registry.manifest import READING
 from edge.registry.resolve import Found, Registry, ResolvedModel, ResolvedTensors
 from edge.settings import Settings
+from edge.sole import running
 from edge.telemetry.clock import SystemClock
 
 _GIB = 1 << 30
@@ -86,7 +88,7 @@ def examine(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, s
     settings = effective.settings
     yield Finding("ok", "settings", _sources(effective))
     yield from _models(effective)
-    yield _port(settings)
+    yield _port(settings, home)
     yield _keys(effective)
     yield from _fleet(effective)
     yield from _identity(effective)
@@ -174,10 +176,14 @@ def _home(home: Path) -> Finding:
     try:
         home.mkdir(parents=True, exist_ok=True)
         probe = home / f".doctor-{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
+        try:
+            probe.write_bytes(b"x")
+        finally:
+            probe.unlink(missing_ok=True)  # on a full disk it is there, and empty
     except OSError as error:
-        cure = "give this user the directory, or choose another with EDGE_HOME or --home"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = "make room on its disk" if full else "give this user the directory"
+        cure += ", or choose another with EDGE_HOME or --home"
         return Finding("fail", subject, f"{home} cannot be written to ({error.strerror})", cure)
     free = shutil.disk_usage(home).free
     text = f"{home}, {free / _GIB:.1f} GiB free"
@@ -267,10 +273,13 @@ def _layout(load: Load | LoadTensors) -> str:
     return f", {load.slots} answers at a time of {load.context_tokens:,} tokens" if isinstance(load, Load) else ""
 
 
-def _port(settings: Settings) -> Finding:
+def _port(settings: Settings, home: Path) -> Finding:
     try:
         listener = bind(settings.server)
     except EdgeError as error:
+        if isinstance(error, PortBusy) and (node := running(home)) is not None:
+            at = f"port {settings.server.port} on {settings.server.host} is in use"
+            return Finding("ok", "port", f"{at}, and a node runs on this EDGE_HOME{node}: `edge status` asks it")
         return Finding("warn", "port", error.message)
     with listener:
         address: tuple[str, int] = listener.getsockname()[:2]

@@ -44,6 +44,23 @@ def sole_node(home: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def running(home: Path) -> str | None:
+    """Who runs a node on `home`: ` (process N)`, empty if it does not say so; None if nobody does, or nobody can know."""
+    try:
+        descriptor = os.open(home / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:  # shared and for a moment: a node that starts just now waits for longer
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(descriptor)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _opened(home: Path) -> int | None:
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import click
 
 from edge.cli.enroll import CODES
 from edge.cli.flags import current
+from edge.cli.listing import Commands
 from edge.effective import default_home
 from edge.errors import EnrollmentFailed
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _DAY_S = 86_400
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
     """Who this node is to its fleet: key, certificate, and what the fleet told it."""

@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 
 from edge import quantities
+from edge.cli.listing import Commands
 from edge.effective import default_home
 
 if TYPE_CHECKING:  # `edge k3s --help` waits for none of it
@@ -24,7 +25,7 @@ _GPU_MODES = ("none", "devicePlugin", "runtimeOnly")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
     """Bring the node onto K3s machines. The chart itself is for Helm; see docs/install/k3s.md."""

@@ -8,12 +8,13 @@ import click
 
 from edge.api.auth import SCOPES, KeyStore, Scope
 from edge.cli.flags import current
+from edge.cli.listing import Commands
 from edge.errors import ConfigurationError
 
 _LONGEST_NAME = 64
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
     """Create, list and revoke API keys. A running node notices at once."""

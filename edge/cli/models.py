@@ -15,6 +15,7 @@ from rich.console import Console
 
 from edge import quantities
 from edge.cli.asking import RunningNode, node_options
+from edge.cli.listing import Commands
 from edge.effective import default_home
 
 if TYPE_CHECKING:  # `edge models --help` waits for neither the HTTP client nor pydantic
@@ -26,7 +27,7 @@ _TITLES = ("name", "task", "parameters", "size", "state", "licence", "manifest")
 _SUM = re.compile(r"[0-9a-f]{64}")
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
     """List, fetch, check and remove models, and have a running node load them. `edge serve --model NAME` serves one."""

@@ -12,6 +12,7 @@ import click
 
 from edge import quantities
 from edge.cli.flags import current
+from edge.cli.listing import Commands
 from edge.errors import ConfigurationError, NodeUnreachable
 from edge.telemetry.alarms import Alarms
 from edge.telemetry.clock import SystemClock
@@ -24,7 +25,7 @@ from edge.telemetry.records import Record
 _LOOK_S = 0.1
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def command(context: click.Context) -> None:
     """Look at what was not yet acknowledged by the fleet, or send it."""

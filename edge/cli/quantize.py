@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import click
 import msgspec
 from rich.console import Console
+from rich.status import Status
 
 from edge.cli.quantized import show
 from edge.effective import default_home
@@ -65,7 +67,12 @@ _FILE = click.Path(path_type=Path)
     default=8192,
     help="Most tokens of either text [default: 8192].",
 )
-@click.option("--threads", type=click.IntRange(1, 512), metavar="NUMBER", help="Threads [default: all cores].")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 512),
+    metavar="NUMBER",
+    help="Threads [default: all cores, or fewer where more are slower].",
+)
 @click.option("--force", is_flag=True, help="Replace DST if it exists.")
 @click.option("--allow-requantize", is_flag=True, help="Accept a source that is quantized already.")
 @click.option("--no-report", is_flag=True, help="Write only; do not compare.")
@@ -105,6 +112,7 @@ def command(
         manifest=manifest,
         most_tokens=tokens,
         threads=threads or usable_cores(),
+        threads_free=threads is None,
         force=force,
         allow_requantize=allow_requantize,
         report=not no_report,
@@ -115,8 +123,9 @@ def command(
     begun = time.time()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidied up after like Ctrl-C
     try:
-        with Console(stderr=True).status("starting ...") as status:
-            report = quantize(wish, manifests, lambda stage, share: status.update(f"{stage} {share:.0%}"))
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        with console.status("starting ...") as status:
+            report = quantize(wish, manifests, _teller(console, status))
     except KeyboardInterrupt:
         written = wish.target.exists() and wish.target.stat().st_mtime >= begun
         what = "is written and whole, the report is not finished" if written else "was not written"
@@ -125,3 +134,17 @@ def command(
         click.echo(json.dumps(msgspec.to_builtins(report), indent=1))
     else:
         show(report)
+
+
+def _teller(console: Console, status: Status) -> Callable[[str, float], None]:
+    """Shows how far it is: in one line of a terminal, elsewhere a line for each stage, since it may take long."""
+    said = ""
+
+    def tell(stage: str, share: float) -> None:
+        nonlocal said
+        status.update(f"{stage} {share:.0%}")
+        if stage != said and not console.is_terminal:
+            console.print(f"{stage} ...")
+        said = stage
+
+    return tell

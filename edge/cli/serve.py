@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -123,7 +124,8 @@ def _account(started: Started) -> list[tuple[str, str]]:
     keys = "an API key is required" if started.keys_required else "no API key is required from this machine"
     absent = "" if started.is_here else "; nobody gets there yet: it is no address of this machine"
     key_header = "-H 'Authorization: Bearer '$EDGE_API_KEY " if started.keys_required else ""
-    chat = "edge chat" if url == "http://127.0.0.1:8080" else f"edge chat --url {url}"
+    edge = words.called(sys.argv[0], on_path=shutil.which("edge") is not None)
+    chat = f"{edge} chat" if url == "http://127.0.0.1:8080" else f"{edge} chat --url {url}"
     body = f'{{"model": "{started.model_name}", "messages": [{{"role": "user", "content": "{_EXAMPLE}"}}]}}'
     return [
         ("edge", f"{__version__}, state in {started.home}"),

@@ -116,12 +116,13 @@ def _identity(identity: dict[str, Any]) -> str:
 
 
 def _uplink(outbox: dict[str, Any]) -> str:
-    why = f" ({outbox['reason']})" if outbox["reason"] else ""
-    state = "connected to" if outbox["connected"] else f"not connected{why} to"
+    connected = outbox["connected"]
+    state = f"{'connected' if connected else 'not connected'} to {outbox['broker']}"
+    why = f" ({outbox['reason']})" if outbox["reason"] and not connected else ""
     kept = sum(outbox.get("records", {}).values())
     age = f", the oldest {outbox['oldest_age_s']:,.0f} s old" if kept else ""
     used = f" in {outbox['bytes'] / 2**20:.1f} of {outbox['cap_bytes'] / 2**20:.0f} MiB" if "bytes" in outbox else ""
-    return f"{state} {outbox['broker']}; {kept:,} records not acknowledged{age}{used}"
+    return f"{state}{why}; {kept:,} {'record' if kept == 1 else 'records'} not acknowledged{age}{used}"
 
 
 def _promise(load: dict[str, Any]) -> str:

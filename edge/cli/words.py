@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import TYPE_CHECKING
 
 from edge.quantities import count, size
@@ -44,3 +46,9 @@ def runs_on(facts: ModelFacts) -> str:
 def native_memory(facts: ModelFacts) -> str:
     """What libllama allocated."""
     return f"weights {size(facts.model_bytes)}, attention {size(facts.kv_bytes)}, compute {size(facts.compute_bytes)}"
+
+
+def called(program: str, *, on_path: bool) -> str:
+    """How a shell in this directory calls `edge`, which `make serve` runs from an environment that is not on the path."""
+    named = not on_path and os.path.basename(program) == "edge"
+    return shlex.quote(program) if named else "edge"

@@ -15,7 +15,8 @@ from pathlib import Path
 from edge.dialects.reasoning import detect_reasoning, prompt_opens_reasoning
 from edge.dialects.template import DEFAULT_CHATML, ChatTemplate, TemplateError
 from edge.dialects.tools import detect_tool_format, visible_tokens
-from edge.engine.llama.context import ForwardFailed
+from edge.engine.calibrate import CALIBRATION_CHUNK, Threads, choose_threads
+from edge.engine.llama.context import Context, ContextShape, ForwardFailed
 from edge.engine.llama.greedy import Greedy
 from edge.engine.llama.library import Library
 from edge.engine.llama.model import Model
@@ -38,6 +39,7 @@ class Comparison:
         self._result = Model(library, Path(job.target), gpu_layers=0)
         self._task = read_task(Path(job.cases)) if job.cases else None
         self._prompts = Prompts(self._source)
+        self._threads = threads_for(job, library, self._source)
 
     def close(self) -> None:
         """Free both."""
@@ -71,7 +73,7 @@ class Comparison:
         return Divergence(text=name, tokens=distance.tokens, perplexity_ratio=ratio, **figures)
 
     def _reader(self, model: Model, size: int) -> ReadingContext:
-        return ReadingContext(self._library, model, context_tokens=size, threads=self._job.threads)
+        return ReadingContext(self._library, model, context_tokens=size, threads=self._threads.prefill)
 
     def accuracy(self) -> Accuracy | None:
         """Greedy answers of both to every case; None if there is no task. Raises ConfigurationError for cases that do not fit."""
@@ -102,7 +104,7 @@ class Comparison:
     ) -> list[bool]:
         dialect, found = self._prompts.dialect, list[bool]()
         visible = visible_tokens(dialect.tools) if dialect.tools is not None else ()
-        greedy = Greedy(self._library, model, context_tokens=room, threads=self._job.threads, visible=visible)
+        greedy = Greedy(self._library, model, context_tokens=room, threads=self._threads.decode, visible=visible)
         with closing(greedy):
             for number, (case, (text, tokens)) in enumerate(zip(task.cases, prompts, strict=True)):
                 self._on_step("answering the task's cases", (turn[0] + number / len(prompts)) / turn[1])
@@ -111,6 +113,23 @@ class Comparison:
                 offered = frozenset(case.tools)
                 found.append(right(case.messages[-1], answer, dialect=dialect, offered=offered, reasoning_open=opened))
         return found
+
+
+def threads_for(job: Job, library: Library, model: Model) -> Threads:
+    """As many as were asked for; else as many as pay on this machine now, measured as a node does it (docs/adr/0002)."""
+    if not job.threads_free:
+        return Threads(job.threads, job.threads)
+    shape = ContextShape(
+        slots=1,
+        context_tokens=CALIBRATION_CHUNK,
+        chunk_tokens=CALIBRATION_CHUNK,
+        threads=job.threads,
+        unified=False,
+        kv_type="f16",
+        flash_attention="auto",
+    )
+    with closing(Context(library, model, shape)) as context:
+        return choose_threads(context, job.threads, CALIBRATION_CHUNK)
 
 
 class Prompts:

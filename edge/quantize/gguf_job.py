@@ -54,6 +54,7 @@ def gguf_job(wish: Wish, manifests: Mapping[str, tuple[Manifest, Path]], draft: 
         evaluation_name=evaluation.name,
         most_tokens=wish.most_tokens,
         threads=wish.threads,
+        threads_free=wish.threads_free,
         allow_requantize=wish.allow_requantize,
         report=wish.report,
         cases=cases,

@@ -28,6 +28,8 @@ class Job(msgspec.Struct, frozen=True, tag="gguf"):
     evaluation_name: str
     most_tokens: int
     threads: int
+    threads_free: bool
+    """Fewer than `threads` may be taken, where more are slower."""
     allow_requantize: bool
     report: bool
     cases: str

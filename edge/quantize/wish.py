@@ -23,6 +23,8 @@ class Wish:
     manifest: Path | None = None
     most_tokens: int = 8192
     threads: int = 1
+    threads_free: bool = False
+    """Nobody said how many: that many at most, and fewer where more are slower."""
     force: bool = False
     allow_requantize: bool = False
     report: bool = True

@@ -144,7 +144,7 @@ class Inventory:
             source = parse_source(wish)
         except ValueError as error:
             names = ", ".join(sorted(known))
-            raise ModelUnusable(f"{wish!r} is no known model and no source ({error}); known are {names}") from None
+            raise ModelUnusable(f"no model of that name is known, and {error}; known are {names}") from None
         text = writable(without_credentials(wish))
         return self._pull_source(source, text, observer, name, sha256, licence, patience)
 

@@ -85,7 +85,9 @@ def verify(
         return Refused("not_for_us", "the command was signed for another node or under another id")
     if not clock_synced:
         return Refused(
-            "clock_unsynced", "this node's clock is not set, so it cannot tell whether the command has expired"
+            "clock_unsynced",
+            "no time source has set this node's clock, so it cannot tell whether the command has expired; see that NTP runs "
+            "there, or set mqtt.trust_clock where the clock is right",
         )
     if now_s > found.expires_s:
         return Refused("expired", "the command has expired")

@@ -194,6 +194,7 @@ def test_who_signs_in_again_sees_what_happens(browser: Browser, own_fleet: Fleet
     give_key(browser, own_fleet.admin_key)
     browser.wait_for(LISTED)
     assert own_fleet.cli("admin-key", "revoke", "first").returncode == 0
+    browser.wait_for("document.querySelector('#nodelist').innerText.includes('Approve')")
     press(browser, "first-box", "Approve")
     browser.wait_for("!document.querySelector('#ask').hidden")
     give_key(browser, key)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from edge.identity.token import EnrollmentToken
 from edge.messages import Stats
 from edge.probes.sample import Probes
 from edge.telemetry.clock import SystemClock
+from edge.telemetry.outbox import OutboxStats
 from tests.api.conftest import Node, Serve, keys, serve
 from tests.api.fake_engine import FakeEngine
 from tests.page.browser import Browser
@@ -86,7 +88,7 @@ def test_what_the_node_does_not_know_has_no_card_and_no_zero(browser: Browser, s
     browser.wait_for(SEEN)
     titles = browser.value("[...document.querySelectorAll('section')].map(s => s.dataset.card)")
     assert not {"fleet", "outbox", "identity"} & set(titles)
-    assert "no streamed answer in the last 5 min" in card(browser, "first token")
+    assert "no stream in the last 5 min" in card(browser, "first token")
     assert "not looked at" in card(browser, "machine") and "the engine does not answer" in card(browser, "answers")
 
 
@@ -182,6 +184,23 @@ def test_a_page_whose_name_leads_here_gets_nothing(browser: Browser, serve: Serv
     browser.open(f"http://localhost:{node.port}/")
     browser.wait_for(SEEN)
     assert browser.value(f"fetch('{chat}', {post}).then(r => r.status)") == 200
+
+
+def test_an_outbox_with_nothing_in_it_says_so_whatever_its_file_takes(browser: Browser, serve: Serve) -> None:
+    empty = OutboxStats(
+        bytes=36_864, cap_bytes=1 << 26, records={}, in_memory=0, oldest_age_s=0.0, dropped={}, merged=0, on_disk=True
+    )
+    node = serve(FakeEngine(stats=STATS))
+    browser.open(node.url)
+    browser.wait_for(SEEN)
+    for records, said in (
+        ({}, "not acknowledged\n0\n"),
+        ({"metrics": 1_200, "event": 34}, "not acknowledged\n1,234\n"),
+    ):
+        about = {**asdict(empty), "records": records, "connected": True, "reason": ""}
+        browser.value(f"data.outbox = {json.dumps(about)}; draw()")
+        assert said in card(browser, "outbox") and "takes\n36 KiB" in card(browser, "outbox")
+    assert browser.complaints == []
 
 
 def test_a_name_with_markup_in_it_is_text(browser: Browser, serve: Serve) -> None:

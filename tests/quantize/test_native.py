@@ -148,3 +148,28 @@ print(float(np.abs(found[0] - found[1]).max()))
         [sys.executable, "-c", code, str(BUILTIN)], capture_output=True, text=True, timeout=120, check=True
     )
     assert float(done.stdout) < 0.05
+
+
+_THREADS = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from edge.engine.llama.library import Library
+from edge.engine.llama.model import Model
+from edge.quantize.compare import threads_for
+library = Library()
+model = Model(library, Path(sys.argv[1]), gpu_layers=0)
+for free in (False, True):
+    found = threads_for(SimpleNamespace(threads=64, threads_free=free), library, model)
+    print(found.decode, found.prefill)
+"""
+
+
+def test_nobody_waits_for_threads_that_make_it_slower() -> None:
+    """64 threads for 4 million parameters: whatever this machine has, fewer are faster; who asks for them gets them."""
+    done = subprocess.run(
+        [sys.executable, "-c", _THREADS, str(BUILTIN)], capture_output=True, text=True, timeout=240, check=True
+    )
+    asked, measured = (tuple(map(int, line.split())) for line in done.stdout.splitlines())
+    assert asked == (64, 64)
+    assert measured[0] < 63

@@ -315,6 +315,8 @@ def test_the_command_says_what_it_cost(run_edge: RunEdge, tmp_path: Path, few_ca
     assert done.returncode == 0, done.stderr
     for words in ("bits a weight", "35 q4_0", "KL, nats", "same top token", "of 12 right", "tool calls"):
         assert words in done.stdout
+    told = done.stderr.splitlines()  # no terminal: a line for each stage
+    assert "comparing ..." in told and "answering the task's cases ..." in told and len(told) == len(set(told))
     again = run_edge("quantize", str(BUILTIN), target, *options)
     assert (again.returncode, "--force" in again.stderr) == (78, True)
     found = json.loads(run_edge("quantize", str(BUILTIN), target, *options, "--force", "--json").stdout)

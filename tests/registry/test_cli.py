@@ -163,7 +163,7 @@ def test_a_linked_model_that_is_removed_is_said_to_be(run_edge: RunEdge, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["pull", "nothing"], 1, "'nothing' is no known model and no source"),
+        (["pull", "nothing"], 1, "no model of that name is known, and 'nothing' is no source"),
         (["pull", "hf:x"], 1, "write hf:OWNER/REPO:FILE_OR_QUANT"),
         (["pull", "edge-builtin"], 1, "edge-builtin is here already"),
         (["pull", "hf:a/b:Q4/m-00001-of-00003.gguf"], 1, "m-00001-of-00003.gguf is one part of a model in several"),

@@ -17,6 +17,7 @@ import pytest
 import trustme
 
 from edge import __version__
+from edge.doctor import examine
 from tests.conftest import RunEdge
 from tests.e2e.test_onnx import put_models as put_onnx_models
 from tests.fleet.upstream import Upstream, running
@@ -71,7 +72,7 @@ def test_wrong_usage_is_one_line_with_a_pointer(run_edge: RunEdge, arguments: li
         ),
         (["--set", "engine.slot=4"], "unknown setting `engine.slot` in --set engine.slot: engine has context_tokens, "),
         (["--host", "256.1.1.1"], "server.host '256.1.1.1' is no address of this machine"),
-        (["--host", "0.0.0.0"], "edge keys create NAME"),
+        (["--host", "0.0.0.0", "--port", "0"], "edge keys create NAME"),
     ],
 )
 def test_serve_refuses_what_cannot_work(run_edge: RunEdge, arguments: list[str], part: str, tiny_gguf: Path) -> None:
@@ -296,6 +297,13 @@ def test_the_output_of_settings_is_a_settings_file(run_edge: RunEdge, home: Path
     assert re.search(r"^slots = 3 +# .*edge\.toml$", second.stdout, re.MULTILINE)
 
 
+@pytest.mark.parametrize("group", ["models", "identity", "outbox", "fleet", "fleet ca", "fleet token", "k3s", "keys"])
+def test_help_cuts_no_sentence_short(run_edge: RunEdge, group: str) -> None:
+    said = run_edge(*group.split(), "--help").stdout
+    assert "Commands:" in said
+    assert not any(line.endswith("...") for line in said.splitlines()[1:])
+
+
 def test_doctor_finds_a_sound_machine(run_edge: RunEdge) -> None:
     done = run_edge("doctor", EDGE_SERVER__PORT="0")
     assert done.returncode == 0, done.stdout
@@ -311,6 +319,13 @@ def absent(directory: Path, *names: str) -> str:
             f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')\n"
         )
     return os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def test_doctor_asks_for_room_on_a_full_disk_and_leaves_nothing_there(tmp_path: Path) -> None:
+    (tmp_path / f".doctor-{os.getpid()}").symlink_to("/dev/full")  # what is written there meets a full disk
+    found = next(finding for finding in examine(tmp_path, {}, {}) if finding.subject == "EDGE_HOME")
+    assert (found.level, found.cure) == ("fail", "make room on its disk, or choose another with EDGE_HOME or --home")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor_looks_for_what_onnx_models_need(run_edge: RunEdge, home: Path, tmp_path: Path) -> None:

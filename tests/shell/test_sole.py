@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.sole import LOCK, HomeBusy, sole_node
+from edge.sole import LOCK, HomeBusy, running, sole_node
 from tests.conftest import RunEdge
 
 HOLDER = """
@@ -53,6 +53,30 @@ def test_a_holder_on_another_host_is_named_with_it(tmp_path: Path) -> None:
         (tmp_path / LOCK).write_bytes(b"\xff nonsense and more\n")
         with pytest.raises(HomeBusy, match=r"runs on .* already; stop it"), sole_node(tmp_path):
             pass
+
+
+def test_who_looks_sees_the_node_that_runs_and_disturbs_none(tmp_path: Path) -> None:
+    assert running(tmp_path) is None
+    with holder(tmp_path) as process:
+        assert running(tmp_path) == f" (process {process.pid})"
+        process.communicate()
+    assert running(tmp_path) is None
+    with sole_node(tmp_path):
+        pass
+
+
+def test_doctor_knows_the_port_of_a_node_that_runs(tmp_path: Path, run_edge: RunEdge, home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert (
+            f"warn  port            port {port} on 127.0.0.1 is in use already"
+            in run_edge("doctor", "--port", port).stdout
+        )
+        with holder(home) as process:
+            said = run_edge("doctor", "--port", port).stdout
+            process.communicate()
+    assert f"ok    port            port {port} on 127.0.0.1 is in use, and a node runs on this EDGE_HOME" in said
+    assert f"(process {process.pid}): `edge status` asks it" in said
 
 
 def test_a_killed_holder_holds_nothing_though_a_child_of_it_lives(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.cli.words import called
+
 SHOWING = """
 import sys
 from pathlib import Path
@@ -39,3 +41,10 @@ def test_what_nobody_can_see_ends_nothing(where: str, tmp_path: Path) -> None:
         )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "it goes on\n")
+
+
+def test_the_hint_names_a_command_that_the_shell_finds() -> None:
+    assert called("/opt/edge/bin/edge", on_path=True) == "edge"
+    assert called(".venv/bin/edge", on_path=False) == ".venv/bin/edge"
+    assert called("/my disk/bin/edge", on_path=False) == "'/my disk/bin/edge'"
+    assert called("/opt/edge/lib/edge/__main__.py", on_path=False) == "edge"

@@ -9,13 +9,14 @@ import click
 
 from edge.api.auth import KeyStore
 from edge.cli.fleet.place import actor, fleet_option, opened
+from edge.cli.listing import Commands
 from edge.control.audit import note
 from edge.control.settings import FleetHome
 
 _LONGEST_NAME = 64
 
 
-@click.group("admin-key", invoke_without_command=True)
+@click.group("admin-key", cls=Commands, invoke_without_command=True)
 @click.pass_context
 def admin_key(context: click.Context) -> None:
     """Create, list and revoke keys of those who may administer. A running server notices at once."""

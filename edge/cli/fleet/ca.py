@@ -10,6 +10,7 @@ import click
 import orjson
 
 from edge.cli.fleet.place import actor, fleet_option, json_option, opened
+from edge.cli.listing import Commands
 from edge.control.audit import note
 from edge.control.authority import Authority, add_issuing, add_root, load_authority, retire_old
 from edge.control.database import Database
@@ -24,7 +25,7 @@ _FEW = 10
 _root_key = click.option("--root-key", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The root's key, where it lies now [default: in the directory].")  # fmt: skip  # noqa: E501
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def ca(context: click.Context) -> None:
     """Look at the certificate authority, and let a new one take over: new-root, wait, new-issuing, wait, retire."""

@@ -10,6 +10,7 @@ import click
 import orjson
 
 from edge.cli.fleet.place import Duration, actor, fleet_option, json_option, moment, opened, table
+from edge.cli.listing import Commands
 from edge.control.authority import load_authority
 from edge.control.settings import FleetHome
 from edge.control.tokens import TokenRow, TokenWish, create_token, revoke_token, token_rows
@@ -18,7 +19,7 @@ from edge.errors import NoSuchRecord
 _PAGE = 500
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def token(context: click.Context) -> None:
     """Create, list and revoke enrollment tokens."""
