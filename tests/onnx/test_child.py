@@ -22,7 +22,16 @@ from edge.engine.supervised import EngineLimits
 from edge.errors import DoesNotFit, EdgeError, EngineDown, EngineFault, InvalidRequest, ModelUnusable, Overloaded
 from edge.onnx.client import TensorClient
 from edge.onnx.messages import Embedded, Tensor
-from tests.onnx.conftest import LIMITS, MIB, detector_load_of, load_of, reading_of, run_with_child
+from tests.onnx.conftest import (
+    IN_THE_BACKGROUND,
+    LIMITS,
+    MIB,
+    detector_load_of,
+    load_of,
+    reading_of,
+    run_with_child,
+)
+from tests.threads import policies_of
 
 SENTENCES = ["pump three is on", "a valve", "the alarm in hall two rang at night, and nobody knew why it did", "x"] * 6
 
@@ -97,7 +106,7 @@ def test_kills_in_the_middle_of_requests_leave_none_without_an_answer(encoder: P
             await asyncio.sleep(0.05)
             assert client.status.pid is not None
             os.kill(client.status.pid, signal.SIGKILL)
-            endings = await asyncio.wait_for(asyncio.gather(*tasks), 10)
+            endings = await asyncio.wait_for(asyncio.gather(*tasks), 60)
             assert all(isinstance(e, EngineDown | Embedded) for e in endings)
             assert any(isinstance(e, EngineDown) for e in endings)
             assert client.in_flight == 0
@@ -131,7 +140,7 @@ def test_a_wedged_child_is_noticed_and_replaced(encoder: Path) -> None:
         first = client.status.pid
         assert first is not None
         os.kill(first, signal.SIGSTOP)
-        error = await asyncio.wait_for(ending(client.embed(["a"], "", None)), 30)
+        error = await asyncio.wait_for(ending(client.embed(["a"], "", None)), 60)
         assert isinstance(error, EngineDown) and "no sign of life" in error.message
         await until_ready(client)
         assert client.status.pid != first
@@ -293,10 +302,9 @@ def test_a_file_cut_short_is_said_and_no_tokenizer_is_needed_for_tensors(encoder
 def test_a_child_in_the_background_takes_only_what_others_leave(encoder: Path) -> None:
     async def use(client: TensorClient) -> None:
         assert client.status.pid is not None
-        threads = psutil.Process(client.status.pid).threads()
-        assert {os.sched_getscheduler(thread.id) for thread in threads} == {os.SCHED_IDLE}
+        assert policies_of(client.status.pid) == {os.SCHED_IDLE}
 
-    run_with_child(load_of(encoder, reading_of(encoder), background=True, threads=2), use, LIMITS)
+    run_with_child(load_of(encoder, reading_of(encoder), background=True, threads=2), use, IN_THE_BACKGROUND)
 
 
 @pytest.mark.parametrize(
