@@ -55,7 +55,7 @@ class Node:
 
     def http(self, **options: Any) -> httpx.Client:
         """A client for raw requests."""
-        return httpx.Client(base_url=self.url, trust_env=False, timeout=20, **options)
+        return httpx.Client(base_url=self.url, trust_env=False, timeout=60, **options)
 
     def openai(self, api_key: str = "none", **options: Any) -> openai.OpenAI:
         """The official client, with nothing forgiven and nothing tried twice."""
@@ -63,7 +63,7 @@ class Node:
             base_url=f"{self.url}/v1",
             api_key=api_key,
             max_retries=0,
-            timeout=20,
+            timeout=60,
             _strict_response_validation=True,
             http_client=httpx.Client(trust_env=False),
             **options,
@@ -71,7 +71,7 @@ class Node:
 
     def connect(self) -> socket.socket:
         """A bare connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
 
 Serve = Callable[..., Node]
@@ -128,12 +128,12 @@ def serving(
     ready = threading.Event()
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     try:
         yield Node(engine, front, server, port, planner, further or {}, loads)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive(), "the server did not end"
 
 

@@ -169,7 +169,7 @@ def test_the_breaker_opens_within_three_failures_and_closes_soon_after_the_fleet
         assert len(fleet.requests) == 3
         assert node.front.fleet.states()[0].state == "open"
         fleet.mood, fleet.sick = "well", False
-        wait_until(lambda: node.front.fleet is not None and node.front.fleet.states()[0].state == "half-open", 10)
+        wait_until(lambda: node.front.fleet is not None and node.front.fleet.states()[0].state == "half-open")
         assert text_of(client.post("/v1/chat/completions", json=BODY)) == ANSWER
         assert node.front.fleet.states()[0].state == "closed"
 

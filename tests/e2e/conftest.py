@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-_START_S = 120
+_START_S = 240
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def start_node(home: Path, *arguments: str, port: int | None = None, **env: str)
         if process.poll() is not None:
             pytest.fail(f"edge serve ended with status {process.returncode}:\n{node.said()}")
         try:
-            if httpx.get(f"{node.base_url}/health/ready", timeout=5, trust_env=False).status_code == httpx.codes.OK:
+            if httpx.get(f"{node.base_url}/health/ready", timeout=60, trust_env=False).status_code == httpx.codes.OK:
                 return node
         except httpx.TransportError:
             pass
@@ -70,7 +70,7 @@ def stop_node(node: RunningNode) -> int:
     """End a node in good order; returns its exit status."""
     node.process.terminate()
     try:
-        return node.process.wait(30)
+        return node.process.wait(60)
     except subprocess.TimeoutExpired:
         node.process.kill()
         node.process.wait()

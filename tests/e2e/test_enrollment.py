@@ -39,7 +39,7 @@ def node(home: Path) -> Iterator[RunningNode]:
 
 def load(node: RunningNode) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = httpx.get(f"{node.base_url}/edge/v1/load", timeout=5, trust_env=False).json()
+        found: dict[str, Any] = httpx.get(f"{node.base_url}/edge/v1/load", timeout=60, trust_env=False).json()
     except httpx.TransportError:  # it starts anew
         return {}
     return found
@@ -81,7 +81,7 @@ def test_a_running_box_becomes_a_managed_node_and_stays_one_until_it_is_revoked(
     until(lambda: "renewed" in events(fleet), 60)
     until(lambda: load(node)["outbox"]["connected"], 60)
     assert load(node)["uptime_s"] > began
-    metrics = httpx.get(f"{node.base_url}/metrics", timeout=5, trust_env=False).text
+    metrics = httpx.get(f"{node.base_url}/metrics", timeout=60, trust_env=False).text
     left_s = next(
         float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("edge_certificate_expires_s")
     )
@@ -189,7 +189,7 @@ def test_a_stop_that_comes_while_a_node_ends_to_begin_anew_stops_it(
         until(lambda: "starting anew" in node.said(), 60)
         node.process.terminate()
         assert [line for line in lines if line][-1] == "data: [DONE]", "one signal is no reason to give requests up"
-    assert node.process.wait(30) == 0
+    assert node.process.wait(60) == 0
     assert node.said().count("engine ready") == 1
 
 

@@ -105,8 +105,8 @@ def test_live_and_ready_answer_while_the_model_is_loading(home: Path, central: U
             while not any(ready == httpx.codes.OK for _, ready in seen):
                 assert process.poll() is None
                 with contextlib.suppress(httpx.ConnectError), httpx.Client(trust_env=False) as client:
-                    ready = client.get(f"http://127.0.0.1:{port}/health/ready", timeout=30)
-                    live = client.get(f"http://127.0.0.1:{port}/health/live", timeout=30)
+                    ready = client.get(f"http://127.0.0.1:{port}/health/ready", timeout=60)
+                    live = client.get(f"http://127.0.0.1:{port}/health/live", timeout=60)
                     seen.add((live.status_code, ready.status_code))
                     if ready.status_code != httpx.codes.OK:
                         assert ready.json()["code"] == "loading"
@@ -114,7 +114,7 @@ def test_live_and_ready_answer_while_the_model_is_loading(home: Path, central: U
                         assert ready.json()["by"] == "node"
         finally:
             process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     assert {live for live, _ in seen} == {httpx.codes.OK}
 
 
@@ -140,7 +140,7 @@ def test_sigterm_lets_a_stream_finish_and_refuses_new_work(home: Path, signals: 
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert '"error"' not in "".join(rest)
-        assert node.process.wait(30) == 0
+        assert node.process.wait(60) == 0
 
 
 def test_a_second_node_on_one_home_is_refused_until_the_first_is_gone_however(home: Path, run_edge: RunEdge) -> None:
@@ -153,7 +153,7 @@ def test_a_second_node_on_one_home_is_refused_until_the_first_is_gone_however(ho
         )
         assert run_edge("models", "list").returncode == run_edge("health", "--url", node.base_url).returncode == 0
         node.process.kill()
-        node.process.wait(30)
+        node.process.wait(60)
         with running(home) as again:
             assert again.process.poll() is None
 
@@ -170,7 +170,7 @@ def test_a_node_that_is_killed_while_its_engine_saves_has_lost_no_telemetry(home
             time.sleep(0.05)
         assert node.process.poll() is None and engine.is_running()
         node.process.kill()
-        node.process.wait(30)
+        node.process.wait(60)
         with running(home, *flags) as again:
             assert '"event":"telemetry_gap"' not in again.said()
 
@@ -184,7 +184,7 @@ def test_a_second_signal_does_not_wait_for_an_engine_that_saves(home: Path) -> N
             time.sleep(0.05)
         assert node.process.poll() is None
         node.process.send_signal(signal.SIGINT)
-        assert node.process.wait(30) == 0
+        assert node.process.wait(60) == 0
         assert "Traceback" not in node.said()
 
 
@@ -200,7 +200,7 @@ def test_a_second_signal_ends_it_at_once(home: Path) -> None:
             node.process.send_signal(signal.SIGINT)
             with contextlib.suppress(httpx.TransportError):
                 assert "data: [DONE]" not in list(lines)
-        node.process.wait(30)
+        node.process.wait(60)
         assert "Traceback" not in node.said()
 
 
@@ -220,8 +220,8 @@ def test_the_service_manager_hears_of_each_stage(home: Path, tmp_path: Path) -> 
         env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000", **kept}
         with running(home, **env) as node:
             node.process.send_signal(signal.SIGTERM)
-            assert node.process.wait(30) == 0
-        listener.join(30)
+            assert node.process.wait(60) == 0
+        listener.join(60)
     kinds = [message.split("=")[0] for message in heard]
     assert "EXTEND_TIMEOUT_USEC" in heard[0]
     assert "READY=1\nSTATUS=serving edge-builtin" in heard
@@ -237,7 +237,7 @@ def test_the_service_manager_hears_of_each_stage(home: Path, tmp_path: Path) -> 
 
 def test_keys_are_created_checked_listed_and_revoked(home: Path, run_edge: RunEdge) -> None:
     key = run_edge("keys", "create", "robot-7").stdout.split()[-1]
-    with running(home, "--set", "auth.mode=always") as node, httpx.Client(trust_env=False) as client:
+    with running(home, "--set", "auth.mode=always") as node, httpx.Client(trust_env=False, timeout=60) as client:
         models = f"{node.base_url}/v1/models"
         assert client.get(models).status_code == httpx.codes.UNAUTHORIZED
         assert client.get(models, headers={"Authorization": f"Bearer {key}"}).status_code == httpx.codes.OK
@@ -276,9 +276,9 @@ def test_tls_and_client_certificates(home: Path, tmp_path: Path, authority: trus
         )
         live = f"https://localhost{address}/health/live"
         try:
-            assert httpx.get(live, verify=knowing, trust_env=False).status_code == httpx.codes.OK
+            assert httpx.get(live, verify=knowing, timeout=60, trust_env=False).status_code == httpx.codes.OK
             with pytest.raises(httpx.TransportError):
-                httpx.get(live, verify=trusting, trust_env=False)
+                httpx.get(live, verify=trusting, timeout=60, trust_env=False)
             asked = run_edge("health", "--url", f"https://127.0.0.1{address}")
             assert (asked.returncode, asked.stdout) == (
                 0,
@@ -288,7 +288,7 @@ def test_tls_and_client_certificates(home: Path, tmp_path: Path, authority: trus
             assert "is not trusted; name its CA's file with --ca" in untrusted.stderr
         finally:
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 def test_tls_files_that_do_not_belong_together_are_named(

@@ -166,15 +166,15 @@ def running(upstream: Upstream) -> Iterator[Upstream]:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield upstream
     finally:
         loop.call_soon_threadsafe(task.cancel)
-        thread.join(10)
+        thread.join(60)
 
 
-def wait_until(condition: Any, timeout_s: float = 15.0) -> None:
+def wait_until(condition: Any, timeout_s: float = 60.0) -> None:
     """Wait for something that another thread or process does."""
     give_up_s = time.monotonic() + timeout_s
     while not condition():

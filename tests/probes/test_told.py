@@ -36,7 +36,7 @@ def probes(tmp_path: Path) -> Iterator[Probes]:
 
 
 def _until(done: Callable[[], bool]) -> None:
-    give_up_s = time.monotonic() + 30
+    give_up_s = time.monotonic() + 60
     while not done():
         assert time.monotonic() < give_up_s
         time.sleep(0.01)
