@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from bench.servers import free_port
 
 _START_S = 240
 
@@ -30,13 +31,6 @@ class RunningNode:
     def said(self) -> str:
         """All that the node has written so far."""
         return self.output.read_text("utf-8", "replace")
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_node(home: Path, *arguments: str, port: int | None = None, **env: str) -> RunningNode:

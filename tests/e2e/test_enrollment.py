@@ -16,8 +16,9 @@ from bench.broker import Broker
 from bench.est_authority import now
 from bench.est_server import EstServer
 from bench.fleet_side import FleetSide
+from bench.servers import free_port
 from tests.conftest import RunEdge
-from tests.e2e.conftest import RunningNode, free_port, start_node, stop_node
+from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.waiting import until
 
 

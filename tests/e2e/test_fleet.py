@@ -14,7 +14,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.conftest import RunningNode, free_port, start_node, stop_node
+from bench.servers import free_port
+from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.fleet.upstream import wait_until
 
 F16 = str(Path(__file__).resolve().parents[2] / "models/builtin/edge-builtin-f16.gguf")

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import trustme
 
+from bench.servers import free_port
 from edge.registry.durable import is_locked
 from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, start_node, stop_node
@@ -82,9 +83,7 @@ def test_live_and_ready_answer_while_the_model_is_loading(home: Path, central: U
     """The socket is bound first; an engine that is not there yet is a reason, not a refused connection. A fleet is none for being
     ready: only who has answered once himself may be replaced by it."""
     seen: set[tuple[int, int]] = set()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with subprocess.Popen(
         [
             sys.executable,

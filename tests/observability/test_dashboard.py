@@ -14,7 +14,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.e2e.conftest import RunningNode, free_port
+from bench.servers import free_port
+from tests.e2e.conftest import RunningNode
 from tests.observability.conftest import ROOT
 
 DASHBOARD = json.loads((ROOT / "observability" / "grafana-dashboard.json").read_text())
