@@ -229,10 +229,11 @@ def test_a_killed_engine_ends_every_stream_with_one_error_and_comes_back(node: R
 
 def test_while_the_engine_is_gone_ready_says_so_and_requests_are_told_to_come_back(node: RunningNode) -> None:
     eventually(lambda: idle(node.base_url))
-    os.kill(engine_pid(node), signal.SIGKILL)
     seen: dict[str, httpx.Response] = {}
 
     def gone() -> bool:
+        with contextlib.suppress(StopIteration, ProcessLookupError):  # on a busy machine it may be back between the two
+            os.kill(engine_pid(node), signal.SIGKILL)
         seen["health"] = httpx.get(f"{node.base_url}/health/ready", timeout=60, trust_env=False)
         seen["chat"] = post(node.base_url, "/v1/chat/completions", json=CHAT)
         return seen["health"].status_code == seen["chat"].status_code == 503

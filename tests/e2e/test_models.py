@@ -113,6 +113,16 @@ def client_of(node: RunningNode) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=node.base_url, trust_env=False, timeout=60)
 
 
+async def until_asked(client: httpx.AsyncClient, name: str, count: int = 1) -> None:
+    """Wait until so many requests for a model are answered or wait for it to be loaded."""
+    async with asyncio.timeout(60):
+        while True:
+            found = (await client.get("/edge/v1/models")).json()["models"]
+            if any(m["name"] == name and m["in_flight"] + m["waiting"] >= count for m in found):
+                return
+            await asyncio.sleep(0.01)
+
+
 def test_three_models_in_room_for_two_answer_everybody(node: RunningNode) -> None:
     async def run() -> list[tuple[str, str, int, str]]:
         async with client_of(node) as client:
@@ -147,7 +157,7 @@ def test_a_new_version_takes_over_without_a_failed_request(node: RunningNode, fi
     async def run() -> list[tuple[str, str, int, str]]:
         async with client_of(node) as client:
             tasks = [asyncio.create_task(stream(client, "ash")) for _ in range(3)]
-            await asyncio.sleep(0.05)
+            await until_asked(client, "ash", 3)
             shutil.copy(files / "ash-2.gguf", files / "draft")
             (files / "draft").replace(files / "ash.gguf")
             loading = asyncio.create_task(client.post("/edge/v1/models/ash/load"))
@@ -170,7 +180,8 @@ def test_a_killed_engine_touches_no_other_and_comes_back_when_it_is_asked(node: 
         async with client_of(node) as client:
             mine = asyncio.create_task(stream(client, "edge-builtin", 400))
             theirs = asyncio.create_task(stream(client, "ash", 400))
-            await asyncio.sleep(0.05)
+            await until_asked(client, "ash")
+            await until_asked(client, "edge-builtin")
             os.kill(further, signal.SIGKILL)
             return [await mine, await theirs]
 
@@ -190,7 +201,8 @@ def test_a_stop_lets_answers_of_every_model_finish(tmp_path: Path, files: Path) 
     async def run() -> list[tuple[str, str, int, str]]:
         async with client_of(node) as client:
             tasks = [asyncio.create_task(stream(client, name, 300)) for name in NAMES]  # two of them are being loaded
-            await asyncio.sleep(0.2)
+            for name in NAMES:
+                await until_asked(client, name)
             node.process.send_signal(signal.SIGTERM)
             return list(await asyncio.gather(*tasks))
 

@@ -376,7 +376,9 @@ def test_a_killed_child_fails_its_requests_at_once_and_comes_back(node: RunningN
             tasks = [asyncio.create_task(http.post("/v1/embeddings", json=body)) for _ in range(3)]
             chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 60, "ignore_eos": True}
             answer = asyncio.create_task(http.post("/v1/chat/completions", json=chat))
-            await asyncio.sleep(0.3)
+            async with asyncio.timeout(60):
+                while (await asyncio.to_thread(state, node, "birch"))["in_flight"] < 1:
+                    await asyncio.sleep(0.01)
             os.kill(pid, signal.SIGKILL)
             return [(await task).status_code for task in tasks], (await answer).json()["choices"][0]["finish_reason"]
 
