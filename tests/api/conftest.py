@@ -32,7 +32,8 @@ CONFIG = FrontConfig(
     ttft_slo_s=0.05,
     itl_slo_s=0.05,
 )
-LIMITS = FleetLimits(budget_s=1.5, whole_budget_s=3.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
+LIMITS = FleetLimits(budget_s=60.0, whole_budget_s=60.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
+"""The fleet has time: a test that lets it run out sets less."""
 
 
 @dataclass
@@ -87,11 +88,12 @@ def serving(
     further: dict[str, list[FakeEngine]] | None = None,
     planner: FakePlanner | None = None,
     room_mib: int = 100,
+    limits: FleetLimits = LIMITS,
     **changes: Any,
 ) -> Iterator[Node]:
     """Run a node in a thread of its own, its main model called `fake`; `changes` are fields of FrontConfig. `further`: engines
     for the models in `specs`, by name; for the main one, those after `engine`."""
-    fleet = Central(upstreams, LIMITS) if upstreams else None
+    fleet = Central(upstreams, limits) if upstreams else None
     planner, loads = planner or FakePlanner(), []
     engines = {name: list(waiting) for name, waiting in (further or {}).items()}
     engines["fake"] = [engine, *engines.get("fake", [])]
@@ -102,8 +104,8 @@ def serving(
         return waiting.pop(0) if len(waiting) > 1 else waiting[0]
 
     main = next((spec for spec in specs if spec.main), Spec("fake", "fake", main=True))
-    limits = PoolLimits(room_mib * MIB, max_waiting=4, backoff_max_s=0.5)
-    pool = Pool([main, *(spec for spec in specs if not spec.main)], planner, started, limits)
+    bounds = PoolLimits(room_mib * MIB, max_waiting=4, backoff_max_s=0.5)
+    pool = Pool([main, *(spec for spec in specs if not spec.main)], planner, started, bounds)
     front = Front(pool, replace(CONFIG, **changes), keys, DrainState(), fleet)
     settings = Server(port=0)
     server, listener = http_server(build_application(front, "0"), settings), bind(settings)

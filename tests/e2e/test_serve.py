@@ -297,7 +297,7 @@ def test_tls_files_that_do_not_belong_together_are_named(
     one.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
     other.private_key_pem.write_to_path(tmp_path / "key.pem")
     arguments = ("--set", f"server.tls_cert={tmp_path}/cert.pem", "--set", f"server.tls_key={tmp_path}/key.pem")
-    done = run_edge("serve", *arguments)
+    done = run_edge("serve", "--port", "0", *arguments)
     assert done.returncode == 1  # whoever renews them may be half way through
     assert done.stderr.startswith("edge: TLS files cannot be used")
     assert done.stderr.count("\n") == 1

@@ -75,7 +75,7 @@ def test_wrong_usage_is_one_line_with_a_pointer(run_edge: RunEdge, arguments: li
     ],
 )
 def test_serve_refuses_what_cannot_work(run_edge: RunEdge, arguments: list[str], part: str, tiny_gguf: Path) -> None:
-    assert part in complaint(run_edge("serve", "--model", str(tiny_gguf), *arguments), 78)
+    assert part in complaint(run_edge("serve", "--port", "0", "--model", str(tiny_gguf), *arguments), 78)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,10 @@ def test_serve_names_what_is_wrong_with_a_model(run_edge: RunEdge, tmp_path: Pat
         "page.gguf": "is not a GGUF file: it starts with b'<htm'",
         "missing.gguf": "there is no file",
     }.items():
-        assert part in complaint(run_edge("serve", "--model", str(tmp_path / name)), 1)
-    assert "unknown model 'nonesuch': known are " in complaint(run_edge("serve", "--model", "nonesuch"), 1)
+        assert part in complaint(run_edge("serve", "--port", "0", "--model", str(tmp_path / name)), 1)
+    assert "unknown model 'nonesuch': known are " in complaint(
+        run_edge("serve", "--port", "0", "--model", "nonesuch"), 1
+    )
 
 
 def test_serve_refuses_a_model_that_only_looks_right(run_edge: RunEdge, tiny_gguf: Path) -> None:
