@@ -45,7 +45,9 @@ def fleet() -> Iterator[Upstream]:
 
 
 def configured(upstream: Upstream, **fields: Any) -> Configured:
-    return Configured(**{"name": "central", "url": upstream.url, "model": "central", **fields})
+    """It has ample time for everything, unless `fields` say otherwise."""
+    patient = {"connect_timeout_s": 60.0, "first_token_timeout_s": 60.0, "idle_timeout_s": 60.0}
+    return Configured(**{"name": "central", "url": upstream.url, "model": "central", **patient, **fields})
 
 
 def headers_of(answer: httpx.Response) -> tuple[str | None, str | None]:

@@ -212,7 +212,7 @@ def test_a_wedged_child_is_noticed_and_replaced() -> None:
         assert client.status.pid != first
         assert isinstance(await ending(client, chat("hello")), Finished)
 
-    run_with_engine(load_of(Q4_0), use, EngineLimits(8, 2.0, 60.0, 2.0))
+    run_with_engine(load_of(Q4_0), use, EngineLimits(8, 8.0, 60.0, 2.0))
 
 
 class OddClient(EngineClient):

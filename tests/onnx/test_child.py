@@ -146,7 +146,7 @@ def test_a_wedged_child_is_noticed_and_replaced(encoder: Path) -> None:
         assert client.status.pid != first
         assert isinstance(await client.embed(["a"], "", None), Embedded)
 
-    run_with_child(load_of(encoder, reading_of(encoder)), use, EngineLimits(8, 2.0, 60.0, 2.0))
+    run_with_child(load_of(encoder, reading_of(encoder)), use, EngineLimits(8, 8.0, 60.0, 2.0))
 
 
 def test_a_full_queue_refuses_and_a_client_that_leaves_frees_its_place(encoder: Path) -> None:

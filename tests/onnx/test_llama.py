@@ -253,7 +253,7 @@ def test_killed_or_wedged_it_is_replaced_and_every_request_ends(bert: Path) -> N
             assert isinstance(await client.embed(["a"], "", None), Embedded)
             assert client.status.restarts == number + 1
 
-    run_with_child(load_of(bert), use, EngineLimits(64, 2.0, 60.0, 2.0))
+    run_with_child(load_of(bert), use, EngineLimits(64, 8.0, 60.0, 2.0))
 
 
 def test_in_the_background_it_takes_only_what_others_leave_and_loads_no_onnxruntime(bert: Path) -> None:
