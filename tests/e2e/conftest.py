@@ -16,6 +16,8 @@ import pytest
 from bench.servers import free_port
 
 _START_S = 240
+BACKGROUND_S = 600.0
+"""For what further models answer: they get only the processor time that all other processes leave."""
 
 
 @dataclass(frozen=True)
