@@ -26,6 +26,7 @@ from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.fleet.upstream import Upstream
 from tests.fleet.upstream import running as upstream_running
+from tests.waiting import until
 
 LONG = {"prompt": "pump 3", "max_tokens": 1500, "stream": True, "ignore_eos": True}
 
@@ -44,8 +45,14 @@ def model_of(node: RunningNode, client: httpx.Client) -> str:
     return str(client.get(f"{node.base_url}/v1/models").raise_for_status().json()["data"][0]["id"])
 
 
+def account_of(node: RunningNode) -> str:
+    """What it says once it serves, which is a moment after it is ready."""
+    until(lambda: any(line.strip().startswith("curl ") for line in node.said().splitlines(True) if line.endswith("\n")))
+    return node.said()
+
+
 def test_it_says_what_it_loaded_where_and_how_to_try_it(node: RunningNode) -> None:
-    said = node.said()
+    said = account_of(node)
     assert re.search(r"^model +edge-builtin: .*M parameters, Q4_0, .*MB, ", said, re.MULTILINE)
     assert re.search(r"^runs on +CPU, \d+ threads?, 8 answers at a time, [\d,]+ tokens each$", said, re.MULTILINE)
     assert re.search(r"^memory +weights .*, attention .*, compute .*; processes: engine .*, front ", said, re.MULTILINE)
@@ -55,7 +62,9 @@ def test_it_says_what_it_loaded_where_and_how_to_try_it(node: RunningNode) -> No
 
 
 def test_it_says_what_it_promises(node: RunningNode) -> None:
-    assert re.search(r"promise +first token within 50 ms.* up to [\d,]+ tokens and \d+ answers? at a time", node.said())
+    assert re.search(
+        r"promise +first token within 50 ms.* up to [\d,]+ tokens and \d+ answers? at a time", account_of(node)
+    )
 
 
 def test_health_is_one_word_and_an_exit_status(node: RunningNode, run_edge: RunEdge) -> None:
@@ -65,7 +74,7 @@ def test_health_is_one_word_and_an_exit_status(node: RunningNode, run_edge: RunE
 
 
 def test_the_curl_line_that_it_prints_works(node: RunningNode) -> None:
-    line = next(line for line in node.said().splitlines() if line.strip().startswith("curl "))
+    line = next(line for line in account_of(node).splitlines() if line.strip().startswith("curl "))
     body = re.search(r"-d '(.*)'$", line)
     assert body is not None
     answer = httpx.post(f"{node.base_url}/v1/chat/completions", json=json.loads(body[1]), timeout=60, trust_env=False)
@@ -242,7 +251,7 @@ def test_keys_are_created_checked_listed_and_revoked(home: Path, run_edge: RunEd
         assert client.get(models, headers={"Authorization": f"Bearer {key}"}).status_code == httpx.codes.OK
         assert key not in run_edge("keys", "list").stdout
         assert "robot-7" in run_edge("keys", "list").stdout
-        assert "an API key is required" in node.said()
+        assert "an API key is required" in account_of(node)
         refused = run_edge("chat", "hello", "--url", node.base_url)
         assert refused.returncode == 1
         assert "`edge keys create NAME` makes one" in refused.stderr
