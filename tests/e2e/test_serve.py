@@ -61,10 +61,11 @@ def test_it_says_what_it_loaded_where_and_how_to_try_it(node: RunningNode) -> No
     assert "Traceback" not in said
 
 
-def test_it_says_what_it_promises(node: RunningNode) -> None:
-    assert re.search(
-        r"promise +first token within 50 ms.* up to [\d,]+ tokens and \d+ answers? at a time", account_of(node)
-    )
+def test_it_says_what_it_promises(home: Path) -> None:
+    """With targets that a machine meets which is busy with other things while the node measures."""
+    with running(home, "--set", "slo.ttft_ms=20000", "--set", "slo.itl_ms=20000") as node:
+        said = account_of(node)
+    assert re.search(r"promise +first token within 20000 ms.* up to [\d,]+ tokens and \d+ answers? at a time", said)
 
 
 def test_health_is_one_word_and_an_exit_status(node: RunningNode, run_edge: RunEdge) -> None:
