@@ -18,7 +18,7 @@ import trustme
 from bench.servers import free_port
 from edge.telemetry.mqtt import BrokerAddress
 
-_START_S = 10.0
+_START_S = 60.0
 _CHUNK = 16_384
 Mode = Literal["open", "black hole", "refuse"]
 
@@ -113,7 +113,7 @@ class Broker:
         """SIGTERM."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
     def connections(self) -> int:

@@ -24,6 +24,7 @@ from edge.logs import start_logging
 
 _FILE_EVENTS = frozenset({"os.rename", "os.remove"})
 _SETTLED_S = 0.3
+"""No thread of a server that has started wants to run for so long."""
 _MARK = "dies at: "
 
 
@@ -63,15 +64,25 @@ def start_dying(fleet: FleetSide, what: str) -> None:
     give_up_s = time.monotonic() + 60
     while True:
         try:
-            httpx.get(f"{fleet.people_url}/health", trust_env=False)
+            httpx.get(f"{fleet.people_url}/health", timeout=60, trust_env=False)
             break
         except httpx.HTTPError:
             if fleet.server.poll() is not None or time.monotonic() > give_up_s:
                 raise RuntimeError(f"the fleet's server does not start:\n{fleet.log.read_text()[-2000:]}") from None
             time.sleep(0.02)
-    time.sleep(_SETTLED_S)
+    _settle(fleet.server.pid, give_up_s)
     fleet.server.send_signal(signal.SIGUSR1)
     time.sleep(0.05)
+
+
+def _settle(pid: int, give_up_s: float) -> None:
+    """Wait until all that a start does is done: on a busy machine its threads may not even have begun."""
+    quiet_since_s = time.monotonic()
+    while (now_s := time.monotonic()) - quiet_since_s < _SETTLED_S and now_s < give_up_s:
+        states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+        if set(states) != {"S"}:
+            quiet_since_s = now_s
+        time.sleep(0.005)
 
 
 def died(fleet: FleetSide, within_s: float = 1.5) -> bool:

@@ -29,7 +29,7 @@ from edge.control.x509 import key_pem, new_key, pem
 from edge.identity.token import EnrollmentToken
 from edge.telemetry.mqtt import BrokerAddress
 
-_START_S = 30.0
+_START_S = 60.0
 
 
 class FleetSide:
@@ -77,7 +77,9 @@ class FleetSide:
         give_up_s = time.monotonic() + _START_S
         while time.monotonic() < give_up_s:
             try:
-                httpx.get(f"{self.people_url}/health", verify=self.people_trust, trust_env=False).raise_for_status()
+                httpx.get(
+                    f"{self.people_url}/health", verify=self.people_trust, timeout=60, trust_env=False
+                ).raise_for_status()
                 return
             except httpx.HTTPError:
                 if self.server.poll() is not None:
@@ -101,7 +103,7 @@ class FleetSide:
         """SIGTERM."""
         if self.broker is not None:
             self.broker.terminate()
-            self.broker.wait(20)
+            self.broker.wait(60)
             self.broker = None
 
     def kill(self) -> None:
@@ -115,7 +117,7 @@ class FleetSide:
         """SIGTERM to the server; its exit status."""
         assert self.server is not None
         self.server.send_signal(signal.SIGTERM)
-        code = self.server.wait(30)
+        code = self.server.wait(60)
         self.server = None
         return code
 
@@ -150,7 +152,7 @@ class FleetSide:
     def people(self, *, key: bool = True) -> httpx.Client:
         """A client of the JSON API."""
         headers = {"authorization": f"Bearer {self.admin_key}"} if key else {}
-        return httpx.Client(base_url=self.people_url, headers=headers, trust_env=False, timeout=30)
+        return httpx.Client(base_url=self.people_url, headers=headers, trust_env=False, timeout=60)
 
     def node(self, name: str) -> dict[str, Any]:
         """As the API shows it."""
@@ -209,7 +211,7 @@ class Box:
         context = ssl.create_default_context(cafile=self.trusted)
         if certificate and self.certificate is not None:
             context.load_cert_chain(self.cert_file, self.key_file)
-        return httpx.Client(base_url=self.fleet.url, verify=context, trust_env=False, timeout=30)
+        return httpx.Client(base_url=self.fleet.url, verify=context, trust_env=False, timeout=60)
 
     def enroll(self, token: EnrollmentToken, client: httpx.Client | None = None) -> httpx.Response:
         """simpleenroll; the certificate is kept if there is one."""

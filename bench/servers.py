@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -17,6 +19,8 @@ import httpx
 import psutil
 
 _START_S = 120
+_GIVEN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LEAST_PORT, _MOST_PORT = 10_000, 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,15 @@ class Server:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago, and that the kernel gives to nobody by itself: a connection to elsewhere, or another
+    listener on port 0, would else take it before its server does, or while that is started anew."""
+    least, most = map(int, _GIVEN_PORTS.read_text().split())
+    numbers = range(_LEAST_PORT, least) or range(most + 1, _MOST_PORT)
+    while True:
+        port = random.SystemRandom().choice(numbers)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def run_edge(home: Path) -> RunEdge:
     """Run the real command line in a process of its own, as a person would."""
 
-    def run(*arguments: str, timeout_s: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, timeout_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "edge", *arguments],
             env={**os.environ, "EDGE_HOME": str(home), **env},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 
-def until(what: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+def until(what: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """Wait for something to become true; fails if it does not."""
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -60,9 +61,13 @@ def step_back() -> None:
 
     A sandbox may forbid it. Then this process takes its turn like the others, and says so.
     """
+    seen: set[str] = set()
     try:
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+        while came := set(os.listdir("/proc/self/task")) - seen:  # those too that threads ahead of us start meanwhile
+            for thread in came:
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+            seen |= came
     except OSError:
         try:
             os.nice(_NICEST)

@@ -34,7 +34,8 @@ CONFIG = FrontConfig(
     ttft_slo_s=0.05,
     itl_slo_s=0.05,
 )
-LIMITS = FleetLimits(budget_s=1.5, whole_budget_s=3.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
+LIMITS = FleetLimits(budget_s=60.0, whole_budget_s=60.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
+"""The fleet has time: a test that lets it run out sets less."""
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Node:
 
     def http(self, **options: Any) -> httpx.Client:
         """A client for raw requests."""
-        return httpx.Client(base_url=self.url, trust_env=False, timeout=20, **options)
+        return httpx.Client(base_url=self.url, trust_env=False, timeout=60, **options)
 
     def openai(self, api_key: str = "none", **options: Any) -> openai.OpenAI:
         """The official client, with nothing forgiven and nothing tried twice."""
@@ -65,7 +66,7 @@ class Node:
             base_url=f"{self.url}/v1",
             api_key=api_key,
             max_retries=0,
-            timeout=20,
+            timeout=60,
             _strict_response_validation=True,
             http_client=httpx.Client(trust_env=False),
             **options,
@@ -73,7 +74,7 @@ class Node:
 
     def connect(self) -> socket.socket:
         """A bare connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
 
 Serve = Callable[..., Node]
@@ -89,11 +90,12 @@ def serving(
     further: dict[str, list[FakeEngine]] | None = None,
     planner: FakePlanner | None = None,
     room_mib: int = 100,
+    limits: FleetLimits = LIMITS,
     **changes: Any,
 ) -> Iterator[Node]:
     """Run a node in a thread of its own, its main model called `fake`; `changes` are fields of FrontConfig. `further`: engines
     for the models in `specs`, by name; for the main one, those after `engine`."""
-    fleet = Central(upstreams, LIMITS) if upstreams else None
+    fleet = Central(upstreams, limits) if upstreams else None
     planner, loads = planner or FakePlanner(), []
     engines = {name: list(waiting) for name, waiting in (further or {}).items()}
     engines["fake"] = [engine, *engines.get("fake", [])]
@@ -104,8 +106,8 @@ def serving(
         return waiting.pop(0) if len(waiting) > 1 else waiting[0]
 
     main = next((spec for spec in specs if spec.main), Spec("fake", "fake", main=True))
-    limits = PoolLimits(room_mib * MIB, max_waiting=4, backoff_max_s=0.5)
-    pool = Pool([main, *(spec for spec in specs if not spec.main)], planner, started, limits)
+    bounds = PoolLimits(room_mib * MIB, max_waiting=4, backoff_max_s=0.5)
+    pool = Pool([main, *(spec for spec in specs if not spec.main)], planner, started, bounds)
     front = Front(pool, replace(CONFIG, **changes), keys, DrainState(), fleet)
     settings = Server(port=0)
     server, listener = http_server(build_application(front, "0"), settings), bind(settings)
@@ -130,12 +132,12 @@ def serving(
     ready = threading.Event()
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     try:
         yield Node(engine, front, server, port, planner, further or {}, loads)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive(), "the server did not end"
 
 

@@ -141,7 +141,7 @@ def test_a_client_that_leaves_before_the_answer_frees_its_place(serve: Serve) ->
     node = serve(FakeEngine(lambda work: [never]))
     with pytest.raises(httpx.ReadTimeout):
         node.http().post("/v1/chat/completions", json=CHAT, timeout=0.3)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while node.engine.in_flight and time.monotonic() < deadline:
         time.sleep(0.01)
     assert node.engine.in_flight == 0
@@ -222,7 +222,7 @@ def test_a_client_that_sent_more_and_leaves_is_no_fault_of_ours(serve: Serve, ca
     connection.recv(1000)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while node.engine.in_flight and time.monotonic() < deadline:
         time.sleep(0.01)
     assert node.engine.streams[0].aborted.is_set() and not node.engine.streams[0].over

@@ -59,7 +59,7 @@ def test_over_tls_the_cookie_is_for_tls_only(own_fleet: FleetSide) -> None:
     own_fleet.people_url = own_fleet.people_url.replace("http://", "https://")
     own_fleet.people_trust = context = ssl.create_default_context(cafile=own_fleet.home.ca / "root-1.pem")
     own_fleet.start()
-    with httpx.Client(base_url=own_fleet.people_url, verify=context, trust_env=False) as client:
+    with httpx.Client(base_url=own_fleet.people_url, verify=context, timeout=60, trust_env=False) as client:
         answer = client.post("/fleet/v1/session", json={"key": own_fleet.admin_key})
         assert (
             answer.headers["set-cookie"].startswith("__Host-edge-fleet=") and "Secure" in answer.headers["set-cookie"]

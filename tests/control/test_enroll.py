@@ -57,7 +57,7 @@ def test_a_token_gets_a_certificate_with_the_fleets_name_and_none_of_the_request
 def test_the_authority_can_be_fetched_by_who_knows_nothing_but_its_hash(fleet: FleetSide) -> None:
     blind = ssl.create_default_context()
     blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
-    answer = httpx.get(f"{fleet.url}/.well-known/est/cacerts", verify=blind, trust_env=False)
+    answer = httpx.get(f"{fleet.url}/.well-known/est/cacerts", verify=blind, timeout=60, trust_env=False)
     certificates = pkcs7.load_der_pkcs7_certificates(base64.b64decode(answer.content, validate=True))
     pins = {c.fingerprint(hashes.SHA256()).hex() for c in certificates}
     assert fleet.pin in pins and len(certificates) == 2
@@ -322,7 +322,7 @@ def test_the_fleets_own_clients_are_no_nodes(fleet: FleetSide, new_box: NewBox) 
     tls = fleet.home.tls
     context = ssl.create_default_context(cafile=fleet.home.ca / "root-1.pem")
     context.load_cert_chain(tls / "fleet-sink.pem", tls / "fleet-sink.key")
-    answer = httpx.get(f"{fleet.url}/fleet/v1/bootstrap", verify=context, trust_env=False)
+    answer = httpx.get(f"{fleet.url}/fleet/v1/bootstrap", verify=context, timeout=60, trust_env=False)
     assert reason(answer) == (403, "node_unknown")
 
 

@@ -136,7 +136,7 @@ def test_ctrl_c_ends_the_server_in_good_order(own_fleet: FleetSide) -> None:
     own_fleet.start()
     assert own_fleet.server is not None
     own_fleet.server.send_signal(signal.SIGINT)
-    assert own_fleet.server.wait(30) == 0
+    assert own_fleet.server.wait(60) == 0
     own_fleet.server = None
 
 
@@ -211,7 +211,7 @@ def test_a_full_disk_is_said_and_is_no_end(own_fleet: FleetSide, tmp_path: Path)
         own_fleet.server = subprocess.Popen(
             [sys.executable, "-c", limit, str(own_fleet.home.root)], stdout=log, stderr=log
         )
-    give_up_s = time.monotonic() + 30
+    give_up_s = time.monotonic() + 60
     with own_fleet.people() as people:
         while time.monotonic() < give_up_s:
             try:

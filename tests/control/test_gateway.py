@@ -50,7 +50,7 @@ class Nginx:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(20)
+        self.process.wait(60)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def ask(gateway: Nginx, fleet: FleetSide, box: Box | None) -> int:
     if box is not None:
         context.load_cert_chain(box.cert_file, box.key_file)
     return httpx.get(
-        f"https://localhost:{gateway.port}/health", verify=context, trust_env=False, timeout=10
+        f"https://localhost:{gateway.port}/health", verify=context, trust_env=False, timeout=60
     ).status_code
 
 

@@ -33,7 +33,7 @@ def test_an_enrollment_makes_one_node_whenever_the_server_is_killed(own_fleet: F
         start_dying(own_fleet, step)
         with contextlib.suppress(httpx.HTTPError):
             box.enroll(token)
-        assert died(own_fleet, 20), f"there is no step {step!r} any more"
+        assert died(own_fleet, 60), f"there is no step {step!r} any more"
     assert len(deaths(own_fleet)) == len(steps)
     own_fleet.start()
     for box, token in boxes:
@@ -56,7 +56,7 @@ def test_a_rekey_keeps_the_node_whenever_the_server_is_killed(own_fleet: FleetSi
         start_dying(own_fleet, step)
         with box.client() as client, contextlib.suppress(httpx.HTTPError):
             client.post("/.well-known/est/simplereenroll", content=base64.b64encode(fresh.csr()))
-        assert died(own_fleet, 20)
+        assert died(own_fleet, 60)
     own_fleet.start()
     with (
         box.client() as client
@@ -81,7 +81,7 @@ def test_a_revocation_holds_or_was_not_made_whenever_the_server_is_killed(
     start_dying(own_fleet, step)
     with own_fleet.people() as people, contextlib.suppress(httpx.HTTPError):
         people.post("/fleet/v1/nodes/out/revoke")
-    assert died(own_fleet, 20)
+    assert died(own_fleet, 60)
     revoked = rows(own_fleet, "SELECT state FROM nodes") == [("revoked",)]
     assert revoked or step == "commit"
     own_fleet.start()

@@ -228,7 +228,7 @@ def test_what_was_asked_for_before_signing_out_is_not_shown_afterwards(
 
 
 def test_the_page_holds_nothing_but_itself(fleet: FleetSide) -> None:
-    answer = httpx.get(fleet.people_url, trust_env=False)
+    answer = httpx.get(fleet.people_url, timeout=60, trust_env=False)
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
     assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "") and "https://" not in answer.text

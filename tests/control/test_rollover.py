@@ -20,7 +20,7 @@ from tests.waiting import until
 
 def cacerts(fleet: FleetSide, root: str) -> list[x509.Certificate]:
     context = ssl.create_default_context(cafile=fleet.home.ca / root)
-    answer = httpx.get(f"{fleet.url}/.well-known/est/cacerts", verify=context, trust_env=False)
+    answer = httpx.get(f"{fleet.url}/.well-known/est/cacerts", verify=context, timeout=60, trust_env=False)
     return pkcs7.load_der_pkcs7_certificates(base64.b64decode(answer.content))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-_START_S = 120
+from bench.servers import free_port
+
+_START_S = 240
+BACKGROUND_S = 600.0
+"""For what further models answer: they get only the processor time that all other processes leave."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,6 @@ class RunningNode:
     def said(self) -> str:
         """All that the node has written so far."""
         return self.output.read_text("utf-8", "replace")
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_node(home: Path, *arguments: str, port: int | None = None, **env: str) -> RunningNode:
@@ -57,7 +53,7 @@ def start_node(home: Path, *arguments: str, port: int | None = None, **env: str)
         if process.poll() is not None:
             pytest.fail(f"edge serve ended with status {process.returncode}:\n{node.said()}")
         try:
-            if httpx.get(f"{node.base_url}/health/ready", timeout=5, trust_env=False).status_code == httpx.codes.OK:
+            if httpx.get(f"{node.base_url}/health/ready", timeout=60, trust_env=False).status_code == httpx.codes.OK:
                 return node
         except httpx.TransportError:
             pass
@@ -70,7 +66,7 @@ def stop_node(node: RunningNode) -> int:
     """End a node in good order; returns its exit status."""
     node.process.terminate()
     try:
-        return node.process.wait(30)
+        return node.process.wait(60)
     except subprocess.TimeoutExpired:
         node.process.kill()
         node.process.wait()

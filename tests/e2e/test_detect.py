@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import RunningNode, start_node, stop_node
+from tests.e2e.conftest import BACKGROUND_S, RunningNode, start_node, stop_node
 from tests.onnx.detectors import picture, write_detector
 
 
@@ -36,7 +36,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
 
 @pytest.fixture
 def http(node: RunningNode) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=60) as made:
+    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=BACKGROUND_S) as made:
         yield made
 
 

@@ -16,8 +16,9 @@ from bench.broker import Broker
 from bench.est_authority import now
 from bench.est_server import EstServer
 from bench.fleet_side import FleetSide
+from bench.servers import free_port
 from tests.conftest import RunEdge
-from tests.e2e.conftest import RunningNode, free_port, start_node, stop_node
+from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.waiting import until
 
 
@@ -39,7 +40,7 @@ def node(home: Path) -> Iterator[RunningNode]:
 
 def load(node: RunningNode) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = httpx.get(f"{node.base_url}/edge/v1/load", timeout=5, trust_env=False).json()
+        found: dict[str, Any] = httpx.get(f"{node.base_url}/edge/v1/load", timeout=60, trust_env=False).json()
     except httpx.TransportError:  # it starts anew
         return {}
     return found
@@ -81,7 +82,7 @@ def test_a_running_box_becomes_a_managed_node_and_stays_one_until_it_is_revoked(
     until(lambda: "renewed" in events(fleet), 60)
     until(lambda: load(node)["outbox"]["connected"], 60)
     assert load(node)["uptime_s"] > began
-    metrics = httpx.get(f"{node.base_url}/metrics", timeout=5, trust_env=False).text
+    metrics = httpx.get(f"{node.base_url}/metrics", timeout=60, trust_env=False).text
     left_s = next(
         float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("edge_certificate_expires_s")
     )
@@ -189,7 +190,7 @@ def test_a_stop_that_comes_while_a_node_ends_to_begin_anew_stops_it(
         until(lambda: "starting anew" in node.said(), 60)
         node.process.terminate()
         assert [line for line in lines if line][-1] == "data: [DONE]", "one signal is no reason to give requests up"
-    assert node.process.wait(30) == 0
+    assert node.process.wait(60) == 0
     assert node.said().count("engine ready") == 1
 
 

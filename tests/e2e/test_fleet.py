@@ -14,7 +14,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.conftest import RunningNode, free_port, start_node, stop_node
+from bench.servers import free_port
+from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.fleet.upstream import wait_until
 
 F16 = str(Path(__file__).resolve().parents[2] / "models/builtin/edge-builtin-f16.gguf")
@@ -58,9 +59,13 @@ def body_of(prompt: str, **fields: Any) -> dict[str, Any]:
 
 
 async def text_of(
-    client: httpx.AsyncClient, url: str, body: dict[str, Any], headers: dict[str, str] | None = None
+    client: httpx.AsyncClient,
+    url: str,
+    body: dict[str, Any],
+    headers: dict[str, str] | None = None,
+    begun: asyncio.Event | None = None,
 ) -> tuple[str, str, str]:
-    """(text, finish reason or error code, route) of one stream."""
+    """(text, finish reason or error code, route) of one stream. `begun` is set at its first word."""
     text, end = "", ""
     async with client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as answer:
         route = answer.headers.get("x-edge-route", "")
@@ -74,6 +79,8 @@ async def text_of(
                 return text, event["error"]["code"], route
             for choice in event["choices"]:
                 text += choice["delta"].get("content") or ""
+                if text and begun is not None:
+                    begun.set()
                 end = choice["finish_reason"] or end
     return text, end, route
 
@@ -86,12 +93,18 @@ def engine_of(node: RunningNode) -> int:
 
 def load_of(node: RunningNode) -> dict[str, Any]:
     """What it says of itself."""
-    return httpx.get(f"{node.base_url}/edge/v1/load", trust_env=False).json()
+    return httpx.get(f"{node.base_url}/edge/v1/load", timeout=60, trust_env=False).json()
+
+
+def decisions_of(node: RunningNode, most: int) -> list[dict[str, Any]]:
+    """Its newest decisions."""
+    url = f"{node.base_url}/edge/v1/decisions?limit={most}"
+    return list(httpx.get(url, timeout=60, trust_env=False).json()["decisions"])
 
 
 def ready(node: RunningNode) -> bool:
     """By its own engine."""
-    return bool(httpx.get(f"{node.base_url}/health/ready", trust_env=False).json().get("by") == "node")
+    return bool(httpx.get(f"{node.base_url}/health/ready", timeout=60, trust_env=False).json().get("by") == "node")
 
 
 async def all_of(
@@ -99,9 +112,12 @@ async def all_of(
 ) -> list[tuple[str, str, str]]:
     async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         named = [{"x-request-id": f"{name}-{number}"} for number in range(len(bodies))]
-        tasks = [asyncio.create_task(text_of(client, url, b, h)) for b, h in zip(bodies, named, strict=True)]
+        begun = [asyncio.Event() for _ in bodies]
+        given = zip(bodies, named, begun, strict=True)
+        tasks = [asyncio.create_task(text_of(client, url, body, headers, event)) for body, headers, event in given]
         if disturb is not None:
-            await asyncio.sleep(0.25)
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(event.wait() for event in begun))
             disturb()
         return list(await asyncio.gather(*tasks))
 
@@ -114,7 +130,7 @@ def test_a_killed_engines_answers_are_gone_on_with_by_the_fleet_without_a_seam(
     undisturbed = asyncio.run(all_of(central.base_url, bodies))
     answers = asyncio.run(all_of(edge.base_url, bodies, lambda: os.kill(engine_of(edge), signal.SIGKILL)))
     assert [end for _, end, _ in answers] == ["length"] * len(PROMPTS)
-    log = httpx.get(f"{edge.base_url}/edge/v1/decisions?limit={len(PROMPTS)}", trust_env=False).json()["decisions"]
+    log = decisions_of(edge, len(PROMPTS))
     seams = {entry["request_id"]: entry["continued_at"] for entry in log if entry["continued"]}
     assert len(seams) >= len(PROMPTS) // 2, "the engine died too late to matter"
     before = after = 0
@@ -171,9 +187,7 @@ def test_two_nodes_that_are_each_others_fleet_send_nothing_in_a_circle(tmp_path:
             return list(await asyncio.gather(*(all_of(n.base_url, bodies, name=n.home.name) for n in nodes)))
 
         answers = asyncio.run(flood())
-        seen = [
-            httpx.get(f"{n.base_url}/edge/v1/decisions?limit=1024", trust_env=False).json()["decisions"] for n in nodes
-        ]
+        seen = [decisions_of(node, 1024) for node in nodes]
     finally:
         for node in nodes:
             stop_node(node)

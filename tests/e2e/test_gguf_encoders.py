@@ -15,7 +15,7 @@ import pytest
 from bench.make_gguf_encoder import write_encoder
 from bench.make_onnx import SHAPES
 from tests.conftest import RunEdge
-from tests.e2e.conftest import RunningNode, start_node, stop_node
+from tests.e2e.conftest import BACKGROUND_S, RunningNode, start_node, stop_node
 
 
 def put_models(home: Path) -> None:
@@ -46,7 +46,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
 
 @pytest.fixture
 def http(node: RunningNode) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=60) as made:
+    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=BACKGROUND_S) as made:
         yield made
 
 

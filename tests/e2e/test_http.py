@@ -33,13 +33,13 @@ def post(base_url: str, path: str, **options: Any) -> httpx.Response:
 
 
 def metric(base_url: str, name: str) -> float:
-    page = httpx.get(f"{base_url}/metrics", timeout=10, trust_env=False).text
+    page = httpx.get(f"{base_url}/metrics", timeout=60, trust_env=False).text
     found = re.search(rf"^{name}(?:\{{[^}}]*\}})? ([\d.e+-]+)$", page, re.MULTILINE)
     assert found is not None, page
     return float(found[1])
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     """Wait for something that must come about; how fast is not judged here."""
     give_up = time.monotonic() + within_s
     while not condition():
@@ -108,7 +108,7 @@ def test_a_large_body_is_413_declared_or_not(base_url: str) -> None:
     [("GET", "/nowhere", 404), ("GET", "/v1/chat/completions", 405), ("DELETE", "/health", 405)],
 )
 def test_wrong_paths_and_methods_are_error_objects(base_url: str, method: str, path: str, status: int) -> None:
-    answer = httpx.request(method, f"{base_url}{path}", trust_env=False)
+    answer = httpx.request(method, f"{base_url}{path}", timeout=60, trust_env=False)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
@@ -192,7 +192,7 @@ def test_two_hundred_clients_that_vanish_leave_nothing_behind(base_url: str) -> 
 
 async def _kill_in_streams(base_url: str, pid: int) -> list[tuple[int, str]]:
     """Start eight streams, kill the engine when some run, as many as a busy machine has at a time; what each client got."""
-    async with httpx.AsyncClient(base_url=base_url, timeout=30, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=base_url, timeout=60, trust_env=False) as client:
         running = asyncio.Semaphore(0)
 
         async def one() -> tuple[int, str]:
@@ -223,26 +223,27 @@ def test_a_killed_engine_ends_every_stream_with_one_error_and_comes_back(node: R
             assert last["error"]["code"] == "engine_down"
             assert text.count('"error"') == 1
             assert "[DONE]" not in text
-    eventually(lambda: httpx.get(f"{base_url}/health/ready", trust_env=False).status_code == httpx.codes.OK)
+    eventually(lambda: httpx.get(f"{base_url}/health/ready", timeout=60, trust_env=False).status_code == httpx.codes.OK)
     assert post(base_url, "/v1/chat/completions", json=CHAT).status_code == httpx.codes.OK
 
 
 def test_while_the_engine_is_gone_ready_says_so_and_requests_are_told_to_come_back(node: RunningNode) -> None:
     eventually(lambda: idle(node.base_url))
-    os.kill(engine_pid(node), signal.SIGKILL)
     seen: dict[str, httpx.Response] = {}
 
     def gone() -> bool:
-        seen["health"] = httpx.get(f"{node.base_url}/health/ready", trust_env=False)
+        with contextlib.suppress(StopIteration, ProcessLookupError):  # on a busy machine it may be back between the two
+            os.kill(engine_pid(node), signal.SIGKILL)
+        seen["health"] = httpx.get(f"{node.base_url}/health/ready", timeout=60, trust_env=False)
         seen["chat"] = post(node.base_url, "/v1/chat/completions", json=CHAT)
         return seen["health"].status_code == seen["chat"].status_code == 503
 
-    eventually(gone, 5)
+    eventually(gone)
     assert seen["health"].json()["code"] == "engine_down"
     assert "signal 9" in seen["health"].json()["reason"] or "loading" in seen["health"].json()["reason"]
     assert seen["chat"].json()["error"]["code"] == "engine_down"
     assert int(seen["chat"].headers["retry-after"]) >= 1
-    assert httpx.get(f"{node.base_url}/health/live", trust_env=False).status_code == httpx.codes.OK
+    assert httpx.get(f"{node.base_url}/health/live", timeout=60, trust_env=False).status_code == httpx.codes.OK
     eventually(lambda: idle(node.base_url))
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from bench.make_gguf import SHAPES, write_model
 from tests.conftest import RunEdge
-from tests.e2e.conftest import RunningNode, start_node, stop_node
+from tests.e2e.conftest import BACKGROUND_S, RunningNode, start_node, stop_node
 from tests.fleet.upstream import wait_until
 
 TOKENS = 120
@@ -64,7 +64,7 @@ def node(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Iterator[Runn
 
 
 def models(node: RunningNode) -> list[dict[str, Any]]:
-    found = httpx.get(f"{node.base_url}/edge/v1/models", trust_env=False, timeout=30).json()
+    found = httpx.get(f"{node.base_url}/edge/v1/models", trust_env=False, timeout=BACKGROUND_S).json()
     assert found["memory"]["planned_bytes"] <= found["memory"]["room_bytes"]
     return list(found["models"])
 
@@ -74,7 +74,7 @@ def state(node: RunningNode, name: str) -> dict[str, Any]:
 
 
 def act(node: RunningNode, name: str, verb: str) -> httpx.Response:
-    return httpx.post(f"{node.base_url}/edge/v1/models/{name}/{verb}", trust_env=False, timeout=60)
+    return httpx.post(f"{node.base_url}/edge/v1/models/{name}/{verb}", trust_env=False, timeout=BACKGROUND_S)
 
 
 def engines(node: RunningNode) -> dict[int, int]:
@@ -110,7 +110,17 @@ async def stream(client: httpx.AsyncClient, model: str, tokens: int = TOKENS) ->
 
 
 def client_of(node: RunningNode) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=node.base_url, trust_env=False, timeout=60)
+    return httpx.AsyncClient(base_url=node.base_url, trust_env=False, timeout=BACKGROUND_S)
+
+
+async def until_asked(client: httpx.AsyncClient, name: str, count: int = 1) -> None:
+    """Wait until so many requests for a model are answered or wait for it to be loaded."""
+    async with asyncio.timeout(BACKGROUND_S):
+        while True:
+            found = (await client.get("/edge/v1/models")).json()["models"]
+            if any(m["name"] == name and m["in_flight"] + m["waiting"] >= count for m in found):
+                return
+            await asyncio.sleep(0.01)
 
 
 def test_three_models_in_room_for_two_answer_everybody(node: RunningNode) -> None:
@@ -135,7 +145,7 @@ def test_further_models_take_only_the_processor_time_that_the_main_one_leaves(no
 def test_tokens_belong_to_a_model(node: RunningNode, path: str) -> None:
     """The files have vocabularies of their own."""
     given = {"tokenize": {"content": "pump"}, "detokenize": {"tokens": [70, 71, 300]}}[path]
-    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=BACKGROUND_S) as client:
         said = [client.post(f"/{path}", json={"model": m, **given}).json() for m in ("edge-builtin", "tree")]
     assert said[0] != said[1] and "error" not in said[0] | said[1]
 
@@ -147,7 +157,7 @@ def test_a_new_version_takes_over_without_a_failed_request(node: RunningNode, fi
     async def run() -> list[tuple[str, str, int, str]]:
         async with client_of(node) as client:
             tasks = [asyncio.create_task(stream(client, "ash")) for _ in range(3)]
-            await asyncio.sleep(0.05)
+            await until_asked(client, "ash", 3)
             shutil.copy(files / "ash-2.gguf", files / "draft")
             (files / "draft").replace(files / "ash.gguf")
             loading = asyncio.create_task(client.post("/edge/v1/models/ash/load"))
@@ -170,16 +180,17 @@ def test_a_killed_engine_touches_no_other_and_comes_back_when_it_is_asked(node: 
         async with client_of(node) as client:
             mine = asyncio.create_task(stream(client, "edge-builtin", 400))
             theirs = asyncio.create_task(stream(client, "ash", 400))
-            await asyncio.sleep(0.05)
+            await until_asked(client, "ash")
+            await until_asked(client, "edge-builtin")
             os.kill(further, signal.SIGKILL)
             return [await mine, await theirs]
 
     main, killed = asyncio.run(run())
     assert main[:3] == ("edge-builtin", "length", 400)
     assert killed[1] in ("engine_down", "length"), "an error at once, unless it was over already"
-    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=60) as client:
+    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=BACKGROUND_S) as client:
         body = {"model": "ash", "prompt": "pump", "max_tokens": 4}
-        wait_until(lambda: client.post("/v1/completions", json=body).status_code == httpx.codes.OK, 20)
+        wait_until(lambda: client.post("/v1/completions", json=body).status_code == httpx.codes.OK, BACKGROUND_S)
     assert state(node, "edge-builtin")["loads"] == 1 and state(node, "ash")["failures"] >= 1
 
 
@@ -190,13 +201,14 @@ def test_a_stop_lets_answers_of_every_model_finish(tmp_path: Path, files: Path) 
     async def run() -> list[tuple[str, str, int, str]]:
         async with client_of(node) as client:
             tasks = [asyncio.create_task(stream(client, name, 300)) for name in NAMES]  # two of them are being loaded
-            await asyncio.sleep(0.2)
+            for name in NAMES:
+                await until_asked(client, name)
             node.process.send_signal(signal.SIGTERM)
             return list(await asyncio.gather(*tasks))
 
     answers = asyncio.run(run())
     assert [(name, end, tokens) for name, end, tokens, _ in answers] == [(name, "length", 300) for name in NAMES]
-    assert node.process.wait(30) == 0
+    assert node.process.wait(60) == 0
     assert "Traceback" not in node.said()
 
 

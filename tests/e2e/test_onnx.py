@@ -24,7 +24,7 @@ from tritonclient.utils import InferenceServerException
 
 from bench.make_onnx import SHAPES, Head, write_encoder
 from tests.conftest import RunEdge
-from tests.e2e.conftest import RunningNode, start_node, stop_node
+from tests.e2e.conftest import BACKGROUND_S, RunningNode, start_node, stop_node
 from tests.fleet.upstream import wait_until
 
 ENCODERS: dict[str, tuple[str, Head | None, str]] = {
@@ -67,7 +67,7 @@ def client(node: RunningNode) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture
 def http(node: RunningNode) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=60) as made:
+    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=BACKGROUND_S) as made:
         yield made
 
 
@@ -347,13 +347,13 @@ def test_tensors_that_need_more_memory_than_planned_are_refused_and_the_child_li
 
 
 def state(node: RunningNode, name: str) -> dict[str, Any]:
-    found = httpx.get(f"{node.base_url}/edge/v1/models", trust_env=False, timeout=30).json()["models"]
+    found = httpx.get(f"{node.base_url}/edge/v1/models", trust_env=False, timeout=BACKGROUND_S).json()["models"]
     return dict(next(m for m in found if m["name"] == name))
 
 
 def engine_of(node: RunningNode, name: str) -> int:
     """Process id of a model's child: the one that the last load started."""
-    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=60) as http:
+    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=BACKGROUND_S) as http:
         before = children(node)
         if state(node, name)["state"] == "ready":
             assert http.post(f"/edge/v1/models/{name}/unload").status_code == 200
@@ -372,24 +372,26 @@ def test_a_killed_child_fails_its_requests_at_once_and_comes_back(node: RunningN
     body = {"model": "birch", "input": ["the pump in hall three is on and the valve is open"] * 2000}
 
     async def run() -> tuple[list[int], str]:
-        async with httpx.AsyncClient(base_url=node.base_url, trust_env=False, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=node.base_url, trust_env=False, timeout=BACKGROUND_S) as http:
             tasks = [asyncio.create_task(http.post("/v1/embeddings", json=body)) for _ in range(3)]
             chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 60, "ignore_eos": True}
             answer = asyncio.create_task(http.post("/v1/chat/completions", json=chat))
-            await asyncio.sleep(0.3)
+            async with asyncio.timeout(BACKGROUND_S):
+                while (await asyncio.to_thread(state, node, "birch"))["in_flight"] < 1:
+                    await asyncio.sleep(0.01)
             os.kill(pid, signal.SIGKILL)
             return [(await task).status_code for task in tasks], (await answer).json()["choices"][0]["finish_reason"]
 
     statuses, chat = asyncio.run(run())
     assert 503 in statuses and set(statuses) <= {200, 503} and chat == "length"
-    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=60) as http:
-        wait_until(lambda: http.post("/v1/embeddings", json={**body, "input": "a"}).status_code == 200, 20)
+    with httpx.Client(base_url=node.base_url, trust_env=False, timeout=BACKGROUND_S) as http:
+        wait_until(lambda: http.post("/v1/embeddings", json={**body, "input": "a"}).status_code == 200, BACKGROUND_S)
     assert state(node, "birch")["failures"] >= 1 and state(node, "edge-builtin")["loads"] == 1
 
 
 def test_metrics_cards_and_decisions_tell_of_it(node: RunningNode, http: httpx.Client) -> None:
     http.post("/v1/embeddings", json={"model": "birch", "input": "pump"})
-    wait_until(lambda: 'edge_tensor_texts_total{model="birch"}' in http.get("/metrics").text, 10)
+    wait_until(lambda: 'edge_tensor_texts_total{model="birch"}' in http.get("/metrics").text, BACKGROUND_S)
     page = http.get("/metrics").text
     assert 'edge_tensor_answer_seconds_count{model="birch"}' in page
     assert 'edge_model_ready{model="birch"} 1.0' in page
@@ -409,7 +411,7 @@ def test_memory_for_one_of_two_is_shared_by_turns(tmp_path: Path) -> None:
     budget = 330
     node = start_node(tmp_path, EDGE_MEMORY__BUDGET_MIB=str(budget), **small)
     try:
-        with httpx.Client(base_url=node.base_url, trust_env=False, timeout=60) as http:
+        with httpx.Client(base_url=node.base_url, trust_env=False, timeout=BACKGROUND_S) as http:
             for _ in range(2):
                 assert http.post("/v1/embeddings", json={"model": "birch", "input": "a"}).status_code == 200
                 assert http.post("/v1/classify", json={"model": "hazel", "input": "a"}).status_code == 200

@@ -20,11 +20,13 @@ import psutil
 import pytest
 import trustme
 
+from bench.servers import free_port
 from edge.durable import is_locked
 from tests.conftest import RunEdge
 from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.fleet.upstream import Upstream
 from tests.fleet.upstream import running as upstream_running
+from tests.waiting import until
 
 LONG = {"prompt": "pump 3", "max_tokens": 1500, "stream": True, "ignore_eos": True}
 
@@ -43,8 +45,14 @@ def model_of(node: RunningNode, client: httpx.Client) -> str:
     return str(client.get(f"{node.base_url}/v1/models").raise_for_status().json()["data"][0]["id"])
 
 
+def account_of(node: RunningNode) -> str:
+    """What it says once it serves, which is a moment after it is ready."""
+    until(lambda: any(line.strip().startswith("curl ") for line in node.said().splitlines(True) if line.endswith("\n")))
+    return node.said()
+
+
 def test_it_says_what_it_loaded_where_and_how_to_try_it(node: RunningNode) -> None:
-    said = node.said()
+    said = account_of(node)
     assert re.search(r"^model +edge-builtin: .*M parameters, Q4_0, .*MB, ", said, re.MULTILINE)
     assert re.search(r"^runs on +CPU, \d+ threads?, 8 answers at a time, [\d,]+ tokens each$", said, re.MULTILINE)
     assert re.search(r"^memory +weights .*, attention .*, compute .*; processes: engine .*, front ", said, re.MULTILINE)
@@ -53,8 +61,11 @@ def test_it_says_what_it_loaded_where_and_how_to_try_it(node: RunningNode) -> No
     assert "Traceback" not in said
 
 
-def test_it_says_what_it_promises(node: RunningNode) -> None:
-    assert re.search(r"promise +first token within 50 ms.* up to [\d,]+ tokens and \d+ answers? at a time", node.said())
+def test_it_says_what_it_promises(home: Path) -> None:
+    """With targets that a machine meets which is busy with other things while the node measures."""
+    with running(home, "--set", "slo.ttft_ms=20000", "--set", "slo.itl_ms=20000") as node:
+        said = account_of(node)
+    assert re.search(r"promise +first token within 20000 ms.* up to [\d,]+ tokens and \d+ answers? at a time", said)
 
 
 def test_health_is_one_word_and_an_exit_status(node: RunningNode, run_edge: RunEdge) -> None:
@@ -64,7 +75,7 @@ def test_health_is_one_word_and_an_exit_status(node: RunningNode, run_edge: RunE
 
 
 def test_the_curl_line_that_it_prints_works(node: RunningNode) -> None:
-    line = next(line for line in node.said().splitlines() if line.strip().startswith("curl "))
+    line = next(line for line in account_of(node).splitlines() if line.strip().startswith("curl "))
     body = re.search(r"-d '(.*)'$", line)
     assert body is not None
     answer = httpx.post(f"{node.base_url}/v1/chat/completions", json=json.loads(body[1]), timeout=60, trust_env=False)
@@ -82,9 +93,7 @@ def test_live_and_ready_answer_while_the_model_is_loading(home: Path, central: U
     """The socket is bound first; an engine that is not there yet is a reason, not a refused connection. A fleet is none for being
     ready: only who has answered once himself may be replaced by it."""
     seen: set[tuple[int, int]] = set()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with subprocess.Popen(
         [
             sys.executable,
@@ -105,8 +114,8 @@ def test_live_and_ready_answer_while_the_model_is_loading(home: Path, central: U
             while not any(ready == httpx.codes.OK for _, ready in seen):
                 assert process.poll() is None
                 with contextlib.suppress(httpx.ConnectError), httpx.Client(trust_env=False) as client:
-                    ready = client.get(f"http://127.0.0.1:{port}/health/ready", timeout=30)
-                    live = client.get(f"http://127.0.0.1:{port}/health/live", timeout=30)
+                    ready = client.get(f"http://127.0.0.1:{port}/health/ready", timeout=60)
+                    live = client.get(f"http://127.0.0.1:{port}/health/live", timeout=60)
                     seen.add((live.status_code, ready.status_code))
                     if ready.status_code != httpx.codes.OK:
                         assert ready.json()["code"] == "loading"
@@ -114,7 +123,7 @@ def test_live_and_ready_answer_while_the_model_is_loading(home: Path, central: U
                         assert ready.json()["by"] == "node"
         finally:
             process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     assert {live for live, _ in seen} == {httpx.codes.OK}
 
 
@@ -140,7 +149,7 @@ def test_sigterm_lets_a_stream_finish_and_refuses_new_work(home: Path, signals: 
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert '"error"' not in "".join(rest)
-        assert node.process.wait(30) == 0
+        assert node.process.wait(60) == 0
 
 
 def test_a_second_node_on_one_home_is_refused_until_the_first_is_gone_however(home: Path, run_edge: RunEdge) -> None:
@@ -153,7 +162,7 @@ def test_a_second_node_on_one_home_is_refused_until_the_first_is_gone_however(ho
         )
         assert run_edge("models", "list").returncode == run_edge("health", "--url", node.base_url).returncode == 0
         node.process.kill()
-        node.process.wait(30)
+        node.process.wait(60)
         with running(home) as again:
             assert again.process.poll() is None
 
@@ -170,7 +179,7 @@ def test_a_node_that_is_killed_while_its_engine_saves_has_lost_no_telemetry(home
             time.sleep(0.05)
         assert node.process.poll() is None and engine.is_running()
         node.process.kill()
-        node.process.wait(30)
+        node.process.wait(60)
         with running(home, *flags) as again:
             assert '"event":"telemetry_gap"' not in again.said()
 
@@ -184,7 +193,7 @@ def test_a_second_signal_does_not_wait_for_an_engine_that_saves(home: Path) -> N
             time.sleep(0.05)
         assert node.process.poll() is None
         node.process.send_signal(signal.SIGINT)
-        assert node.process.wait(30) == 0
+        assert node.process.wait(60) == 0
         assert "Traceback" not in node.said()
 
 
@@ -200,7 +209,7 @@ def test_a_second_signal_ends_it_at_once(home: Path) -> None:
             node.process.send_signal(signal.SIGINT)
             with contextlib.suppress(httpx.TransportError):
                 assert "data: [DONE]" not in list(lines)
-        node.process.wait(30)
+        node.process.wait(60)
         assert "Traceback" not in node.said()
 
 
@@ -220,8 +229,8 @@ def test_the_service_manager_hears_of_each_stage(home: Path, tmp_path: Path) -> 
         env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000", **kept}
         with running(home, **env) as node:
             node.process.send_signal(signal.SIGTERM)
-            assert node.process.wait(30) == 0
-        listener.join(30)
+            assert node.process.wait(60) == 0
+        listener.join(60)
     kinds = [message.split("=")[0] for message in heard]
     assert "EXTEND_TIMEOUT_USEC" in heard[0]
     assert "READY=1\nSTATUS=serving edge-builtin" in heard
@@ -237,13 +246,13 @@ def test_the_service_manager_hears_of_each_stage(home: Path, tmp_path: Path) -> 
 
 def test_keys_are_created_checked_listed_and_revoked(home: Path, run_edge: RunEdge) -> None:
     key = run_edge("keys", "create", "robot-7").stdout.split()[-1]
-    with running(home, "--set", "auth.mode=always") as node, httpx.Client(trust_env=False) as client:
+    with running(home, "--set", "auth.mode=always") as node, httpx.Client(trust_env=False, timeout=60) as client:
         models = f"{node.base_url}/v1/models"
         assert client.get(models).status_code == httpx.codes.UNAUTHORIZED
         assert client.get(models, headers={"Authorization": f"Bearer {key}"}).status_code == httpx.codes.OK
         assert key not in run_edge("keys", "list").stdout
         assert "robot-7" in run_edge("keys", "list").stdout
-        assert "an API key is required" in node.said()
+        assert "an API key is required" in account_of(node)
         refused = run_edge("chat", "hello", "--url", node.base_url)
         assert refused.returncode == 1
         assert "`edge keys create NAME` makes one" in refused.stderr
@@ -276,9 +285,9 @@ def test_tls_and_client_certificates(home: Path, tmp_path: Path, authority: trus
         )
         live = f"https://localhost{address}/health/live"
         try:
-            assert httpx.get(live, verify=knowing, trust_env=False).status_code == httpx.codes.OK
+            assert httpx.get(live, verify=knowing, timeout=60, trust_env=False).status_code == httpx.codes.OK
             with pytest.raises(httpx.TransportError):
-                httpx.get(live, verify=trusting, trust_env=False)
+                httpx.get(live, verify=trusting, timeout=60, trust_env=False)
             asked = run_edge("health", "--url", f"https://127.0.0.1{address}")
             assert (asked.returncode, asked.stdout) == (
                 0,
@@ -288,7 +297,7 @@ def test_tls_and_client_certificates(home: Path, tmp_path: Path, authority: trus
             assert "is not trusted; name its CA's file with --ca" in untrusted.stderr
         finally:
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 def test_tls_files_that_do_not_belong_together_are_named(

@@ -13,7 +13,7 @@ import pytest
 import tritonclient.http as triton
 from onnx import NodeProto, TensorProto, helper
 
-from tests.e2e.conftest import RunningNode, start_node, stop_node
+from tests.e2e.conftest import BACKGROUND_S, RunningNode, start_node, stop_node
 
 Ends = Sequence[tuple[str, int, list[int | str] | None]]
 
@@ -106,7 +106,7 @@ def test_an_answer_that_there_is_no_memory_for_is_refused_and_the_model_answers_
         ]
         outputs = [{"name": "y", "parameters": {"binary_data": True}}]
         url = f"{node.base_url}/v2/models/wide/infer"
-        return httpx.post(url, json={"inputs": inputs, "outputs": outputs}, timeout=60, trust_env=False)
+        return httpx.post(url, json={"inputs": inputs, "outputs": outputs}, timeout=BACKGROUND_S, trust_env=False)
 
     assert asked(4).status_code == 200
     for count in (3_000_000, 5_000_000, 7_000_000, 9_000_000, 15_000_000, 40_000_000, 1 << 34):

@@ -25,6 +25,7 @@ from edge.errors import (
 )
 from edge.messages import MOST_PIECES, ChatPrompt, Finished, Sampling, Submit, TextPrompt, Token, TokenPrompt
 from tests.engine.conftest import LIMITS, Q4_0, collect, load_of, run_with_engine
+from tests.threads import policies_of
 
 GREEDY = Sampling(temperature=0.0)
 LONG = Submit(0, TextPrompt("pump 3"), GREEDY, max_tokens=1500, ignore_eos=True)
@@ -110,7 +111,7 @@ def test_a_cancelled_request_frees_its_slot_and_its_cells_in_prefill_too() -> No
         await asyncio.sleep(0.05)
         for stream in streams:
             stream.abort()
-        await asyncio.wait_for(until_idle(client), 30)
+        await asyncio.wait_for(until_idle(client), 60)
 
     run_with_engine(load_of(Q4_0), use)
 
@@ -132,7 +133,7 @@ def test_a_full_queue_refuses_at_once() -> None:
 def test_twenty_kills_during_eight_streams() -> None:
     async def use(client: EngineClient) -> None:
         own = psutil.Process()
-        sizes = []
+        sizes, killed = [], []
         for _ in range(20):
             await until_ready(client)
             tasks = [asyncio.create_task(ending(client, LONG)) for _ in range(8)]
@@ -140,8 +141,9 @@ def test_twenty_kills_during_eight_streams() -> None:
                 await asyncio.sleep(0.01)
             pid = client.status.pid
             assert pid is not None
+            killed.append(pid)
             os.kill(pid, signal.SIGKILL)
-            endings = await asyncio.wait_for(asyncio.gather(*tasks), 10)
+            endings = await asyncio.wait_for(asyncio.gather(*tasks), 60)
             assert all(isinstance(e, EngineDown) for e in endings), endings
             assert client.in_flight == 0
             sizes.append(own.memory_info().rss)
@@ -149,24 +151,25 @@ def test_twenty_kills_during_eight_streams() -> None:
         assert isinstance(await ending(client, chat("hello")), Finished)
         assert client.status.restarts == 20
         assert sizes[-1] - sizes[4] < 8 * 1024 * 1024
-        assert not [p for p in own.children() if p.status() == psutil.STATUS_ZOMBIE]
+        assert not [p for p in own.children() if p.pid in killed], "a zombie is left"
 
     run_with_engine(load_of(Q4_0), use)
 
 
 def test_an_engine_that_does_not_restart_has_ended_for_good_when_its_child_dies() -> None:
     async def main() -> None:
-        client = EngineClient(load_of(Q4_0, background=True), LIMITS, restarts=False)
+        patient = replace(LIMITS, wedge_timeout_s=60.0, load_timeout_s=600.0)  # it gets only what other processes leave
+        client = EngineClient(load_of(Q4_0, background=True), patient, restarts=False)
         await client.start()
         try:
-            await asyncio.wait_for(client.wait_ready(), 60)
+            await asyncio.wait_for(client.wait_ready(), patient.load_timeout_s)
             pid = client.status.pid
             assert pid is not None and os.sched_getscheduler(pid) == os.SCHED_IDLE
-            assert {os.sched_getscheduler(thread.id) for thread in psutil.Process(pid).threads()} == {os.SCHED_IDLE}
+            assert policies_of(pid) == {os.SCHED_IDLE}
             running = asyncio.create_task(ending(client, LONG))
             await asyncio.sleep(0)
             os.kill(pid, signal.SIGKILL)
-            assert "signal 9" in await asyncio.wait_for(client.ended(), 20)
+            assert "signal 9" in await asyncio.wait_for(client.ended(), 60)
             assert isinstance(await running, EngineDown)
             assert not psutil.pid_exists(pid) and client.status.phase == "down"
             with pytest.raises(EngineDown):
@@ -203,14 +206,14 @@ def test_a_wedged_child_is_noticed_and_replaced() -> None:
         first = client.status.pid
         assert first is not None
         os.kill(first, signal.SIGSTOP)
-        error = await asyncio.wait_for(task, 30)
+        error = await asyncio.wait_for(task, 60)
         assert isinstance(error, EngineDown)
         assert "no sign of life" in error.message
         await until_ready(client)
         assert client.status.pid != first
         assert isinstance(await ending(client, chat("hello")), Finished)
 
-    run_with_engine(load_of(Q4_0), use, EngineLimits(8, 2.0, 60.0, 2.0))
+    run_with_engine(load_of(Q4_0), use, EngineLimits(8, 8.0, 60.0, 2.0))
 
 
 class OddClient(EngineClient):
@@ -225,7 +228,7 @@ def test_a_child_that_cannot_even_die_leaves_nobody_waiting() -> None:
         await client.start()
         await client.wait_ready()
         with pytest.raises(EngineDown, match="no sign of life"):
-            await asyncio.wait_for(collect(client, Submit(0, TextPrompt("x"))), 20)
+            await asyncio.wait_for(collect(client, Submit(0, TextPrompt("x"))), 60)
         assert client.status.phase == "down" and client.in_flight == 0
         await client.stop()
 

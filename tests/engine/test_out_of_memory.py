@@ -131,7 +131,7 @@ def test_an_engine_that_runs_out_of_memory_at_work_comes_back_smaller() -> None:
                 for _ in range(200):  # the heap's spare room is used up at last
                     await collect(client, Submit(0, TextPrompt("x " * 1500), Sampling(temperature=0.0), max_tokens=200))
             while client.status.reduced == 0 or client.status.phase != "ready":
-                await asyncio.wait_for(client.changed(), 30)
+                await asyncio.wait_for(client.changed(), 60)
             assert client.facts is not None and client.facts.slots == 2 and smaller.given == [2]
             assert (await collect(client, ASK)).finished is not None
 
@@ -143,7 +143,7 @@ def test_an_engine_that_is_killed_for_other_reasons_keeps_its_layout() -> None:
         async with at_work() as (client, smaller, pid):
             os.kill(pid, signal.SIGKILL)
             while client.status.restarts == 0 or client.status.phase != "ready":
-                await asyncio.wait_for(client.changed(), 30)
+                await asyncio.wait_for(client.changed(), 60)
             assert client.facts is not None and client.facts.slots == 4 and not smaller.given
 
     asyncio.run(body())

@@ -15,6 +15,23 @@ from edge.engine.pipe import step_back
 step_back()
 print(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))
 """
+AMONG_THREADS = """
+import os, threading
+from edge.engine.pipe import step_back
+over = threading.Event()
+def beget():
+    while not over.is_set():
+        child = threading.Thread(target=int)
+        child.start()
+        child.join()
+parents = [threading.Thread(target=beget) for _ in range(8)]
+for parent in parents:
+    parent.start()
+step_back()
+policies = {os.sched_getscheduler(parent.native_id) for parent in (*parents, threading.main_thread())}
+over.set()
+print(*policies, os.getpriority(os.PRIO_PROCESS, 0))
+"""
 FORBIDDEN = """
 import ctypes, os, struct
 numbers = {"x86_64": (141, 144), "aarch64": (140, 119)}[os.uname().machine]  # setpriority, sched_setscheduler
@@ -32,12 +49,18 @@ assert kernel.prctl(22, 2, ctypes.byref(program), 0, 0) == 0  # a filter of syst
 
 
 def child(text: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_it_runs_only_when_nobody_else_wants_to() -> None:
     done = child(STEP_BACK)
     assert (done.returncode, done.stdout.split()[0]) == (0, str(os.SCHED_IDLE)), done.stderr
+
+
+def test_threads_that_come_and_go_meanwhile_keep_none_of_the_others_ahead() -> None:
+    for _ in range(5):
+        done = child(AMONG_THREADS)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{os.SCHED_IDLE} 0\n", "")
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="numbers of system calls are by machine")

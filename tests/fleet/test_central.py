@@ -18,7 +18,7 @@ from edge.settings import Fleet
 from tests.fleet.http2 import WORDS, Http2Fleet, tls
 from tests.fleet.upstream import Upstream, running
 
-LIMITS = FleetLimits(budget_s=3.0, whole_budget_s=3.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
+LIMITS = FleetLimits(budget_s=60.0, whole_budget_s=60.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
 BODY = {"messages": [], "stream": True}
 
 

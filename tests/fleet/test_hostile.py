@@ -26,9 +26,9 @@ from edge.settings import Fleet
 from tests.fleet.http2 import Http2Fleet, tls
 from tests.fleet.upstream import Upstream, running
 
-LIMITS = FleetLimits(budget_s=5.0, whole_budget_s=5.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
-PATIENCE_S = 20.0
-"""Below the 30 s that an upstream may be silent: who waits for that waits too long."""
+LIMITS = FleetLimits(budget_s=60.0, whole_budget_s=60.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
+PATIENCE_S = 60.0
+"""Below the 300 s that an upstream may be silent: who waits for that waits too long."""
 WHOLE = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}]}).encode()
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
@@ -78,7 +78,8 @@ async def central_at(answer: Answer, **upstream: Any) -> AsyncIterator[Central]:
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    central = Central([Configured(name="a", url=f"http://127.0.0.1:{port}/v1", **upstream)], LIMITS)
+    configured = Configured(**{"name": "a", "url": f"http://127.0.0.1:{port}/v1", "idle_timeout_s": 300.0, **upstream})
+    central = Central([configured], LIMITS)
     try:
         async with asyncio.timeout(PATIENCE_S):
             yield central
@@ -295,10 +296,10 @@ def test_a_key_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_the_last_upstream_has_all_the_time_that_is_left() -> None:
-    with running(Upstream(mood="broken")) as one, running(Upstream(mood="slow", slow_s=1.7)) as two:
+    with running(Upstream(mood="broken")) as one, running(Upstream(mood="slow", slow_s=5.5)) as two:
 
         async def main() -> None:
-            limits = FleetLimits(3.0, 3.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
+            limits = FleetLimits(10.0, 10.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
             ours = [Configured(name="one", url=one.url), Configured(name="two", url=two.url, priority=2)]
             central, heard = Central(ours, limits), list[str]()
             await read(central, heard)

@@ -15,6 +15,7 @@ Mood = Literal[
     "well", "hung", "slow", "broken", "busy", "garbage", "half", "no json", "empty", "bad request", "dead", "other"
 ]
 SLOW_S = 0.6
+HUNG_S = 300.0
 
 
 @dataclass
@@ -30,6 +31,12 @@ class Upstream:
     slow_s: float = SLOW_S
     port: int = 0
     probes: int = 0
+    hanging: bool = False
+    """Somebody waits for an answer that does not come."""
+    said: int = 0
+    """Words of streams."""
+    finished: int = 0
+    """Answers that are out."""
     left: int = 0
     """Connections that the other side closed in the middle of an answer."""
 
@@ -53,6 +60,7 @@ class Upstream:
                     if not await self._answer(writer, body):
                         break
                 await writer.drain()
+                self.finished += not head.startswith("GET")
         except (asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         except ConnectionError:
@@ -64,10 +72,10 @@ class Upstream:
         """False: the connection ends here."""
         match self.mood:
             case "hung":
-                await asyncio.sleep(30)
+                await self._hang(HUNG_S)
                 return False
             case "slow":
-                await asyncio.sleep(self.slow_s)
+                await self._hang(self.slow_s)
             case "broken" | "dead":
                 self._plain(writer, "500 Oops", {"error": {"message": "no"}})
                 return True
@@ -91,6 +99,11 @@ class Upstream:
             return True
         return await self._stream(writer)
 
+    async def _hang(self, seconds: float) -> None:
+        self.hanging = True
+        await asyncio.sleep(seconds)
+        self.hanging = False
+
     async def _stream(self, writer: asyncio.StreamWriter) -> bool:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         if self.mood == "garbage":
@@ -99,6 +112,7 @@ class Upstream:
         for number, word in enumerate(self.words):
             self._event(writer, {"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]})
             await writer.drain()
+            self.said += 1
             if self.mood == "half" and number == 1:
                 return False
             await asyncio.sleep(0.002)
@@ -166,15 +180,15 @@ def running(upstream: Upstream) -> Iterator[Upstream]:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield upstream
     finally:
         loop.call_soon_threadsafe(task.cancel)
-        thread.join(10)
+        thread.join(60)
 
 
-def wait_until(condition: Any, timeout_s: float = 15.0) -> None:
+def wait_until(condition: Any, timeout_s: float = 60.0) -> None:
     """Wait for something that another thread or process does."""
     give_up_s = time.monotonic() + timeout_s
     while not condition():

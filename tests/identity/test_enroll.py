@@ -206,7 +206,7 @@ def test_it_waits_if_it_is_told_to_also_over_a_gap(est: EstServer, box: Box) -> 
     thread.start()
     until(lambda: est.asked.count("simpleenroll") >= 2)
     est.approved.add("tok1-1")
-    thread.join(20)
+    thread.join(60)
     assert box.identity().node == "tok1-1"
     assert any("waiting until somebody approves" in text for text in box.said)
 

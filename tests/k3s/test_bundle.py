@@ -628,12 +628,12 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, by: signal.Signals) -> No
     command = [sys.executable, "-m", "edge", "k3s", "bundle", "--image", str(fifo), "--to", str(tmp_path / "b")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while len(os.listdir(tmp_path)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(os.listdir(tmp_path)) == 2, "its draft is there"
         process.send_signal(by)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130 and "Traceback" not in said

@@ -14,7 +14,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.e2e.conftest import RunningNode, free_port
+from bench.servers import free_port
+from tests.e2e.conftest import RunningNode
 from tests.observability.conftest import ROOT
 
 DASHBOARD = json.loads((ROOT / "observability" / "grafana-dashboard.json").read_text())
@@ -40,7 +41,7 @@ def prometheus(full_node: RunningNode, tmp_path_factory: pytest.TempPathFactory)
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             give_up_s = time.monotonic() + _PATIENCE_S
             while not _has(client, "count_over_time(up[1m]) > 2"):
                 assert time.monotonic() < give_up_s and process.poll() is None, "Prometheus does not scrape"

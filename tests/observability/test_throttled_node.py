@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.nvml import PROFILES, build_library
+from tests.probes.boards import rewrite
 
 _PATIENCE_S = 60
 
@@ -34,7 +35,7 @@ def test_heat_is_told_everywhere_and_the_engine_goes_on(home: Path, tmp_path: Pa
     )  # fmt: skip
     try:
         assert throttled(node)["edge_throttled"] == 0
-        profile.write_text(cool.replace("0.throttle 0x0", "0.throttle 0x44"))
+        rewrite(profile, cool.replace("0.throttle 0x0", "0.throttle 0x44"))
         give_up_s = time.monotonic() + _PATIENCE_S
         while (found := throttled(node))["edge_throttled"] == 0:
             assert time.monotonic() < give_up_s

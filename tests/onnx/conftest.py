@@ -16,6 +16,8 @@ from edge.onnx.messages import LoadTensors, Looking, Reading
 from tests.onnx.detectors import LABELS, SIDE
 
 LIMITS = EngineLimits(max_waiting=64, wedge_timeout_s=20.0, load_timeout_s=60.0, restart_backoff_max_s=2.0)
+IN_THE_BACKGROUND = EngineLimits(max_waiting=64, wedge_timeout_s=60.0, load_timeout_s=600.0, restart_backoff_max_s=2.0)
+"""A child that gets only what other processes leave may be long in loading beside busy ones."""
 MIB = 1 << 20
 
 
@@ -105,7 +107,7 @@ def run_with_child(
         client = TensorClient(load, limits)
         await client.start()
         try:
-            await asyncio.wait_for(client.wait_ready(), 60)
+            await asyncio.wait_for(client.wait_ready(), limits.load_timeout_s)
             await use(client)
         finally:
             await client.stop()

@@ -22,7 +22,16 @@ from edge.engine.supervised import EngineLimits
 from edge.errors import DoesNotFit, EdgeError, EngineDown, EngineFault, InvalidRequest, ModelUnusable, Overloaded
 from edge.onnx.client import TensorClient
 from edge.onnx.messages import Embedded, Tensor
-from tests.onnx.conftest import LIMITS, MIB, detector_load_of, load_of, reading_of, run_with_child
+from tests.onnx.conftest import (
+    IN_THE_BACKGROUND,
+    LIMITS,
+    MIB,
+    detector_load_of,
+    load_of,
+    reading_of,
+    run_with_child,
+)
+from tests.threads import policies_of
 
 SENTENCES = ["pump three is on", "a valve", "the alarm in hall two rang at night, and nobody knew why it did", "x"] * 6
 
@@ -91,20 +100,22 @@ def test_a_text_that_fails_fails_alone(encoder: Path, tmp_path: Path) -> None:
 
 def test_kills_in_the_middle_of_requests_leave_none_without_an_answer(encoder: Path) -> None:
     async def use(client: TensorClient) -> None:
+        killed = []
         for _ in range(3):
             await until_ready(client)
             tasks = [asyncio.create_task(ending(client.embed(SENTENCES * 20, "", None))) for _ in range(8)]
             await asyncio.sleep(0.05)
             assert client.status.pid is not None
+            killed.append(client.status.pid)
             os.kill(client.status.pid, signal.SIGKILL)
-            endings = await asyncio.wait_for(asyncio.gather(*tasks), 10)
+            endings = await asyncio.wait_for(asyncio.gather(*tasks), 60)
             assert all(isinstance(e, EngineDown | Embedded) for e in endings)
             assert any(isinstance(e, EngineDown) for e in endings)
             assert client.in_flight == 0
         await until_ready(client)
         assert isinstance(await client.embed(["a"], "", None), Embedded)
         assert client.status.restarts == 3
-        assert not [p for p in psutil.Process().children() if p.status() == psutil.STATUS_ZOMBIE]
+        assert not [p for p in psutil.Process().children() if p.pid in killed], "a zombie is left"
 
     run_with_child(load_of(encoder, reading_of(encoder)), use)
 
@@ -131,13 +142,13 @@ def test_a_wedged_child_is_noticed_and_replaced(encoder: Path) -> None:
         first = client.status.pid
         assert first is not None
         os.kill(first, signal.SIGSTOP)
-        error = await asyncio.wait_for(ending(client.embed(["a"], "", None)), 30)
+        error = await asyncio.wait_for(ending(client.embed(["a"], "", None)), 60)
         assert isinstance(error, EngineDown) and "no sign of life" in error.message
         await until_ready(client)
         assert client.status.pid != first
         assert isinstance(await client.embed(["a"], "", None), Embedded)
 
-    run_with_child(load_of(encoder, reading_of(encoder)), use, EngineLimits(8, 2.0, 60.0, 2.0))
+    run_with_child(load_of(encoder, reading_of(encoder)), use, EngineLimits(8, 8.0, 60.0, 2.0))
 
 
 def test_a_full_queue_refuses_and_a_client_that_leaves_frees_its_place(encoder: Path) -> None:
@@ -293,10 +304,9 @@ def test_a_file_cut_short_is_said_and_no_tokenizer_is_needed_for_tensors(encoder
 def test_a_child_in_the_background_takes_only_what_others_leave(encoder: Path) -> None:
     async def use(client: TensorClient) -> None:
         assert client.status.pid is not None
-        threads = psutil.Process(client.status.pid).threads()
-        assert {os.sched_getscheduler(thread.id) for thread in threads} == {os.SCHED_IDLE}
+        assert policies_of(client.status.pid) == {os.SCHED_IDLE}
 
-    run_with_child(load_of(encoder, reading_of(encoder), background=True, threads=2), use, LIMITS)
+    run_with_child(load_of(encoder, reading_of(encoder), background=True, threads=2), use, IN_THE_BACKGROUND)
 
 
 @pytest.mark.parametrize(

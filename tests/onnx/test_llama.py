@@ -26,9 +26,10 @@ from edge.engine.supervised import EngineLimits
 from edge.errors import ContextLengthExceeded, DoesNotFit, EngineDown, InvalidRequest, ModelUnusable
 from edge.onnx.client import TensorClient
 from edge.onnx.messages import Embedded, LoadTensors, Reading
-from tests.onnx.conftest import LIMITS, MIB, run_with_child
+from tests.onnx.conftest import IN_THE_BACKGROUND, MIB, run_with_child
 from tests.onnx.decoder import last_states, yes_share
 from tests.onnx.test_child import SENTENCES, by_hand, ending, until_ready, vectors
+from tests.threads import policies_of
 
 
 @pytest.fixture(scope="session")
@@ -245,23 +246,23 @@ def test_killed_or_wedged_it_is_replaced_and_every_request_ends(bert: Path) -> N
             await asyncio.sleep(0.05)
             assert client.status.pid is not None
             os.kill(client.status.pid, how)
-            endings = await asyncio.wait_for(asyncio.gather(*tasks), 30)
+            endings = await asyncio.wait_for(asyncio.gather(*tasks), 60)
             assert all(isinstance(e, EngineDown | Embedded) for e in endings)
             assert any(isinstance(e, EngineDown) for e in endings)
             await until_ready(client)
             assert isinstance(await client.embed(["a"], "", None), Embedded)
             assert client.status.restarts == number + 1
 
-    run_with_child(load_of(bert), use, EngineLimits(64, 2.0, 60.0, 2.0))
+    run_with_child(load_of(bert), use, EngineLimits(64, 8.0, 60.0, 2.0))
 
 
 def test_in_the_background_it_takes_only_what_others_leave_and_loads_no_onnxruntime(bert: Path) -> None:
     async def use(client: TensorClient) -> None:
         assert client.status.pid is not None
         process = psutil.Process(client.status.pid)
-        assert {os.sched_getscheduler(thread.id) for thread in process.threads()} == {os.SCHED_IDLE}
+        assert policies_of(process.pid) == {os.SCHED_IDLE}
         mapped = [mapping.path for mapping in process.memory_maps()]
         assert any("libllama" in path for path in mapped)
         assert not any("onnxruntime" in path or "tokenizers" in path for path in mapped)
 
-    run_with_child(load_of(bert, background=True, threads=2), use, LIMITS)
+    run_with_child(load_of(bert, background=True, threads=2), use, IN_THE_BACKGROUND)

@@ -111,6 +111,13 @@ LIMITED: Mapping[str, str | None] = {
 """A machine whose node may take 2 GiB, as in a container."""
 
 
+def rewrite(path: Path, content: str) -> None:
+    """In one step: whoever reads meanwhile sees all of the old or all of the new, as of the kernel's own files."""
+    draft = path.with_name(f".{path.name}.new")
+    draft.write_text(content)
+    draft.replace(path)
+
+
 def plant(place: Path, tree: Mapping[str, str | None]) -> Roots:
     """Write a tree. A file whose text is None cannot be read: a directory stands in its place."""
     for name, content in tree.items():

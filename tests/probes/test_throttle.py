@@ -10,7 +10,7 @@ from edge.probes.host import Roots
 from edge.probes.readings import BoardReading, GpuReading, HostReading, Readings
 from edge.probes.sample import Probes
 from edge.probes.throttle import Change, ThrottleWatch
-from tests.probes.boards import PLAIN, plant
+from tests.probes.boards import PLAIN, plant, rewrite
 
 
 def at(at_s: float, *reasons: str, cooling: float = 0.0, over_current: int = 0, cpu: int | None = None) -> Readings:
@@ -79,8 +79,8 @@ def test_the_thread_tells_of_a_change_and_its_readings_grow_old(tmp_path: Path) 
     probes.start()
     while probes.now() is None:
         time.sleep(0.01)
-    (tmp_path / "sys/class/thermal/cooling_device0/cur_state").write_text("4\n")
-    assert changed.wait(20)
+    rewrite(tmp_path / "sys/class/thermal/cooling_device0/cur_state", "4\n")
+    assert changed.wait(60)
     assert told[0].begins and probes.throttle.active
     newest = probes.now()
     assert newest is not None and newest.host.cooling == {"Processor": 0.4}
@@ -101,7 +101,7 @@ def test_a_strange_board_does_not_end_the_thread(tmp_path: Path) -> None:
     probes.start()
     time.sleep(0.1)
     assert probes.now() is None
-    (tmp_path / "proc/stat").write_text("cpu  100\n")
+    rewrite(tmp_path / "proc/stat", "cpu  100\n")
     while probes.now() is None:
         time.sleep(0.01)
     probes.stop()

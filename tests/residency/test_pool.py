@@ -166,11 +166,15 @@ def test_in_a_storm_nobody_is_cut_off_nobody_starves_and_the_room_is_kept(seed: 
     assert all(engine.stopped for engine in storm.engines)
 
 
+LATE_S = 1.2
+"""Long beside what a busy machine keeps the loop waiting before it gets so far."""
+
+
 class Late(Counting):
     """The loop stands still as it gets ready, so that somebody's patience ends in the same turn."""
 
     async def wait_ready(self) -> ModelFacts:
-        asyncio.get_running_loop().call_later(0.02, time.sleep, 0.1)
+        asyncio.get_running_loop().call_later(0.02, time.sleep, LATE_S)
         await asyncio.sleep(0.02)
         return facts()
 
@@ -183,7 +187,7 @@ def test_a_model_that_comes_as_patience_ends_is_not_held_for_ever() -> None:
         )  # fmt: skip
         await pool.start()
         await pool.wait_main()
-        (await pool.acquire("a", 0.08)).release()  # it came in time: that counts
+        (await pool.acquire("a", LATE_S - 0.2)).release()  # it came in time: that counts
         serving = pool.roster["a"].serving
         assert serving is not None and not serving.busy
         await pool.stop()

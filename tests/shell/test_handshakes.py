@@ -41,7 +41,7 @@ def against_server(home: Path, client: Client, *, timeout_s: float, most: int) -
         server, listener = http_server(application, settings), bind(settings)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await client(listener.getsockname()[1], trusting)
         finally:
             server.should_exit = True
@@ -74,7 +74,7 @@ def test_who_never_shakes_hands_is_given_up(tmp_path: Path) -> None:
             assert await closed(reader)
             writer.close()
 
-    against_server(tmp_path, client, timeout_s=2, most=100)
+    against_server(tmp_path, client, timeout_s=5, most=100)
 
 
 def test_too_many_take_nobodys_place_who_goes_on(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def with_listener(
 
 def handshake(port: int, trusting: ssl.SSLContext) -> str:
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         trusting.wrap_socket(plain, server_hostname="localhost") as wrapped,
     ):
         wrapped.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

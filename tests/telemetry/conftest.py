@@ -107,7 +107,7 @@ class SinkSide:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(60)
 
 
 @pytest.fixture

@@ -50,12 +50,12 @@ def serving(home: Path, **env: str) -> Iterator[RunningNode]:
 def ask(node: RunningNode) -> httpx.Response:
     body = {"model": "edge-builtin", "messages": [{"role": "user", "content": "Stop pump 2."}], "max_tokens": 4}
     streamed = {**body, "stream": True}
-    httpx.post(f"{node.base_url}/v1/chat/completions", json=streamed, timeout=30, trust_env=False)
-    return httpx.post(f"{node.base_url}/v1/chat/completions", json=body, timeout=30, trust_env=False)
+    httpx.post(f"{node.base_url}/v1/chat/completions", json=streamed, timeout=60, trust_env=False)
+    return httpx.post(f"{node.base_url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
 
 
 def load(node: RunningNode) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{node.base_url}/edge/v1/load", trust_env=False).json()
+    found: dict[str, Any] = httpx.get(f"{node.base_url}/edge/v1/load", timeout=60, trust_env=False).json()
     return found
 
 
@@ -89,7 +89,7 @@ def test_a_node_tells_what_happens_and_does_what_it_is_told(
         assert {"start", "engine_ready"} <= set(events(sink))
         until(lambda: retained(sink, "up/info").get("model") == "edge-builtin")
         assert load(node)["alarms"] == [] and load(node)["outbox"]["connected"]
-        assert "edge_uplink_connected 1.0" in httpx.get(f"{node.base_url}/metrics", trust_env=False).text
+        assert "edge_uplink_connected 1.0" in httpx.get(f"{node.base_url}/metrics", timeout=60, trust_env=False).text
         assert "connected to mqtts://" in run_edge("status", "--url", node.base_url).stdout
 
         drained = command(broker, key, "drain")
@@ -240,7 +240,7 @@ def test_what_a_node_answers_does_nothing_to_a_terminal(
 
     replying = threading.Thread(target=reply)
     replying.start()
-    done = command(broker, key, "rebirth", "--timeout", "20")
+    done = command(broker, key, "rebirth", "--timeout", "60")
     over.set()
     replying.join()
     node.close()

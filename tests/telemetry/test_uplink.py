@@ -164,16 +164,16 @@ def test_a_link_that_swallows_everything_is_noticed_and_nothing_is_lost(
 
 
 def test_after_an_outage_live_data_overtakes_the_backlog(node: NodeSide, broker: Broker, sink: SinkSide) -> None:
-    for number in range(60):
+    for number in range(300):  # half a minute's
         node.outbox.append_event("start", {"number": number})
     uplink = node.connect(broker.address("n1"), backlog_per_s=10.0)
     until(lambda: uplink.connected)
     node.outbox.append_event("engine_down", {})
-    until(lambda: (61,) in sink.rows())
+    until(lambda: (301,) in sink.rows())
     assert node.outbox.pending() > 20
     rows = sink.rows("SELECT seq, payload FROM records")
     historical = {seq: orjson.loads(payload)["hist"] for seq, payload in rows}
-    assert historical[1] and not historical[61]
+    assert historical[1] and not historical[301]
 
 
 class MuteBroker:
@@ -210,7 +210,7 @@ def test_no_more_publishes_wait_than_ten_or_what_the_broker_takes(
     mute = MuteBroker(receive_maximum)
     for number in range(50):
         node.outbox.append_event("start", {"number": number})
-    uplink = node.connect(BrokerAddress(f"mqtt://127.0.0.1:{mute.port}", "n1"))
+    uplink = node.connect(BrokerAddress(f"mqtt://127.0.0.1:{mute.port}", "n1"), silence_s=300.0, resend_s=300.0)
     until(lambda: uplink.connected)
     for number in range(50):
         node.outbox.append_event("start", {"number": number})
@@ -309,6 +309,7 @@ def test_a_link_that_drops_each_session_does_not_accuse_another_node(node: NodeS
         until(lambda: uplink.connected)
         relay.reset()
         until(lambda: not uplink.connected)
+    until(node.codes)
     assert node.codes() == {"uplink_unstable"}
 
 
@@ -329,6 +330,7 @@ def test_a_sink_whose_database_is_locked_waits_and_goes_on(
         other.execute("ROLLBACK")
         other.close()
         until(lambda: node.outbox.pending() == 0)
+        until(lambda: told("sink_unlocked"))
     assert sink.rows() == [(1,)] and sink.sink.connected.is_set()
     assert len(told("sink_locked")) == len(told("sink_unlocked")) == 1
 
