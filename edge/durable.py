@@ -148,12 +148,12 @@ def open_lock(path: Path) -> int:
     return os.open(path, _LOCK_FLAGS | os.O_CREAT, 0o600)  # who may read it could hold the lock
 
 
-def lock(descriptor: int, *, wait: bool) -> str:
-    """Take the lock of an open file, until it is closed or this process ends, however it ends. Returns why nothing is held, on
-    file systems without locks, and nothing if it is: a box on such a one has to work too, and whoever asks knows whether
-    that is worth a word. Raises BlockingIOError if another holds it, and OSError."""
+def lock(descriptor: int, *, wait: bool, shared: bool = False) -> str:
+    """Take the lock of an open file, until it is closed or this process ends, however it ends. Shared: beside others who take
+    it so. Returns why nothing is held, on file systems without locks, and nothing if it is: a box on such a one has to work
+    too, and whoever asks knows whether that is worth a word. Raises BlockingIOError if another holds it, and OSError."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise
     except OSError as error:

@@ -51,7 +51,7 @@ def running(home: Path) -> str | None:
     except OSError:
         return None
     try:  # shared and for a moment: a node that starts just now waits for longer
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock(descriptor, wait=False, shared=True)
     except BlockingIOError:
         return _holder(descriptor)
     except OSError:
