@@ -13,7 +13,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
-from edge.errors import ConfigurationError, EnrollmentFailed
+from edge.errors import EnrollmentFailed, NotYet
 from edge.identity import applied
 from edge.identity.certificates import common_name, read_key, read_pem, spki
 from edge.identity.moment import Life
@@ -26,8 +26,8 @@ ABOUT, BOOTSTRAP, SETTINGS = "identity.json", "bootstrap.json", "settings.toml"
 _FOR_OTHERS = 0o077
 
 
-class IdentityDamaged(ConfigurationError):
-    """The identity's files are not as this software leaves them."""
+class IdentityDamaged(NotYet):
+    """The identity's files are not as this software leaves them. The start is tried again: `edge enroll --force` mends it."""
 
     code = "identity_damaged"
 
