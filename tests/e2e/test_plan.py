@@ -64,10 +64,11 @@ def test_a_memory_size_needs_its_unit(run_edge: RunEdge, size: str) -> None:
 
 
 def test_measured_it_says_what_the_model_can_promise_here(run_edge: RunEdge) -> None:
-    done = run_edge("plan", "--measure")
+    wide = {"EDGE_SLO__TTFT_MS": "20000", "EDGE_SLO__ITL_MS": "20000"}  # so that a busy machine meets them too
+    done = run_edge("plan", "--measure", **wide)
     assert done.returncode == 0
     assert re.search(
-        r"^promise +first token within 50 ms.* up to [\d,]+ tokens and \d+ answers?", done.stdout, re.MULTILINE
+        r"^promise +first token within 20000 ms.* up to [\d,]+ tokens and \d+ answers?", done.stdout, re.MULTILINE
     )
     assert re.search(r"^memory +weights .* attention .*; the engine's process holds ", done.stdout, re.MULTILINE)
     assert re.search(r"^ *8 +[\d.]+$", done.stdout, re.MULTILINE)
