@@ -25,7 +25,7 @@ from edge.errors import ConfigurationError
 from edge.fitting import Fitter, wishes_of
 from edge.handshakes import HandshakeLoop
 from edge.identity.owner import other_owner
-from edge.listener import bind, http_server, is_here, keep_looking_for, raise_file_limit, require_tls_files, url
+from edge.listener import bind, http_server, is_here, keep_looking_for, raise_file_limit, require_tls_files
 from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
 from edge.logs import start_logging
 from edge.machine import resident_bytes
@@ -56,6 +56,8 @@ class Started:
     url: str
     is_here: bool
     """The machine has that address now."""
+    everywhere: bool
+    """It listens on all addresses of the machine; `url` is one of them."""
     keys_required: bool
     engine_bytes: int
     front_bytes: int
@@ -333,8 +335,9 @@ class Node:
             model=self._model,
             model_name=self._model_name,
             facts=facts,
-            url=url(self._settings.server, self._listener),
+            url=self._settings.server.url(self._listener.getsockname()[1]),
             is_here=is_here(self._listener),
+            everywhere=self._settings.server.everywhere,
             keys_required=self._keys_required,
             engine_bytes=resident_bytes(pid) if pid is not None else 0,
             front_bytes=resident_bytes(os.getpid()),

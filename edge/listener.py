@@ -187,15 +187,6 @@ def raise_file_limit(connections: int) -> int:
     return fewer
 
 
-def url(settings: Server, listener: socket.socket) -> str:
-    """Where people on this machine reach the node."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-    if ":" in host and not host.startswith("["):
-        host = f"[{host}]"
-    scheme = "https" if settings.tls_cert else "http"
-    return f"{scheme}://{host}:{listener.getsockname()[1]}"
-
-
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: the node decides when to drain and when to end."""
 

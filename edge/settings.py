@@ -44,6 +44,9 @@ HostName = Annotated[str, Field(pattern=r"^(\*|[A-Za-z0-9_]([A-Za-z0-9._\-]{0,25
 """What clients may call a host; `*` is any."""
 HostNames = Annotated[tuple[HostName, ...], BeforeValidator(_listed)]
 
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses to listen on that stand for all of a machine's, and by which of them the machine itself gets there."""
+
 
 class Section(BaseModel):
     """One table of the settings file. Unknown keys are refused."""
@@ -93,6 +96,16 @@ class Server(Section):
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("server.tls_client_ca needs server.tls_cert and server.tls_key too")
         return self
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it listens on all addresses of the machine."""
+        return self.host in _EVERYWHERE
+
+    def url(self, port: int) -> str:
+        """Where people on this machine reach the node."""
+        host = _EVERYWHERE.get(self.host, self.host)
+        return f"{'https' if self.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Auth(Section):

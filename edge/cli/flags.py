@@ -72,8 +72,7 @@ def current(flags: Flags | None = None) -> Effective:
 def own_url(effective: Effective) -> str:
     """Where `edge serve` listens with these settings, as seen from this machine."""
     server = effective.settings.server
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
-    return f"{'https' if server.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{server.port}"
+    return server.url(server.port)
 
 
 def node_url(given: str | None) -> str:

@@ -122,6 +122,7 @@ class StartView:
 def _account(started: Started) -> list[tuple[str, str]]:
     facts, url = started.facts, started.url
     keys = "an API key is required" if started.keys_required else "no API key is required from this machine"
+    others = ", and on all other addresses of this machine" if started.everywhere else ""
     absent = "" if started.is_here else "; nobody gets there yet: it is no address of this machine"
     key_header = "-H 'Authorization: Bearer '$EDGE_API_KEY " if started.keys_required else ""
     edge = words.called(sys.argv[0], on_path=shutil.which("edge") is not None)
@@ -150,7 +151,7 @@ def _account(started: Started) -> list[tuple[str, str]]:
             if started.further
             else []
         ),
-        ("serves", f"{url}/v1 ({keys}{absent})"),
+        ("serves", f"{url}/v1{others} ({keys}{absent})"),
         ("try it", f'{chat} "{_EXAMPLE}"'),
         ("", f"curl {url}/v1/chat/completions {key_header}-H 'Content-Type: application/json' -d '{body}'"),
     ]
