@@ -163,7 +163,12 @@ def remove(name: str) -> None:
     """Take the files of model NAME away, and its manifest if `edge models` wrote it."""
     removed = _inventory().remove(name)
     if removed.freed_bytes or removed.manifest:
-        click.echo(f"removed {name}, {quantities.size(removed.freed_bytes)} freed")
+        freed = (
+            f"{quantities.size(removed.freed_bytes)} freed"
+            if removed.freed_bytes
+            else "no file went with it: linked, another model's too, or not here"
+        )
+        click.echo(f"removed {name}, {freed}")
     else:
         click.echo(f"nothing of {name} takes space here")
 
