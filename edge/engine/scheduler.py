@@ -229,7 +229,7 @@ class Scheduler:
 
     def next_placement(self, now_s: float) -> Placement | None:
         """The next sequence to get a slot or the cells it waits for; None if there is none now. Ask again after `placed`."""
-        placement = self._seating.next_placement(now_s, self._foresight.spare_s(now_s))
+        placement = self._seating.next_placement(now_s, lambda: self._foresight.spare_s(now_s))
         held = self._seating.held
         if held is None:
             self._held = None

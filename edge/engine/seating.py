@@ -7,7 +7,7 @@ least, or the one that holds the beginning of its own prompt. A beginning that a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,9 +131,10 @@ class Seating:
 
     # --- seating ------------------------------------------------------------------------------------------------------
 
-    def next_placement(self, now_s: float, spare_s: float) -> Placement | None:
+    def next_placement(self, now_s: float, spare_s: Callable[[], float]) -> Placement | None:
         """The next sequence to get a slot or the cells it waits for; None if there is none now. Ask again after `placed`.
-        One that was not admitted waits (`held`) while its cells take longer to bring than `spare_s`."""
+        One that was not admitted waits (`held`) while its cells take longer to bring than `spare_s`, which is asked for then
+        only: most passes place nobody."""
         self.held = None
         for sequence in self.slots.holders():
             if sequence.phase is Phase.FOLLOWING and sequence.awaits is not None and self._is_ready(sequence):
@@ -153,8 +154,8 @@ class Seating:
             free = self.slots.free_slots()
         return None
 
-    def _is_held(self, placement: Placement, spare_s: float) -> bool:
-        if placement.sequence.request.admitted or self.copy_s(placement) <= spare_s:
+    def _is_held(self, placement: Placement, spare_s: Callable[[], float]) -> bool:
+        if placement.sequence.request.admitted or self.copy_s(placement) <= spare_s():
             return False
         self.held = placement.sequence
         return True
