@@ -90,6 +90,11 @@ async def whole_body(
         raise SlowClient(f"the request's body did not arrive within {timeout_s:g} s") from None
 
 
+def media_type(headers: Headers, without: str = "") -> str:
+    """The type of a body without its parameters, in small letters; `without`: where no type is named."""
+    return headers.get("content-type", without).partition(";")[0].strip().lower()
+
+
 def replayed(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the body that was read already, then whatever comes from the connection."""
     given = False

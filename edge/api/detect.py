@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from edge.api.answers import new_id
+from edge.api.bodies import media_type
 from edge.api.faults import invalid_body
 from edge.api.inference import ERRORS
 from edge.api.render import json_response
@@ -54,7 +55,7 @@ _BODY = {
 async def detect(request: Request) -> Response:
     """Things in a picture: a JSON body with the picture in base64, or the picture itself with `?model=NAME`."""
     body = await request.body()
-    kind = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
+    kind = media_type(request.headers, _JSON)
     if kind == _JSON:
         question, picture = _from_json(body)
     elif kind.startswith("image/") or kind == "application/octet-stream":

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 
+from edge.api.bodies import media_type
+
 ANY = "*"
 _SENT_UNASKED = frozenset({"", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 """Types of bodies that a page may send anywhere without the other side being asked first (Fetch, "CORS-safelisted")."""
@@ -56,4 +58,4 @@ def _is_address(host: str) -> bool:
 
 def sent_unasked(headers: Headers) -> bool:
     """Whether a page of any other site may have sent this body. It reads no answer, but the node would work for it."""
-    return "origin" in headers and headers.get("content-type", "").partition(";")[0].strip().lower() in _SENT_UNASKED
+    return "origin" in headers and media_type(headers) in _SENT_UNASKED
