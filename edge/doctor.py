@@ -6,7 +6,6 @@ Checks that load native code do so in a process of their own, since a broken lib
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import platform
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from edge.api.auth import KeyStore
+from edge.durable import FULL
 from edge.effective import Effective, load
 from edge.errors import ConfigurationError, EdgeError
 from edge.fitting import Fitter, wishes_of
@@ -181,8 +181,7 @@ def _home(home: Path) -> Finding:
         finally:
             probe.unlink(missing_ok=True)  # on a full disk it is there, and empty
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        cure = "make room on its disk" if full else "give this user the directory"
+        cure = "make room on its disk" if error.errno in FULL else "give this user the directory"
         cure += ", or choose another with EDGE_HOME or --home"
         return Finding("fail", subject, f"{home} cannot be written to ({error.strerror})", cure)
     free = shutil.disk_usage(home).free
