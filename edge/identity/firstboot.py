@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,7 @@ def _replace(path: Path, data: bytes) -> None:
     found = place.stat()
     owner = (found.st_uid, found.st_gid) if os.geteuid() == 0 else None
     try:
-        write_atomically(place, data, stat.S_IMODE(found.st_mode) & 0o777, owner=owner)
+        write_atomically(place, data, found.st_mode & 0o777, owner=owner)
     except OSError:
         with place.open("r+b") as file:
             file.write(data)

@@ -56,11 +56,10 @@ def parts(measured: Measured, weights: WeightTable, laid_out: LaidOut, layout: L
     host_weights = max(weights.input_bytes, measured.weights_bytes - device_weights)
     device_cells = laid_out.cells_bytes * offloaded // max(1, len(weights.blocks))
     host_compute, device_compute = _split(laid_out)
-    if offloaded < len(
-        weights.blocks
-    ):  # measured with all layers on the device: the processor computes as much for the others
+    if offloaded < len(weights.blocks):
+        # Measured with all layers on the device. The processor computes as much for the others, and the passes of a prompt copy
+        # their weights over there, matrix by matrix.
         host_compute += device_compute
-        # and the passes of a prompt copy the weights of those over there, matrix by matrix
         device_compute = device_compute + max(weights.blocks) if layout.gpu_layers else 0
     return (
         Part("weights", host_weights, device_weights),
