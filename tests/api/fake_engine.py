@@ -90,10 +90,10 @@ def says(*texts: str, finish: str = "stop") -> Script:
 
 @dataclass
 class FakeStream:
-    """One request's script as a stream."""
+    """One request's script as a stream. It ends where the script does, or after the step in which it is aborted."""
 
     work: Submit
-    steps: list[Step]
+    steps: Iterable[Step]
     aborted: threading.Event = field(default_factory=threading.Event)
     over: bool = False
 
@@ -109,6 +109,8 @@ class FakeStream:
                 self.over = isinstance(step, Finished)
                 yield step
             await asyncio.sleep(0)
+            if self.aborted.is_set():
+                return
 
     def abort(self) -> None:
         self.aborted.set()
@@ -166,7 +168,7 @@ class FakeEngine:
     def submit(self, work: Submit) -> FakeStream:
         self.require_room()
         request_frame(work)  # as the engine's client does: refuses what cannot cross the pipe
-        stream = FakeStream(work, list(self.script(work)))
+        stream = FakeStream(work, self.script(work))
         self.streams.append(stream)
         return stream
 
