@@ -1,12 +1,12 @@
 """What gives way where memory is short, and in which order. Pure.
 
-What the operator fixed stays; the rest follows `_RUNGS`, from what costs least to what costs most. The order is one and the same
-for every budget, so more room never gives a smaller plan.
+What the operator fixed stays; the rest follows `_BEFORE_LAYERS` and `_AFTER_LAYERS`, from what costs least to what costs most.
+The order is one and the same for every budget, so more room never gives a smaller plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from edge.memory.layout import MIB, Budget, Layout, LayoutRefused, ModelShape, Plan, SizesOf, Wishes
@@ -35,22 +35,29 @@ def preferred(shape: ModelShape, budget: Budget, wishes: Wishes) -> Layout:
 def ladder(shape: ModelShape, budget: Budget, wishes: Wishes, sizes_of: SizesOf) -> Iterator[Plan]:
     """What the library can lay out, from the best to the smallest. A step that the library refuses, such as cells in q8_0 for
     heads of 80 numbers, is left out, and the next one is taken from where things stood."""
-    layout, found = preferred(shape, budget, wishes), None
-    counts = [layout.gpu_layers]
-    for give_way in _RUNGS:
-        lower = give_way(layout, budget, wishes)
-        if give_way is _fewer_layers:
-            counts += _fewer(layout.gpu_layers, budget, wishes)
-            if found is not None:
-                yield from _spread(found.layout, budget, counts[1:], sizes_of)
-            continue
-        if lower == layout and found is not None:
-            continue
-        step = sized(lower, sizes_of)
-        if step is not None:
-            yield from _spread(lower, budget, counts, sizes_of)
-        if step is not None or found is None:
-            layout, found = lower, step
+    layout = preferred(shape, budget, wishes)
+    found = sized(layout, sizes_of)
+    whole = [layout.gpu_layers]
+    fewer = list(_fewer(layout.gpu_layers, budget, wishes))
+
+    def smaller(rungs: Iterable[_Rung], counts: list[int]) -> Iterator[Plan]:
+        nonlocal layout, found
+        for give_way in rungs:
+            lower = give_way(layout, budget, wishes)
+            if lower == layout:
+                continue
+            step = sized(lower, sizes_of)
+            if step is not None:
+                yield from _spread(lower, budget, counts, sizes_of)
+            if step is not None or found is None:
+                layout, found = lower, step
+
+    if found is not None:
+        yield from _spread(layout, budget, whole, sizes_of)
+    yield from smaller(_BEFORE_LAYERS, whole)
+    if found is not None:
+        yield from _spread(found.layout, budget, fewer, sizes_of)
+    yield from smaller(_AFTER_LAYERS, [*whole, *fewer])
     if budget.unified and wishes.gpu_layers is None and found is not None:  # the driver's own part is saved at least
         yield from _spread(found.layout, budget, [0], sizes_of)
 
@@ -81,15 +88,6 @@ def _spread(layout: Layout, budget: Budget, counts: list[int], sizes_of: SizesOf
 
 
 _Rung = Callable[[Layout, Budget, Wishes], Layout]
-
-
-def _as_preferred(layout: Layout, budget: Budget, wishes: Wishes) -> Layout:
-    return layout
-
-
-def _fewer_layers(layout: Layout, budget: Budget, wishes: Wishes) -> Layout:
-    """From here on each layout is tried with fewer layers on the device too, before a smaller one is."""
-    return layout
 
 
 def _cache(most: int) -> _Rung:
@@ -131,8 +129,7 @@ def _pass(most: int) -> _Rung:
     return rung
 
 
-_RUNGS: tuple[_Rung, ...] = (
-    _as_preferred,
+_BEFORE_LAYERS: tuple[_Rung, ...] = (
     _cache(_CACHES_BYTES[0]),
     _slots(4),
     _context(4096),
@@ -141,14 +138,16 @@ _RUNGS: tuple[_Rung, ...] = (
     _cache(_CACHES_BYTES[1]),
     _context(2048),
     _pass(_LEAST_PASS),
-    _fewer_layers,
+)
+"""What gives way while all layers stay on the device, in this order: saved prefixes cost time at the next turn only; four answers
+and 4,096 tokens are what tools and chats use; q8_0 halves the cells at hardly any cost in quality."""
+_AFTER_LAYERS: tuple[_Rung, ...] = (
     _slots(1),
     _context(1024),
     _cache(_CACHES_BYTES[2]),
     _kv("q4_0"),
     _context(_LEAST_CONTEXT),
 )
-"""What gives way, in this order: saved prefixes cost time at the next turn only; four answers and 4,096 tokens are what tools and
-chats use; q8_0 halves the cells at hardly any cost in quality. A layer on the processor makes every token slower, so that what is
-left of comfort goes first; but two answers of 2,048 tokens are the least that somebody can work with, and the cells of more would
-be as large as one layer or two. q4_0 is felt, and comes last but one."""
+"""What gives way last, each step with fewer layers on the device too. A layer on the processor makes every token slower, so that
+what is left of comfort went first; but two answers of 2,048 tokens are the least that somebody can work with, and the cells of
+more would be as large as one layer or two. q4_0 is felt, and comes last but one."""
