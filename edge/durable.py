@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ _DRAFT_NAME = re.compile(r"\..+\.[0-9a-f]{16}\.draft", re.DOTALL)
 _NAME_LETTERS = 50
 """So much of a file's name is in its draft's: four bytes each at most, and a name may have 255."""
 _TRIES = 10
+_AGAIN_S = 0.01
 _LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 """Root locks in directories of others: it must not lead elsewhere."""
 
@@ -163,11 +165,11 @@ def lock(descriptor: int, *, wait: bool, shared: bool = False) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, what: str, *, wait: bool = False, patience_s: float = 0.0) -> Iterator[None]:
     """Hold the lock of a file; on file systems without locks nothing is held.
 
     The file stays: removing it would let two processes hold locks on two files of one name. Raises StoreBusy when another
-    process holds it and `wait` is not set.
+    process holds it, still after `patience_s`, and `wait` is not set.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,23 +177,29 @@ def locked(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     except OSError as error:
         raise storage_error(error, path.parent) from None
     try:
-        try:
-            lock(descriptor, wait=wait)
-        except BlockingIOError:
-            raise StoreBusy(f"another process is at work on {what}; wait for it to end") from None
+        give_up_s = time.monotonic() + patience_s
+        while True:
+            try:
+                lock(descriptor, wait=wait)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up_s:
+                    raise StoreBusy(f"another process is at work on {what}; wait for it to end") from None
+            time.sleep(_AGAIN_S)
         yield
     finally:
         os.close(descriptor)
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds this lock at the moment."""
+    """Whether a living process holds this lock at the moment. To look is to hold it for a moment, beside others who look: who
+    takes such a lock has some patience."""
     try:
         descriptor = os.open(path, _LOCK_FLAGS)
     except OSError:
         return False
     try:
-        lock(descriptor, wait=False)
+        lock(descriptor, wait=False, shared=True)
     except BlockingIOError:
         return True
     finally:

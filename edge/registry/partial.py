@@ -18,6 +18,8 @@ from edge.registry.source import file_mode
 CHECKPOINT_BYTES = 32 << 20
 """At most so much is lost to a power cut; a process that is killed loses nothing."""
 STATE_VERSION = 1
+_LOOKS_S = 0.5
+"""Who asks whether a download is `busy` holds its lock for a moment; a stall of the machine may come in between."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -93,7 +95,7 @@ class Partial:
     @contextlib.contextmanager
     def held(self, what: str) -> Iterator[None]:
         """Be the only one at work on it. Raises StoreBusy."""
-        with locked(self._lock_path, what):
+        with locked(self._lock_path, what, patience_s=_LOOKS_S):
             yield
 
     def discard(self) -> None:

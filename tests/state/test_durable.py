@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.durable import locked, open_lock, tidy_drafts, write_atomically
+from edge.durable import is_locked, lock, locked, open_lock, tidy_drafts, write_atomically
+from edge.errors import StoreBusy
 
 WRITER = """
 import os, sys
@@ -182,3 +183,17 @@ def test_where_there_are_no_locks_drafts_stay_and_files_are_written(
     assert sorted(os.listdir(place)) == [".file.0123456789abcdef.draft", "file"]
     with locked(place / "lock", "it"):
         pass
+
+
+def test_who_only_looks_at_a_lock_keeps_nobody_from_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    looks = open_lock(path)
+    lock(looks, wait=False, shared=True)
+    assert not is_locked(path), "another one looks at it at the same moment"
+    with pytest.raises(StoreBusy), locked(path, "it"):
+        pass
+    away = threading.Timer(0.1, os.close, [looks])
+    away.start()
+    with locked(path, "it", patience_s=60):
+        assert is_locked(path)
+    away.join()
