@@ -20,7 +20,7 @@ from edge.api.hosts import HostNames
 from edge.directed import Directed
 from edge.effective import Effective
 from edge.engine.client import EngineClient
-from edge.enrolled import keeper_of, telemetry_of
+from edge.enrolled import keeper_of, telemetry_of, usable
 from edge.errors import ConfigurationError
 from edge.fitting import Fitter, wishes_of
 from edge.handshakes import HandshakeLoop
@@ -107,12 +107,13 @@ def serve(effective: Effective, observer: StartObserver) -> None:
 
 
 def _serve(effective: Effective, observer: StartObserver) -> None:
+    effective, damage = usable(effective, os.environ)
     settings = effective.settings
     notifier = Notifier(os.environ, os.getpid())
     listener = bind(settings.server)  # before anything that takes long: a busy port is noticed at once
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
     model = registry.resolve(settings.model.name, patient(notifier, observer.checking))
-    node = Node(effective, model, registry, listener, observer, notifier)
+    node = Node(effective, model, registry, listener, observer, notifier, damage)
     loop = partial(HandshakeLoop, settings.server.header_timeout_s, settings.server.max_connections)
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(node.run())
@@ -133,7 +134,9 @@ class Node:
         listener: socket.socket,
         observer: StartObserver,
         notifier: Notifier,
+        damage: str,
     ) -> None:
+        """`damage`: of this node's identity, as `edge.enrolled.usable` found it."""
         self._effective, settings = effective, effective.settings
         self._home, self._settings, self._model = effective.home, settings, model
         self._further = tuple(settings.models)
@@ -146,8 +149,8 @@ class Node:
         self._mode = mode_of(settings, has_fleet=self._fleet is not None)
         self._drain = DrainState()
         self._observation = Observation(settings, self._home, self._pool)
-        self._keeper = keeper_of(settings, effective.home)
-        self._telemetry = telemetry_of(settings, effective.home, self._keeper)
+        self._keeper = keeper_of(settings, effective.home, damage)
+        self._telemetry = telemetry_of(effective, self._keeper)
         front = self._front()
         self._observation.attach(front)
         if self._telemetry is not None:

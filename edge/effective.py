@@ -71,6 +71,14 @@ class Effective:
         """As they would be for a process that began now with the same flags. Raises ConfigurationError."""
         return load(self.home, env, self.flags)
 
+    def without_enrollment(self, env: Mapping[str, str]) -> Effective:
+        """As they would be if this machine were in no fleet. Raises ConfigurationError."""
+        return load(self.home, env, self.flags, enrolled=False)
+
+    def is_own(self, *keys: str) -> bool:
+        """Whether file, environment or flags say all of these settings."""
+        return all(self.origins[key].source in ("file", "env", "flag") for key in keys)
+
     def value(self, declared: Declared) -> Any:
         """The value in force of one setting."""
         return getattr(getattr(self.settings, declared.section), declared.name)
@@ -79,6 +87,11 @@ class Effective:
         """The same with that in `server.max_connections`: the machine may allow fewer than the settings."""
         server = self.settings.server.model_copy(update={"max_connections": most})
         return replace(self, settings=self.settings.model_copy(update={"server": server}))
+
+    def with_mode(self, mode: Literal["auto"]) -> Effective:
+        """The same with that in `admission.mode`."""
+        admission = self.settings.admission.model_copy(update={"mode": mode})
+        return replace(self, settings=self.settings.model_copy(update={"admission": admission}))
 
     @property
     def keys_file(self) -> Path:
@@ -109,9 +122,9 @@ def default_home(env: Mapping[str, str]) -> Path:
     return home
 
 
-def load(home: Path, env: Mapping[str, str], flags: Flags) -> Effective:
-    """Merge enrollment, file, environment and flags over the defaults. Raises ConfigurationError that names key, source and the
-    values allowed."""
+def load(home: Path, env: Mapping[str, str], flags: Flags, *, enrolled: bool = True) -> Effective:
+    """Merge enrollment (unless `enrolled` is false), file, environment and flags over the defaults. Raises ConfigurationError
+    that names key, source and the values allowed."""
     found: dict[str, tuple[Any, Origin]] = {}
     known = {d.key: d for d in declared()}
     path = Path(env[FILE_VARIABLE]).expanduser().absolute() if env.get(FILE_VARIABLE) else home / "edge.toml"
@@ -121,7 +134,8 @@ def load(home: Path, env: Mapping[str, str], flags: Flags) -> Effective:
         if key not in known:
             raise ConfigurationError(_unknown(key, origin, list(known)))
         found[key] = (value, origin)
-    found = {**_from_enrollment(home / ENROLLED_SETTINGS, set(found), set(known)), **found}
+    if enrolled:
+        found = {**_from_enrollment(home / ENROLLED_SETTINGS, set(found), set(known)), **found}
     tables: dict[str, Any] = {section: {} for section in SECTIONS}
     for key, (value, _) in found.items():
         section, _, name = key.partition(".")
@@ -211,7 +225,14 @@ def _said(error: ErrorDetails) -> str:
 def _from_enrollment(path: Path, given: set[str], known: set[str]) -> dict[str, tuple[Any, Origin]]:
     """What the enrollment says and nobody else does. Settings of a later version are passed over."""
     origin = Origin("enrollment", "enrollment")
-    found = {key: (value, origin) for key, value, _ in _from_file(_read(path, required=False), path) if key in known}
+    try:
+        tables = _read(path, required=False)
+    except ConfigurationError as error:  # the identity counts as damaged then, and the node serves without it
+        log.error(
+            "the enrollment's settings are not used", extra={"event": "enrollment_unusable", "reason": error.message}
+        )
+        return {}
+    found = {key: (value, origin) for key, value, _ in _from_file(tables, path) if key in known}
     if holds_credentials(str(found.get("fleet.url", ("", origin))[0])):
         # Fleets once handed such addresses out. Nobody on site can mend that, and the node must come up to hear of better.
         log.error(

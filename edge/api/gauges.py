@@ -170,6 +170,14 @@ class IdentityGauges(Collector):
         about = self._keeper.account()
         if about is None:
             return
+        damaged = about["standing"] == "damaged"
+        yield GaugeMetricFamily(
+            "edge_identity_damaged",
+            "1 while the node serves without its fleet, its identity being damaged.",
+            float(damaged),
+        )
+        if damaged:
+            return
         yield GaugeMetricFamily(
             "edge_certificate_expires_seconds",
             "Until the node's certificate ends; below 0: since it did.",

@@ -107,6 +107,8 @@ _STATES = {
 
 
 def _identity(identity: dict[str, Any]) -> str:
+    if identity["standing"] == "damaged":
+        return "damaged; the node serves without its fleet"
     fleet = f" of {identity['fleet']}" if identity["fleet"] else ""
     days = identity["certificate_left_s"] / 86_400
     ends = f"certificate ends in {days:,.1f} days" if days > 0 else f"certificate ended {-days:,.1f} days ago"
@@ -117,7 +119,7 @@ def _identity(identity: dict[str, Any]) -> str:
 
 def _uplink(outbox: dict[str, Any]) -> str:
     connected = outbox["connected"]
-    state = f"{'connected' if connected else 'not connected'} to {outbox['broker']}"
+    state = f"{'connected' if connected else 'not connected'} to {outbox['broker'] or 'any broker'}"
     why = f" ({outbox['reason']})" if outbox["reason"] and not connected else ""
     kept = sum(outbox.get("records", {}).values())
     age = f", the oldest {outbox['oldest_age_s']:,.0f} s old" if kept else ""

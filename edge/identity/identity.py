@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ _FOR_OTHERS = 0o077
 
 
 class IdentityDamaged(NotYet):
-    """The identity's files are not as this software leaves them. The start is tried again: `edge enroll --force` mends it."""
+    """The identity's files are not as this software leaves them. A node serves without it until that is mended."""
 
     code = "identity_damaged"
 
@@ -118,6 +119,9 @@ def _read(directory: Path) -> Identity:
     if spki(chain[0]) != spki(key):
         raise ValueError("certificate and key do not belong together")
     anchors = anchors_of(read_pem((directory / applied.AUTHORITIES).read_bytes()))
+    if not (settings := (directory / SETTINGS).read_text("utf-8")):  # one that sets nothing says at least so
+        raise ValueError(f"{SETTINGS} is empty")
+    tomllib.loads(settings)
     path = directory / BOOTSTRAP
     bootstrap = Bootstrap.model_validate_json(path.read_bytes()) if path.exists() else None
     return Identity(directory, tuple(chain), anchors, about["fleet_url"], about["how"], about["token_id"], bootstrap)

@@ -39,13 +39,16 @@ class Keeper:
         clock: Clock,
         prove: Prove,
         *,
+        damage: str = "",
         look_s: float = LOOK_S,
         rand: Callable[[], float] = random.random,
     ) -> None:
-        """Raises IdentityDamaged: a node does not start on files that somebody may have changed."""
+        """`damage`: why the identity is not to be used; the keeper looks whether that lasts. Raises IdentityDamaged where nobody
+        has looked before."""
         self._store, self._clock, self._prove = store, clock, prove
         self._look_s, self._chance = look_s, rand
-        self._identity = store.current()
+        self._damage = damage
+        self._identity = None if damage else store.current()
         self._known = store.known()
         self._settings = self._settings_text()
         self._last = store.last_try()
@@ -55,12 +58,17 @@ class Keeper:
         self.on_renewed: Callable[[], None] = lambda: None
         """The certificate is another one, the settings are the same."""
         self.on_settings: Callable[[], None] = lambda: None
-        """The enrollment's settings are others than this node began with."""
+        """The enrollment's settings are others than this node began with, or it began without them."""
 
     @property
     def identity(self) -> Identity | None:
-        """In force; None: not enrolled."""
+        """In force; None: not enrolled, or damaged."""
         return self._identity
+
+    @property
+    def damage(self) -> str:
+        """Why the node is to its fleet as if it were not there, and the cure; empty: nothing is damaged."""
+        return self._damage
 
     def dates_count(self) -> bool:
         """Whether this machine's clock may judge certificates. Asked by the uplink's thread too."""
@@ -72,7 +80,9 @@ class Keeper:
         return best_guess_s(self._clock.now(), self._known)
 
     def account(self) -> dict[str, Any] | None:
-        """For /edge/v1/load; None where the node is not enrolled."""
+        """For /edge/v1/load; None where the node is not enrolled. Of a damaged identity only `standing` and `reason`."""
+        if self._damage:
+            return {"standing": "damaged", "reason": self._damage}
         identity = self._identity
         if identity is None:
             return None
@@ -93,6 +103,12 @@ class Keeper:
     async def start(self) -> None:
         """Begin to look."""
         self._announce()
+        if self._damage and self.alarms is not None:
+            self.alarms.set(
+                "identity_damaged",
+                f"this node serves without its fleet: {self._damage}",
+                "what was mended is taken up by itself",
+            )
         self._task = asyncio.create_task(self._keep(), name="identity")
 
     async def stop(self) -> None:
@@ -130,14 +146,28 @@ class Keeper:
         """Somebody may have enrolled, renewed or reset in the meantime."""
         try:
             there = self._identity.directory.name if self._identity is not None else ""
-            if self._store.pointer.rpartition("/")[2] == there:
+            if not self._damage and self._store.pointer.rpartition("/")[2] == there:
                 return
             self._identity = self._store.current()
         except (IdentityDamaged, OSError) as damaged:
-            self._fail(str(damaged), count=False)
+            if self._damage:
+                self._damage = str(damaged)
+            else:
+                self._fail(str(damaged), count=False)
             return
         self._known, self._last, self._next_try_s = self._store.known(), self._store.last_try(), 0.0
-        self._changed()
+        if self._damage:
+            self._damage = ""
+            self._mended()
+        else:
+            self._changed()
+
+    def _mended(self) -> None:
+        """What hangs on the enrollment was never built: that takes a new beginning."""
+        self._settings = self._settings_text()
+        if self.alarms is not None:
+            self.alarms.clear("identity_damaged")
+        self.on_settings()
 
     def _changed(self) -> None:
         self._announce()

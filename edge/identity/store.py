@@ -71,7 +71,9 @@ class Store:
         except FileNotFoundError:
             return ""
         except OSError as error:
-            raise IdentityDamaged(f"{self._current} is not the link that it should be ({error.strerror})") from None
+            raise IdentityDamaged(
+                f"{self._current} is not the link that it should be ({error.strerror}); enroll anew: edge enroll --force"
+            ) from None
 
     def current(self) -> Identity | None:
         """Raises IdentityDamaged, also where others can read the key."""

@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 Code = Literal[
     "certificate_expiring",
     "clock_unsynced",
+    "identity_damaged",
     "no_acknowledgement",
     "node_name_taken",
     "outbox_corrupt",

@@ -37,6 +37,7 @@ _TICK_S = 1.0
 _STATS_S = 10.0
 _MOST_QUEUED = 10_000
 _GOODBYE_S = 3.0
+_KEEPS = "what is told is kept, and sent when the node has its identity again"
 _FEW = 100
 """With more than that to send a stop does not wait for it."""
 
@@ -138,15 +139,23 @@ class Telemetry:
     loop."""
 
     def __init__(
-        self, mqtt: Mqtt, home: Path, clock: Clock | None = None, check_dates: Callable[[], bool] = dates_count
+        self,
+        mqtt: Mqtt,
+        home: Path,
+        clock: Clock | None = None,
+        check_dates: Callable[[], bool] = dates_count,
+        *,
+        sends: bool = True,
     ) -> None:
-        """`check_dates` as in `BrokerAddress`. Raises ConfigurationError if the file of command keys is no such file."""
+        """`check_dates` as in `BrokerAddress`; `sends` false: what is told is kept for a later start. Raises ConfigurationError
+        if the file of command keys is no such file."""
         self.alarms = Alarms()
         self.interval_s = mqtt.interval_s
         self.latencies = Latencies()
         self.trace = RequestTrace(self.tell)
         self._clock: Clock = clock or SystemClock(trusted=mqtt.trust_clock)
         self._place = _with_dates(place_of(mqtt, home), check_dates)
+        self._sends = sends
         self._keys = [] if mqtt.command_keys_file is None else read_public_keys(home / mqtt.command_keys_file)
         self._outbox = Outbox(self._place.directory, self._place.limits, self._clock, self.alarms)
         self.presence = NodePresence(self._place.config.node, self._outbox.boot_id)
@@ -170,27 +179,32 @@ class Telemetry:
         self.alarms.on_change = self.tell
         self._outbox.open()
         listen(self._handler)
-        desk = CommandDesk(self._keys, self._place.topic, self._outbox, actions, self._time, self.tell)
-        self._uplink = Uplink(self._outbox, self.alarms, self._place.config, self.presence, desk.handle)
         self.tell("start", {"version": __version__})
         self._stats = self._outbox.stats()
         self._writer.start()
-        self._uplink.start()
+        if self._sends:
+            desk = CommandDesk(self._keys, self._place.topic, self._outbox, actions, self._time, self.tell)
+            self._uplink = Uplink(self._outbox, self.alarms, self._place.config, self.presence, desk.handle)
+            self._uplink.start()
 
     def stop(self) -> None:
         """Tell that the node stops, give that a moment to get away, and put the rest on disk."""
         logging.getLogger().removeHandler(self._handler)
-        if self._uplink is None:
+        if self._writer.ident is None:
             return
         self.tell("stop", {})
         with contextlib.suppress(queue.Full):  # the disk hangs, and the writer's thread with it
             self._queue.put(None, timeout=_GOODBYE_S)
             self._writer.join(_GOODBYE_S)
-        deadline_s = time.monotonic() + _GOODBYE_S
-        while self._uplink.connected and 0 < self._outbox.pending() < _FEW and time.monotonic() < deadline_s:
-            time.sleep(0.05)
-        self._uplink.stop(_GOODBYE_S)
+        if self._uplink is not None:
+            self._say_goodbye(self._uplink)
         self._outbox.close()
+
+    def _say_goodbye(self, uplink: Uplink) -> None:
+        deadline_s = time.monotonic() + _GOODBYE_S
+        while uplink.connected and 0 < self._outbox.pending() < _FEW and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        uplink.stop(_GOODBYE_S)
 
     def connect_anew(self) -> None:
         """There are other certificates: end the session with the broker and begin another one with them."""
@@ -224,7 +238,7 @@ class Telemetry:
         return {
             **({} if stats is None else asdict(stats)),
             "connected": uplink is not None and uplink.connected,
-            "reason": "" if uplink is None else uplink.last_failure,
+            "reason": uplink.last_failure if uplink is not None else "" if self._sends else _KEEPS,
             "broker": self._place.config.address.url,
         }
 

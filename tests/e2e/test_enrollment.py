@@ -168,6 +168,34 @@ def test_a_node_renews_its_certificate_while_it_runs(home: Path, tmp_path: Path,
         est.stop()
 
 
+@pytest.mark.e2e
+def test_a_node_whose_identity_is_damaged_serves_and_tells_all_of_it_later(
+    fleet: FleetSide, home: Path, run_edge: RunEdge
+) -> None:
+    assert run_edge("enroll", "--fleet", fleet.url, EDGE_ENROLL_TOKEN=str(fleet.token())).returncode == 0
+    key = home / "identity" / "current" / "key.pem"
+    good = key.read_bytes()
+    key.write_bytes(b"")
+    running = start_node(home, port=free_port())
+    try:
+        body = {"model": load(running)["model"], "prompt": "Hello", "max_tokens": 4}
+        answer = httpx.post(f"{running.base_url}/v1/completions", json=body, timeout=60, trust_env=False)
+        assert answer.status_code == 200
+        assert "identity_damaged" in codes(running)
+        assert load(running)["identity"]["standing"] == "damaged"
+        assert not load(running)["outbox"]["connected"] and "fleet" not in load(running)
+        shown = run_edge("status", "--url", running.base_url).stdout
+        assert "serves without its fleet" in shown and "edge enroll --force" in shown
+        metrics = httpx.get(f"{running.base_url}/metrics", timeout=60, trust_env=False).text
+        assert "edge_identity_damaged 1.0" in metrics
+        key.write_bytes(good)
+        until(lambda: load(running).get("outbox", {}).get("connected"))
+        assert load(running)["identity"]["standing"] == "good"
+        until(lambda: events(fleet).count("start") == 2 and "alarm_raised" in events(fleet))
+    finally:
+        stop_node(running)
+
+
 @pytest.fixture
 def est(tmp_path: Path) -> Iterator[EstServer]:
     server = EstServer(tmp_path / "est")

@@ -338,7 +338,7 @@ def test_a_key_that_others_can_read_is_not_used(est: EstServer, box: Box, place:
     assert box.identity().node == "tok1-1"
 
 
-@pytest.mark.parametrize("name", ["key.pem", "cert.pem", "ca.pem", "identity.json", "bootstrap.json"])
+@pytest.mark.parametrize("name", ["key.pem", "cert.pem", "ca.pem", "identity.json", "bootstrap.json", "settings.toml"])
 @pytest.mark.parametrize("data", [b"", b"nonsense", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
 def test_damage_is_said_and_force_cures_it(est: EstServer, box: Box, name: str, data: bytes) -> None:
     (box.enroll(est.token()).identity.directory / name).write_bytes(data)

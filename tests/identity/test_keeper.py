@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from bench.est_authority import now
 from bench.est_server import EstServer
+from edge.effective import load
+from edge.enrolled import telemetry_of, usable
 from edge.identity.identity import IdentityDamaged
 from edge.identity.keeper import Keeper
 from edge.telemetry.alarms import Alarms
@@ -23,10 +28,10 @@ _DAY_S = 86_400.0
 class Watched:
     """A keeper whose `look` is called by hand, and what it did."""
 
-    def __init__(self, box: Box) -> None:
+    def __init__(self, box: Box, damage: str = "") -> None:
         self.box, self.alarms = box, Alarms()
         self.settings_changed = self.renewed = 0
-        self.keeper = Keeper(box.store, box.clock, lambda _: box.broker, rand=lambda: 0.5)
+        self.keeper = Keeper(box.store, box.clock, lambda _: box.broker, damage=damage, rand=lambda: 0.5)
         self.keeper.alarms = self.alarms
         self.keeper.on_settings = self._on_settings
         self.keeper.on_renewed = self._on_renewed
@@ -217,7 +222,71 @@ def test_a_renewal_that_brings_no_time_is_not_repeated_at_once(est: EstServer, b
     assert box.identity().generation == 2
 
 
-def test_a_node_does_not_start_on_a_key_that_others_can_read(est: EstServer, box: Box) -> None:
-    (box.enroll(est.token()).identity.directory / "key.pem").chmod(0o640)
-    with pytest.raises(IdentityDamaged):
+def damaged(box: Box) -> tuple[Watched, Path]:
+    """Watched from a start on, at which others could read the key."""
+    key = box.identity().directory / "key.pem"
+    key.chmod(0o640)
+    with pytest.raises(IdentityDamaged) as found:
         Watched(box)
+    return Watched(box, found.value.message), key
+
+
+def test_a_key_that_others_can_read_is_used_for_nothing_until_that_is_mended(est: EstServer, box: Box) -> None:
+    box.enroll(est.token())
+    watched, key = damaged(box)
+    keeper = watched.keeper
+    asyncio.run(keeper.start())
+    watched.look(2)
+    assert keeper.identity is None and watched.codes() == {"identity_damaged"} and watched.settings_changed == 0
+    assert keeper.account() == {"standing": "damaged", "reason": keeper.damage} and "chmod go=" in keeper.damage
+    key.write_bytes(b"")
+    key.chmod(0o600)
+    watched.look()
+    assert "a file in" in keeper.damage, "what is wrong now"
+    assert box.enroll(est.token("tok2"), force=True).identity.node == "tok2-1"
+    watched.look(2)
+    assert (watched.settings_changed, keeper.damage, watched.codes()) == (1, "", set())
+    assert (keeper.account() or {})["node"] == "tok2-1"
+
+
+def test_a_reset_ends_the_damage_too(est: EstServer, box: Box) -> None:
+    box.enroll(est.token())
+    watched, _ = damaged(box)
+    with box.store.locked():
+        box.store.reset()
+    watched.look(2)
+    assert (watched.settings_changed, watched.keeper.damage, watched.keeper.account()) == (1, "", None)
+
+
+def test_without_a_usable_enrollment_its_settings_are_none(est: EstServer, box: Box) -> None:
+    est.more = {"fallback": {"url": "http://127.0.0.1:9/v1", "model": ""}, "mqtt": {"url": "mqtt://127.0.0.1:9"}}
+    flags = {"admission.mode": ("fleet", "--set admission.mode")}
+    settings = box.enroll(est.token()).identity.directory / "settings.toml"
+    whole = load(box.home, {}, flags)
+    assert usable(whole, {}) == (whole, "") and whole.settings.fleet.url
+    for spoilt in (b"", b"[fleet\n"):
+        settings.write_bytes(spoilt)
+        bare, why = usable(load(box.home, {}, flags), {})
+        assert "settings.toml" in why or "makes no sense" in why
+        assert (bare.settings.mqtt.url, bare.settings.fleet.url, bare.settings.admission.mode) == ("", "", "auto")
+    own = {**flags, "fleet.url": ("http://127.0.0.1:8/v1", "--set fleet.url")}
+    assert usable(load(box.home, {}, own), {})[0].settings.admission.mode == "fleet"
+
+
+@pytest.mark.parametrize(("own", "sends"), [((), False), (("url",), False), (("url", "group", "node"), True)])
+def test_what_a_damaged_node_tells_is_sent_only_where_the_operator_named_all_of_it(
+    est: EstServer, box: Box, own: tuple[str, ...], sends: bool
+) -> None:
+    """Under a name that is not its own it would be another node."""
+    box.enroll(est.token())
+    watched, _ = damaged(box)
+    values = {"url": "mqtt://127.0.0.1:9", "group": "g", "node": "n"}
+    flags = {f"mqtt.{name}": (values[name], "--set") for name in own}
+    effective, _ = usable(load(box.home, {}, flags), {})
+    telemetry = telemetry_of(effective, watched.keeper)
+    assert telemetry is not None
+    telemetry.start({})
+    telemetry.stop()
+    assert ("is kept" not in telemetry.account()["reason"]) == sends
+    with contextlib.closing(sqlite3.connect(box.home / "outbox" / "outbox.db")) as db:
+        assert db.execute("SELECT count(*) FROM records").fetchone()[0] >= 2

@@ -163,6 +163,9 @@ def test_who_the_node_is_to_its_fleet_has_a_card(browser: Browser, serve: Serve,
     )
     browser.value(f"data.identity = {gone}; draw()")
     assert "ended" in card(browser, "identity") and "revoked" in card(browser, "identity")
+    damaged = json.dumps(Keeper(store, clock, lambda _: "", damage="cert.pem is missing").account())
+    browser.value(f"data.identity = {damaged}; draw()")
+    assert "serves without its fleet" in card(browser, "identity")
     assert browser.complaints == []
 
 
