@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,14 +15,12 @@ from edge.telemetry.clock import SystemClock
 from edge.telemetry.mqtt import dates_count
 from edge.telemetry.node import Telemetry
 
-log = logging.getLogger(__name__)
-
 
 def usable(effective: Effective, env: Mapping[str, str]) -> tuple[Effective, str]:
     """The settings to serve with, and why the enrollment is left out of them: empty where it is not.
 
     Files that somebody may have changed are used for nothing. A node that did not start over them would be worse than one that
-    serves those beside it and says what is wrong. Raises ConfigurationError.
+    serves those beside it and says what is wrong: the keeper does, by an alarm. Raises ConfigurationError.
     """
     try:
         Store(effective.home).current()
@@ -31,7 +28,6 @@ def usable(effective: Effective, env: Mapping[str, str]) -> tuple[Effective, str
         damage = damaged.message
     else:
         return effective, ""
-    log.error("this node serves without its fleet", extra={"event": "identity_damaged", "reason": damage})
     bare = effective.without_enrollment(env)
     if bare.settings.admission.mode == "fleet" and not (bare.settings.fleet.url or bare.settings.fleet.file):
         bare = bare.with_mode("auto")
