@@ -178,7 +178,7 @@ def test_a_back_up_is_restored_as_documented(own_fleet: FleetSide, tmp_path: Pat
         "broker",
         ".",
     ]
-    subprocess.run(tar, check=True)
+    assert subprocess.run(tar, check=False).returncode in (0, 1)  # 1: a file changed meanwhile; the server goes on
     later.enroll(own_fleet.token())
     own_fleet.kill()
     shutil.rmtree(root)
