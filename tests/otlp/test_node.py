@@ -176,7 +176,7 @@ def test_a_collector_that_says_nothing_is_given_up_and_nothing_else_waits_for_it
             home,
             *(part for setting in given for part in ("--set", setting)),
             NOTIFY_SOCKET=str(tmp_path / "notify"),
-            WATCHDOG_USEC="400000",
+            WATCHDOG_USEC="200000",  # thirty signs of life in the three seconds that a collector has
         )
         hearing = threading.Thread(target=hear, args=(manager, heard))
         hearing.start()
