@@ -61,7 +61,7 @@ def start_dying(fleet: FleetSide, what: str) -> None:
     with fleet.log.open("ab") as log:
         command = [sys.executable, "-m", "bench.dying_server", str(fleet.home.root), what]
         fleet.server = subprocess.Popen(command, stdout=log, stderr=log)
-    give_up_s = time.monotonic() + 60
+    give_up_s = time.monotonic() + 240
     while True:
         try:
             httpx.get(f"{fleet.people_url}/health", timeout=60, trust_env=False)

@@ -29,7 +29,7 @@ from edge.control.x509 import key_pem, new_key, pem
 from edge.identity.token import EnrollmentToken
 from edge.telemetry.mqtt import BrokerAddress
 
-_START_S = 60.0
+_START_S = 240.0
 
 
 class FleetSide:
@@ -89,12 +89,13 @@ class FleetSide:
 
     def start_broker(self) -> None:
         """Run mosquitto, and wait until it listens. Raises RuntimeError."""
+        before = self.broker_log.stat().st_size if self.broker_log.exists() else 0
         with self.broker_log.open("ab") as log:
             command = [executable(), "-c", str(self.home.broker / "mosquitto.conf")]
             self.broker = subprocess.Popen(command, stdout=log, stderr=log)
         give_up_s = time.monotonic() + _START_S
         while time.monotonic() < give_up_s:
-            if (self.home.broker / "mosquitto.pid").exists() and b"running" in self.broker_log.read_bytes():
+            if (self.home.broker / "mosquitto.pid").exists() and b"running" in self.broker_log.read_bytes()[before:]:
                 return
             time.sleep(0.02)
         raise RuntimeError(f"mosquitto does not start:\n{self.broker_log.read_text()[-3000:]}")
@@ -128,7 +129,7 @@ class FleetSide:
             self.broker.kill()
             self.broker.wait()
 
-    def cli(self, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def cli(self, *arguments: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
         """`edge fleet ...` on this fleet."""
         return subprocess.run(
             [sys.executable, "-m", "edge", "fleet", *arguments],

@@ -21,6 +21,8 @@ import psutil
 _START_S = 120
 _GIVEN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LEAST_PORT, _MOST_PORT = 10_000, 65_536
+_given_ports: set[int] = set()
+"""By `free_port` alone: one whose server is still to be started is free, and must be nobody else's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,16 @@ class Server:
 
 def free_port() -> int:
     """A port that was free a moment ago, and that the kernel gives to nobody by itself: a connection to elsewhere, or another
-    listener on port 0, would else take it before its server does, or while that is started anew."""
+    listener on port 0, would else take it before its server does, or while that is started anew. None is given twice."""
     least, most = map(int, _GIVEN_PORTS.read_text().split())
     numbers = range(_LEAST_PORT, least) or range(most + 1, _MOST_PORT)
     while True:
         port = random.SystemRandom().choice(numbers)
+        if port in _given_ports:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given_ports.add(port)
             return port
 
 

@@ -75,11 +75,12 @@ class Enforcer:
             return self._wanted
 
     def _run(self) -> None:
-        version, looked_s = -1, 0.0
+        version, looked_s, wait_s = -1, 0.0, 0.0
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._wanted > self.done or self._stopping, _LOOK_S)
+                self._condition.wait_for(lambda: self._wanted > self.done or self._stopping, wait_s)
                 ending = self._stopping
+            wait_s = _LOOK_S
             if not ending and self._wanted > self.done:
                 time.sleep(_GATHER_S + min(1.0, self._nodes / _MANY_NODES) * _GATHER_MORE_S)
             wanted = self._wanted

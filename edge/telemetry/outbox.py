@@ -8,6 +8,7 @@ crash one number says what is missing.
 from __future__ import annotations
 
 import contextlib
+import math
 import sqlite3
 import threading
 import time
@@ -70,7 +71,7 @@ class Outbox:
         self._disk = OutboxDisk(directory, limits.cap_bytes, alarms, self._take_up, self._bound_memory)
         self._room = Room(limits.cap_bytes, alarms, self._ledger.is_kept, self._held.gap, self._dropping)
         self._offsets = Offsets(alarms)
-        self._tidied_s = self._aged_s = 0.0
+        self._tidied_s = self._aged_s = -math.inf  # monotonic time is small while the machine has not run for long
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 

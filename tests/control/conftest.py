@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 
 from bench.fleet_side import Box, FleetSide
+from tests.waiting import until
 
 NewBox = Callable[..., Box]
+
+
+def let_in(box: Box) -> None:
+    """Fetch its bootstrap, and wait until the broker knows it: for that the server has its client wait for some seconds only."""
+    assert box.bootstrap().status_code == 200
+    place = box.fleet.home.broker
+    until(lambda: f"user {box.name}\n" in (place / "acl").read_text() and not (place / ".untold").exists())
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +27,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetSide]:
     found = FleetSide(tmp_path_factory.mktemp("fleet") / "plant")
     found.start_broker()
     found.start()
+    with found.people() as people:  # its sink too: what nodes say before it listens is heard by nobody
+        until(lambda: people.get("/health").json()["status"] == "ok")
     yield found
     found.end()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import ssl
 import stat
@@ -137,7 +138,7 @@ def test_a_secret_is_nowhere_in_the_directory(fleet: FleetSide, new_box: NewBox)
     token = fleet.token()
     new_box("secretive").enroll(token)
     for path in fleet.home.root.rglob("*"):
-        if path.is_file():
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # the server goes on, and has drafts of files
             data = path.read_bytes()
             assert token.secret.encode() not in data and fleet.admin_key.encode() not in data, path
 
@@ -195,11 +196,12 @@ def test_schemathesis_finds_no_5xx(fleet: FleetSide, new_box: NewBox, tmp_path: 
         [
             str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json",
             "--checks=not_a_server_error,status_code_conformance,content_type_conformance",
-            "--max-examples=15", "--seed=1", "--generation-deterministic", "--request-timeout=30", f"--header={header}",
+            "--max-examples=15", "--seed=1", "--generation-deterministic", "--request-timeout=120", f"--header={header}",
+            "--suppress-health-check=too_slow",  # which is about the machine
             f"--tls-verify={fleet.home.ca / 'root-1.pem'}",
             f"--request-cert={box.cert_file}", f"--request-cert-key={box.key_file}",
         ],
-        capture_output=True, text=True, timeout=600, cwd=tmp_path, check=False,
+        capture_output=True, text=True, timeout=1200, cwd=tmp_path, check=False,
         env={**os.environ, "SCHEMATHESIS_HOOKS": "tests.control.schemathesis_hooks", "PYTHONPATH": str(Path.cwd())},
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]

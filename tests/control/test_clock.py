@@ -18,6 +18,7 @@ from edge.control.enrollment import Issued, Registrar, issuer_id
 from edge.control.settings import load_settings
 from edge.control.x509 import CRL_LIFE, make_crl, now_utc, read_request
 from edge.errors import ConfigurationError
+from tests.waiting import until
 
 
 def lists(text: bytes) -> list[x509.CertificateRevocationList]:
@@ -99,6 +100,5 @@ def test_an_old_authority_that_ends_before_it_is_retired_hinders_nobody(own_flee
     box = Box(tmp_path / "box", own_fleet, "late")
     assert box.enroll(own_fleet.token()).status_code == 200
     with own_fleet.people() as people:
-        done = people.post("/fleet/v1/nodes/late/revoke").json()
-    assert done["enforced"] is True
+        until(lambda: people.post("/fleet/v1/nodes/late/revoke").json()["enforced"])
     assert any(len(list(found)) for found in lists((home.broker / "revoked.pem").read_bytes()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import socket
 import ssl
 import subprocess
@@ -326,32 +327,41 @@ def test_the_fleets_own_clients_are_no_nodes(fleet: FleetSide, new_box: NewBox) 
     assert reason(answer) == (403, "node_unknown")
 
 
-def test_big_bodies_and_slow_clients_are_cut_off(own_fleet: FleetSide, tmp_path: Path) -> None:
+def test_big_bodies_are_refused(fleet: FleetSide, new_box: NewBox) -> None:
+    with new_box().client(certificate=False) as client:
+        assert client.post("/.well-known/est/simpleenroll", content=b"A" * 70_000, auth=("a", "b")).status_code == 413
+
+
+def test_slow_clients_are_cut_off(own_fleet: FleetSide) -> None:
     own_fleet.set("est.timeout_s = 1.0")
     own_fleet.start()
-    box = Box(tmp_path / "box", own_fleet)
-    with box.client(certificate=False) as client:
-        assert client.post("/.well-known/est/simpleenroll", content=b"A" * 70_000, auth=("a", "b")).status_code == 413
     context = ssl.create_default_context(cafile=own_fleet.home.ca / "root-1.pem")
     with socket.create_connection(("localhost", own_fleet.ports[0])) as silent:
-        silent.settimeout(30)
+        silent.settimeout(60)
         assert silent.recv(1) == b"", "a handshake that does not come is not waited for"
-    with context.wrap_socket(
-        socket.create_connection(("localhost", own_fleet.ports[0])), server_hostname="localhost"
-    ) as slow:
-        slow.settimeout(30)
-        slow.sendall(b"POST /.well-known/est/simpleenroll HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
-        assert b" 408 " in slow.recv(4096)
+
+    def answer_to_half_a_body() -> bytes:
+        with (
+            contextlib.suppress(OSError),  # a machine that stands still may be too slow with its handshake or its head
+            context.wrap_socket(
+                socket.create_connection(("localhost", own_fleet.ports[0]), 60), server_hostname="localhost"
+            ) as slow,
+        ):
+            slow.sendall(b"POST /.well-known/est/simpleenroll HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
+            return slow.recv(4096)
+        return b""
+
+    until(lambda: b" 408 " in answer_to_half_a_body())
 
 
 def test_connections_are_bounded(own_fleet: FleetSide) -> None:
-    own_fleet.set("est.max_connections = 3")
+    own_fleet.set("est.max_connections = 3\nest.timeout_s = 300.0")
     own_fleet.start()
     context = ssl.create_default_context(cafile=own_fleet.home.ca / "root-1.pem")
 
     def connect() -> ssl.SSLSocket:
         return context.wrap_socket(
-            socket.create_connection(("localhost", own_fleet.ports[0]), 30), server_hostname="localhost"
+            socket.create_connection(("localhost", own_fleet.ports[0]), 60), server_hostname="localhost"
         )
 
     ask = b"GET /.well-known/est/cacerts HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -388,7 +398,7 @@ def test_strongswans_client_fetches_the_authority_enrolls_and_renews(fleet: Flee
     ca, url = fleet.home.ca, fleet.url
 
     def pki(*arguments: str) -> bytes:
-        done = subprocess.run(["pki", *arguments], capture_output=True, timeout=60, cwd=tmp_path, check=False)
+        done = subprocess.run(["pki", *arguments], capture_output=True, timeout=300, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr.decode()[-2000:]
         return done.stdout
 
@@ -423,7 +433,7 @@ def test_curl_and_openssl_enroll_by_hand(fleet: FleetSide, tmp_path: Path) -> No
     curl -sSf --cacert {fleet.home.ca}/root-1.pem --cert c.pem --key k.pem {fleet.url}/fleet/v1/bootstrap
     """
     done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False,
+        ["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False,
         env={"PATH": "/usr/bin:/bin", "SECRET": f"{token.id}:{token.secret}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

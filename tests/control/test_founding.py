@@ -178,7 +178,7 @@ def test_a_back_up_is_restored_as_documented(own_fleet: FleetSide, tmp_path: Pat
         "broker",
         ".",
     ]
-    subprocess.run(tar, check=True)
+    assert subprocess.run(tar, check=False).returncode in (0, 1)  # 1: a file changed meanwhile; the server goes on
     later.enroll(own_fleet.token())
     own_fleet.kill()
     shutil.rmtree(root)
@@ -211,7 +211,7 @@ def test_a_full_disk_is_said_and_is_no_end(own_fleet: FleetSide, tmp_path: Path)
         own_fleet.server = subprocess.Popen(
             [sys.executable, "-c", limit, str(own_fleet.home.root)], stdout=log, stderr=log
         )
-    give_up_s = time.monotonic() + 60
+    give_up_s = time.monotonic() + 240
     with own_fleet.people() as people:
         while time.monotonic() < give_up_s:
             try:

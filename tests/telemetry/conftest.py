@@ -71,7 +71,7 @@ class NodeSide:
             ack,
             more.pop("backlog_per_s", 1000.0),
             1.0,
-            **{"silence_s": 5.0, "resend_s": 2.0, **more},
+            **{"silence_s": 60.0, "resend_s": 2.0, **more},
         )
         self.presence = NodePresence("n1", self.outbox.boot_id)
         self.uplink = Uplink(self.outbox, self.alarms, config, self.presence, answer)

@@ -78,9 +78,9 @@ def test_an_alarm_is_told_once_and_when_it_ends() -> None:
 def test_a_trace_tells_of_the_next_requests_once_they_are_over() -> None:
     told: list[str] = []
     trace = RequestTrace(lambda _, fields: told.append(fields["request_id"]))
-    now = time.time()
-    old = {"at": now - 10, "request_id": "old", "outcome": "ok"}
+    old = {"at": time.time() - 10, "request_id": "old", "outcome": "ok"}
     trace.begin(2)
+    now = time.time()
     entries = [{"at": now + 3, "request_id": "c", "outcome": "ok"}, {"at": now + 2, "request_id": "b", "outcome": ""}]
     trace.look([*entries, {"at": now + 1, "request_id": "a", "outcome": "ok"}, old])
     assert told == ["a", "c"] and not trace.active

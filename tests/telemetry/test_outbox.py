@@ -53,7 +53,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_after_a_kill_events_and_what_was_before_them_are_there_and_the_rest_is_a_gap(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", CRASHING, str(tmp_path / "o")], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", CRASHING, str(tmp_path / "o")], capture_output=True, text=True, timeout=300, check=False
     )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     boot_id = ended.stdout.strip()
@@ -167,7 +167,7 @@ def test_a_directory_that_another_process_has_by_now_is_left_to_it(
         other.outbox.tick()
     assert {path.name for path in (tmp_path / "o").iterdir()} == before and not other.codes()
     assert node.codes() == {"outbox_corrupt"} and len(records(node)) == 6
-    assert [vars(r)["event"] for r in caplog.records].count("outbox_removed") == 1
+    assert [getattr(r, "event", "") for r in caplog.records].count("outbox_removed") == 1
     other.stop()
     node.stop()
 
@@ -414,7 +414,7 @@ print(json.dumps([during, after]))
 def test_a_commit_that_fails_while_something_is_dropped_loses_nothing(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", REFUSED_COMMIT, str(tmp_path / "o")],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     during, after = json.loads(ended.stdout)
@@ -592,7 +592,7 @@ def test_a_full_disk_is_an_alarm_and_all_comes_to_disk_when_there_is_room(tmp_pa
     mount = f'mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {sys.executable} -c "$CODE" {tmp_path}'
     ended = subprocess.run(
         ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", mount],
-        env={**os.environ, "CODE": FULL_DISK}, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "CODE": FULL_DISK}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     during, after, seqs = json.loads(ended.stdout)

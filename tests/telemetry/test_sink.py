@@ -240,11 +240,12 @@ class StrictBroker:
     def _run(self) -> None:
         near, _ = self._listener.accept()
         waiting: list[bytes] = []
-        near.settimeout(0.2)
         while True:
+            near.settimeout(0.2)  # for the look alone: what is sent may take as long as the other side reads
             try:
                 head = near.recv(1, socket.MSG_PEEK)
             except TimeoutError:
+                near.settimeout(None)
                 if len(waiting) < self.LIMIT and len(self.topics) < self.NODES:
                     continue  # a sink on a busy machine is not done with this batch
                 for packet in waiting:  # nothing more comes of its own accord
@@ -264,7 +265,6 @@ class StrictBroker:
                 if not byte & 0x80:
                     break
             body = near.recv(length, socket.MSG_WAITALL) if length else b""
-            near.settimeout(0.2)
             if kind == 1:
                 near.sendall(b"\x20\x06\x00\x00\x03\x21" + self.LIMIT.to_bytes(2, "big"))
             elif kind == 8:
