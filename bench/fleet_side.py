@@ -29,7 +29,7 @@ from edge.control.x509 import key_pem, new_key, pem
 from edge.identity.token import EnrollmentToken
 from edge.telemetry.mqtt import BrokerAddress
 
-_START_S = 60.0
+_START_S = 240.0
 
 
 class FleetSide:
@@ -128,7 +128,7 @@ class FleetSide:
             self.broker.kill()
             self.broker.wait()
 
-    def cli(self, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def cli(self, *arguments: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
         """`edge fleet ...` on this fleet."""
         return subprocess.run(
             [sys.executable, "-m", "edge", "fleet", *arguments],
