@@ -202,7 +202,7 @@ def test_a_second_signal_ends_it_at_once(home: Path) -> None:
         with client.stream("POST", f"{node.base_url}/v1/completions", json={**LONG, "n": 32, "model": model}) as stream:
             lines = stream.iter_lines()
             next(lines)
-            node.engine.suspend()  # nor is this answer over before the second
+            node.engine.suspend()  # this answer is not over before the second signal
             node.process.send_signal(signal.SIGINT)
             while client.get(f"{node.base_url}/health/ready").status_code == httpx.codes.OK:
                 pass
