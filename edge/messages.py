@@ -494,7 +494,7 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
         """Yield the payload of each frame that is complete. Raises FrameTooLarge."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:

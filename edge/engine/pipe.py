@@ -30,6 +30,8 @@ class Pipe(Generic[HeardT]):
         self._decode = decode
         self._lock = threading.Lock()
         self._frames = FrameReader()
+        self._room = memoryview(bytearray(_READ_BYTES))
+        """Where it is read to. It is had from the start: while a pass takes all the memory there is, there would be none."""
 
     def send(self, messages: Iterable[Message]) -> None:
         """Send messages as one frame. A front that is gone ends the process: nobody is left to answer. Raises FrameTooLarge."""
@@ -42,8 +44,8 @@ class Pipe(Generic[HeardT]):
 
     def receive(self) -> Iterable[HeardT]:
         """Yield what the front says until it closes the pipe. Raises msgspec.DecodeError, FrameTooLarge."""
-        while data := self._socket.recv(_READ_BYTES):
-            for payload in self._frames.feed(data):
+        while count := self._socket.recv_into(self._room):
+            for payload in self._frames.feed(self._room[:count]):
                 yield from self._decode(payload)
 
 

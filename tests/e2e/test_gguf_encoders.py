@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import numpy as np
 import openai
-import psutil
 import pytest
 
 from bench.make_gguf_encoder import write_encoder
@@ -105,8 +104,7 @@ def test_it_is_told_of_as_other_models_are(node: RunningNode, http: httpx.Client
     assert 'edge_tensor_answer_seconds_count{model="alder"}' in http.get("/metrics").text
     state = next(m for m in http.get("/edge/v1/models").json()["models"] if m["name"] == "alder")
     assert state["bytes_resident"] <= state["bytes_planned"]
-    children = psutil.Process(node.process.pid).children()
-    assert any("edge.onnx.worker" in " ".join(child.cmdline()) for child in children)
+    assert node.children("edge.onnx.worker")
 
 
 def test_an_encoder_cannot_be_the_nodes_own_model(run_edge: RunEdge, home: Path) -> None:

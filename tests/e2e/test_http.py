@@ -39,17 +39,12 @@ def metric(base_url: str, name: str) -> float:
     return float(found[1])
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> None:
+def eventually(condition: Callable[[], bool], within_s: float = 240.0) -> None:
     """Wait for something that must come about; how fast is not judged here."""
     give_up = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < give_up, "it never came about"
         time.sleep(0.05)
-
-
-def engine_pid(node: RunningNode) -> int:
-    children = psutil.Process(node.process.pid).children()
-    return next(c.pid for c in children if "edge.engine.worker" in c.cmdline())
 
 
 def idle(base_url: str) -> bool:
@@ -215,7 +210,7 @@ def test_a_killed_engine_ends_every_stream_with_one_error_and_comes_back(node: R
     base_url = node.base_url
     for _ in range(3):
         eventually(lambda: idle(base_url))
-        for status, text in asyncio.run(_kill_in_streams(base_url, engine_pid(node))):
+        for status, text in asyncio.run(_kill_in_streams(base_url, node.engine.pid)):
             if status != httpx.codes.OK:  # it waited for its turn
                 assert json.loads(text)["error"]["code"] == "engine_down"
                 continue
@@ -232,15 +227,17 @@ def test_while_the_engine_is_gone_ready_says_so_and_requests_are_told_to_come_ba
     seen: dict[str, httpx.Response] = {}
 
     def gone() -> bool:
-        with contextlib.suppress(StopIteration, ProcessLookupError):  # on a busy machine it may be back between the two
-            os.kill(engine_pid(node), signal.SIGKILL)
+        for engine in node.children("edge.engine.worker"):  # on a busy machine it may be back between the two
+            with contextlib.suppress(psutil.NoSuchProcess):
+                engine.kill()
         seen["health"] = httpx.get(f"{node.base_url}/health/ready", timeout=60, trust_env=False)
         seen["chat"] = post(node.base_url, "/v1/chat/completions", json=CHAT)
         return seen["health"].status_code == seen["chat"].status_code == 503
 
     eventually(gone)
     assert seen["health"].json()["code"] == "engine_down"
-    assert "signal 9" in seen["health"].json()["reason"] or "loading" in seen["health"].json()["reason"]
+    why = seen["health"].json()["reason"]  # for a moment it is known only that it is gone
+    assert any(word in why for word in ("signal 9", "loading", "the process ended")), why
     assert seen["chat"].json()["error"]["code"] == "engine_down"
     assert int(seen["chat"].headers["retry-after"]) >= 1
     assert httpx.get(f"{node.base_url}/health/live", timeout=60, trust_env=False).status_code == httpx.codes.OK
@@ -267,12 +264,12 @@ def test_schemathesis_finds_no_5xx(base_url: str, tmp_path: Path) -> None:
             "--max-examples=25",
             "--seed=1",
             "--generation-deterministic",
-            "--request-timeout=30",
+            "--request-timeout=120",
             "--exclude-path=/metrics",
         ],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         cwd=tmp_path,
         check=False,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -79,8 +80,21 @@ def act(node: RunningNode, name: str, verb: str) -> httpx.Response:
 
 def engines(node: RunningNode) -> dict[int, int]:
     """Process ids of the engines, with their scheduling policies."""
-    children = psutil.Process(node.process.pid).children()
-    return {c.pid: os.sched_getscheduler(c.pid) for c in children if "edge.engine.worker" in " ".join(c.cmdline())}
+    return {engine.pid: os.sched_getscheduler(engine.pid) for engine in node.children("edge.engine.worker")}
+
+
+@contextlib.contextmanager
+def standing_still(node: RunningNode) -> Iterator[list[psutil.Process]]:
+    """Its engines, none of which ends an answer meanwhile."""
+    found = node.children("edge.engine.worker")
+    for engine in found:
+        engine.suspend()
+    try:
+        yield found
+    finally:
+        for engine in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                engine.resume()
 
 
 async def stream(client: httpx.AsyncClient, model: str, tokens: int = TOKENS) -> tuple[str, str, int, str]:
@@ -156,11 +170,12 @@ def test_a_new_version_takes_over_without_a_failed_request(node: RunningNode, fi
 
     async def run() -> list[tuple[str, str, int, str]]:
         async with client_of(node) as client:
-            tasks = [asyncio.create_task(stream(client, "ash")) for _ in range(3)]
-            await until_asked(client, "ash", 3)
-            shutil.copy(files / "ash-2.gguf", files / "draft")
-            (files / "draft").replace(files / "ash.gguf")
-            loading = asyncio.create_task(client.post("/edge/v1/models/ash/load"))
+            with standing_still(node):
+                tasks = [asyncio.create_task(stream(client, "ash")) for _ in range(3)]
+                await until_asked(client, "ash", 3)
+                shutil.copy(files / "ash-2.gguf", files / "draft")
+                (files / "draft").replace(files / "ash.gguf")
+                loading = asyncio.create_task(client.post("/edge/v1/models/ash/load"))
             tasks += [asyncio.create_task(stream(client, "tree")) for _ in range(3)]
             assert (await loading).json()["state"] == "ready"
             tasks += [asyncio.create_task(stream(client, "ash")) for _ in range(2)]
@@ -178,16 +193,17 @@ def test_a_killed_engine_touches_no_other_and_comes_back_when_it_is_asked(node: 
 
     async def run() -> list[tuple[str, str, int, str]]:
         async with client_of(node) as client:
-            mine = asyncio.create_task(stream(client, "edge-builtin", 400))
-            theirs = asyncio.create_task(stream(client, "ash", 400))
-            await until_asked(client, "ash")
-            await until_asked(client, "edge-builtin")
-            os.kill(further, signal.SIGKILL)
+            with standing_still(node):
+                mine = asyncio.create_task(stream(client, "edge-builtin", 400))
+                theirs = asyncio.create_task(stream(client, "ash", 400))
+                await until_asked(client, "ash")
+                await until_asked(client, "edge-builtin")
+                os.kill(further, signal.SIGKILL)
             return [await mine, await theirs]
 
     main, killed = asyncio.run(run())
     assert main[:3] == ("edge-builtin", "length", 400)
-    assert killed[1] in ("engine_down", "length"), "an error at once, unless it was over already"
+    assert killed[1] == "engine_down"
     with httpx.Client(base_url=node.base_url, trust_env=False, timeout=BACKGROUND_S) as client:
         body = {"model": "ash", "prompt": "pump", "max_tokens": 4}
         wait_until(lambda: client.post("/v1/completions", json=body).status_code == httpx.codes.OK, BACKGROUND_S)
@@ -201,14 +217,15 @@ def test_a_stop_lets_answers_of_every_model_finish(tmp_path: Path, files: Path) 
     async def run() -> list[tuple[str, str, int, str]]:
         async with client_of(node) as client:
             tasks = [asyncio.create_task(stream(client, name, 300)) for name in NAMES]  # two of them are being loaded
-            for name in NAMES:
-                await until_asked(client, name)
+            async with asyncio.timeout(BACKGROUND_S):
+                while {d["model"] for d in (await client.get("/edge/v1/decisions")).json()["decisions"]} != set(NAMES):
+                    await asyncio.sleep(0.01)
             node.process.send_signal(signal.SIGTERM)
             return list(await asyncio.gather(*tasks))
 
     answers = asyncio.run(run())
     assert [(name, end, tokens) for name, end, tokens, _ in answers] == [(name, "length", 300) for name in NAMES]
-    assert node.process.wait(60) == 0
+    assert node.process.wait(240) == 0
     assert "Traceback" not in node.said()
 
 

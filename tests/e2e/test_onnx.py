@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import numpy as np
 import openai
-import psutil
 import pytest
 import tritonclient.http as triton
 from tokenizers import Tokenizer
@@ -73,7 +72,8 @@ def http(node: RunningNode) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def v2(node: RunningNode) -> Iterator[triton.InferenceServerClient]:
-    made = triton.InferenceServerClient(node.base_url.removeprefix("http://"))
+    patience = {"connection_timeout": BACKGROUND_S, "network_timeout": BACKGROUND_S}
+    made = triton.InferenceServerClient(node.base_url.removeprefix("http://"), **patience)
     yield made
     made.close()
 
@@ -364,11 +364,12 @@ def engine_of(node: RunningNode, name: str) -> int:
 
 
 def children(node: RunningNode) -> set[int]:
-    return {c.pid for c in psutil.Process(node.process.pid).children() if "edge.onnx.worker" in " ".join(c.cmdline())}
+    return {child.pid for child in node.children("edge.onnx.worker")}
 
 
 def test_a_killed_child_fails_its_requests_at_once_and_comes_back(node: RunningNode) -> None:
     pid = engine_of(node, "birch")
+    os.kill(pid, signal.SIGSTOP)  # else a fast one may have answered before it is killed
     body = {"model": "birch", "input": ["the pump in hall three is on and the valve is open"] * 2000}
 
     async def run() -> tuple[list[int], str]:
@@ -377,13 +378,13 @@ def test_a_killed_child_fails_its_requests_at_once_and_comes_back(node: RunningN
             chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 60, "ignore_eos": True}
             answer = asyncio.create_task(http.post("/v1/chat/completions", json=chat))
             async with asyncio.timeout(BACKGROUND_S):
-                while (await asyncio.to_thread(state, node, "birch"))["in_flight"] < 1:
+                while (await asyncio.to_thread(state, node, "birch"))["in_flight"] < 3:
                     await asyncio.sleep(0.01)
             os.kill(pid, signal.SIGKILL)
             return [(await task).status_code for task in tasks], (await answer).json()["choices"][0]["finish_reason"]
 
     statuses, chat = asyncio.run(run())
-    assert 503 in statuses and set(statuses) <= {200, 503} and chat == "length"
+    assert statuses == [503] * 3 and chat == "length"
     with httpx.Client(base_url=node.base_url, trust_env=False, timeout=BACKGROUND_S) as http:
         wait_until(lambda: http.post("/v1/embeddings", json={**body, "input": "a"}).status_code == 200, BACKGROUND_S)
     assert state(node, "birch")["failures"] >= 1 and state(node, "edge-builtin")["loads"] == 1

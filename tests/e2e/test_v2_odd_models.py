@@ -57,7 +57,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
 
 @pytest.fixture
 def v2(node: RunningNode) -> Iterator[triton.InferenceServerClient]:
-    made = triton.InferenceServerClient(node.base_url.removeprefix("http://"))
+    patience = {"connection_timeout": BACKGROUND_S, "network_timeout": BACKGROUND_S}
+    made = triton.InferenceServerClient(node.base_url.removeprefix("http://"), **patience)
     yield made
     made.close()
 

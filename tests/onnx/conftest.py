@@ -15,9 +15,8 @@ from edge.onnx.client import TensorClient
 from edge.onnx.messages import LoadTensors, Looking, Reading
 from tests.onnx.detectors import LABELS, SIDE
 
-LIMITS = EngineLimits(max_waiting=64, wedge_timeout_s=20.0, load_timeout_s=60.0, restart_backoff_max_s=2.0)
-IN_THE_BACKGROUND = EngineLimits(max_waiting=64, wedge_timeout_s=60.0, load_timeout_s=600.0, restart_backoff_max_s=2.0)
-"""A child that gets only what other processes leave may be long in loading beside busy ones."""
+LIMITS = EngineLimits(max_waiting=64, wedge_timeout_s=60.0, load_timeout_s=600.0, restart_backoff_max_s=2.0)
+"""Wide: a child on a busy machine may be long in loading, above all one that gets only what other processes leave."""
 MIB = 1 << 20
 
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from edge.errors import DoesNotFit, EdgeError, EngineDown, EngineFault, InvalidR
 from edge.onnx.client import TensorClient
 from edge.onnx.messages import Embedded, Tensor
 from tests.onnx.conftest import (
-    IN_THE_BACKGROUND,
     LIMITS,
     MIB,
     detector_load_of,
@@ -66,6 +64,15 @@ async def ending(work: Any) -> Any:
         return error
 
 
+async def asking_until_it_dies(client: TensorClient, texts: list[str]) -> EngineDown:
+    """One request after the other, so that one is in the works whenever its child is killed."""
+    while True:
+        answer = await ending(client.embed(list(texts), "", None))
+        if isinstance(answer, EngineDown):
+            return answer
+        assert isinstance(answer, Embedded)
+
+
 def test_vectors_are_those_of_each_text_by_itself(encoder: Path) -> None:
     async def use(client: TensorClient) -> None:
         exact = by_hand(encoder, SENTENCES)
@@ -103,14 +110,12 @@ def test_kills_in_the_middle_of_requests_leave_none_without_an_answer(encoder: P
         killed = []
         for _ in range(3):
             await until_ready(client)
-            tasks = [asyncio.create_task(ending(client.embed(SENTENCES * 20, "", None))) for _ in range(8)]
+            tasks = [asyncio.create_task(asking_until_it_dies(client, SENTENCES * 20)) for _ in range(8)]
             await asyncio.sleep(0.05)
             assert client.status.pid is not None
             killed.append(client.status.pid)
             os.kill(client.status.pid, signal.SIGKILL)
-            endings = await asyncio.wait_for(asyncio.gather(*tasks), 60)
-            assert all(isinstance(e, EngineDown | Embedded) for e in endings)
-            assert any(isinstance(e, EngineDown) for e in endings)
+            await asyncio.wait_for(asyncio.gather(*tasks), 60)
             assert client.in_flight == 0
         await until_ready(client)
         assert isinstance(await client.embed(["a"], "", None), Embedded)
@@ -142,18 +147,21 @@ def test_a_wedged_child_is_noticed_and_replaced(encoder: Path) -> None:
         first = client.status.pid
         assert first is not None
         os.kill(first, signal.SIGSTOP)
-        error = await asyncio.wait_for(ending(client.embed(["a"], "", None)), 60)
+        error = await asyncio.wait_for(ending(client.embed(["a"], "", None)), 240)
         assert isinstance(error, EngineDown) and "no sign of life" in error.message
         await until_ready(client)
         assert client.status.pid != first
         assert isinstance(await client.embed(["a"], "", None), Embedded)
 
-    run_with_child(load_of(encoder, reading_of(encoder)), use, EngineLimits(8, 8.0, 60.0, 2.0))
+    # With one row: patience grows with the longest pass, which a machine that stands still while it is measured makes long.
+    run_with_child(load_of(encoder, reading_of(encoder), most_rows=1), use, EngineLimits(8, 8.0, 600.0, 2.0))
 
 
 def test_a_full_queue_refuses_and_a_client_that_leaves_frees_its_place(encoder: Path) -> None:
+    many = SENTENCES * 400  # far more than are computed until their clients leave, however long that takes
+
     async def use(client: TensorClient) -> None:
-        tasks = [asyncio.create_task(client.embed(SENTENCES * 40, "", None)) for _ in range(3)]
+        tasks = [asyncio.create_task(client.embed(many, "", None)) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
             await client.embed(["a"], "", None)
@@ -164,9 +172,9 @@ def test_a_full_queue_refuses_and_a_client_that_leaves_frees_its_place(encoder: 
         assert isinstance(await client.embed(["a"], "", None), Embedded)
         while client.stats is None or client.stats.waiting:
             await asyncio.sleep(0.05)
-        assert client.stats.rows < 3 * 40 * len(SENTENCES), "what nobody waits for was computed"
+        assert client.stats.rows < 3 * len(many), "what nobody waits for was computed"
 
-    run_with_child(load_of(encoder, reading_of(encoder)), use, EngineLimits(2, 20.0, 60.0, 2.0))
+    run_with_child(load_of(encoder, reading_of(encoder)), use, EngineLimits(2, 60.0, 600.0, 2.0))
 
 
 def test_memory_beyond_the_plan_is_refused_and_the_child_lives_on(encoder: Path) -> None:
@@ -203,32 +211,42 @@ def matrix(side: int) -> list[Tensor]:
     return [Tensor("x0", "FP32", [side, side], np.full((side, side), 1 / side, np.float32).tobytes())]
 
 
+async def signs_heard(client: TensorClient, until: asyncio.Future[Any]) -> int:
+    """How often the child was heard of before something was done."""
+    heard, last = 0, client.stats
+    while not until.done():
+        await asyncio.sleep(0.02)
+        heard += client.stats is not last
+        last = client.stats
+    return heard
+
+
 def test_a_long_pass_of_a_clients_tensors_is_no_wedge(tmp_path: Path) -> None:
-    wedge_s = 2.0
+    """However long it takes: all the time there are signs of life, which is what the watch waits for."""
 
     async def use(client: TensorClient) -> None:
-        side, took_s = 128, 0.0
-        while took_s < 2 * wedge_s:
+        side, heard = 128, 0
+        while heard < 3:
             side *= 2
-            begun_s = time.monotonic()
-            (found,) = await client.infer(matrix(side), [])
-            took_s = time.monotonic() - begun_s
+            passing = asyncio.create_task(client.infer(matrix(side), []))
+            heard = await signs_heard(client, passing)
+            (found,) = await passing
             assert np.frombuffer(found.data, np.float32) == pytest.approx(1 / side, rel=1e-3)
         assert client.status.restarts == 0
 
-    load = load_of(tmp_path, path=str(squares(tmp_path / "model.onnx")), limit_bytes=1000 * MIB)
-    run_with_child(load, use, EngineLimits(8, wedge_s, 60.0, 2.0))
+    load = load_of(tmp_path, path=str(squares(tmp_path / "model.onnx")), limit_bytes=1000 * MIB, pass_limit_s=600.0)
+    run_with_child(load, use)
 
 
 def test_a_pass_beyond_its_limit_is_ended_and_the_child_lives_on(tmp_path: Path) -> None:
     async def use(client: TensorClient) -> None:
-        with pytest.raises(InvalidRequest, match=r"took longer than the 0\.5 s that onnx\.pass_limit_s allows"):
+        with pytest.raises(InvalidRequest, match=r"took longer than the 2 s that onnx\.pass_limit_s allows"):
             for power in range(8, 13):
                 await client.infer(matrix(2**power), [])
         await client.infer(matrix(8), [])
         assert client.status.restarts == 0
 
-    load = load_of(tmp_path, path=str(squares(tmp_path / "model.onnx")), limit_bytes=1000 * MIB, pass_limit_s=0.5)
+    load = load_of(tmp_path, path=str(squares(tmp_path / "model.onnx")), limit_bytes=1000 * MIB, pass_limit_s=2.0)
     run_with_child(load, use)
 
 
@@ -306,7 +324,7 @@ def test_a_child_in_the_background_takes_only_what_others_leave(encoder: Path) -
         assert client.status.pid is not None
         assert policies_of(client.status.pid) == {os.SCHED_IDLE}
 
-    run_with_child(load_of(encoder, reading_of(encoder), background=True, threads=2), use, IN_THE_BACKGROUND)
+    run_with_child(load_of(encoder, reading_of(encoder), background=True, threads=2), use)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +346,7 @@ def test_what_is_not_installed_is_said_with_the_cure(
         client = TensorClient(load, LIMITS, environment={"PYTHONPATH": path})
         await client.start()
         try:
-            await asyncio.wait_for(client.wait_ready(), 60)
+            await asyncio.wait_for(client.wait_ready(), LIMITS.load_timeout_s)
         finally:
             await client.stop()
 

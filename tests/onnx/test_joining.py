@@ -193,7 +193,9 @@ def test_clients_that_ask_at_once_get_each_their_own(tmp_path: Path, mixes: bool
         if not mixes:
             assert client.stats.passes < 160, "no two shared a pass"
 
-    run_with_child(load_of(tmp_path, slo_s=5.0), use)
+    run_with_child(
+        load_of(tmp_path, slo_s=600.0), use
+    )  # a pass in which the machine stood still is none too long to share
 
 
 def test_a_child_takes_inputs_of_no_axes(tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ from bench.make_onnx import SHAPES
 from edge.engine.llama.library import Library
 from edge.engine.llama.model import Model
 from edge.engine.supervised import EngineLimits
-from edge.errors import ContextLengthExceeded, DoesNotFit, EngineDown, InvalidRequest, ModelUnusable
+from edge.errors import ContextLengthExceeded, DoesNotFit, InvalidRequest, ModelUnusable
 from edge.onnx.client import TensorClient
 from edge.onnx.messages import Embedded, LoadTensors, Reading
-from tests.onnx.conftest import IN_THE_BACKGROUND, MIB, run_with_child
+from tests.onnx.conftest import MIB, run_with_child
 from tests.onnx.decoder import last_states, yes_share
-from tests.onnx.test_child import SENTENCES, by_hand, ending, until_ready, vectors
+from tests.onnx.test_child import SENTENCES, asking_until_it_dies, by_hand, until_ready, vectors
 from tests.threads import policies_of
 
 
@@ -242,18 +242,17 @@ def test_killed_or_wedged_it_is_replaced_and_every_request_ends(bert: Path) -> N
     async def use(client: TensorClient) -> None:
         for number, how in enumerate((signal.SIGKILL, signal.SIGSTOP)):
             await until_ready(client)
-            tasks = [asyncio.create_task(ending(client.embed(SENTENCES * 40, "", None))) for _ in range(6)]
+            tasks = [asyncio.create_task(asking_until_it_dies(client, SENTENCES * 40)) for _ in range(6)]
             await asyncio.sleep(0.05)
             assert client.status.pid is not None
             os.kill(client.status.pid, how)
-            endings = await asyncio.wait_for(asyncio.gather(*tasks), 60)
-            assert all(isinstance(e, EngineDown | Embedded) for e in endings)
-            assert any(isinstance(e, EngineDown) for e in endings)
+            await asyncio.wait_for(asyncio.gather(*tasks), 240)
             await until_ready(client)
             assert isinstance(await client.embed(["a"], "", None), Embedded)
             assert client.status.restarts == number + 1
 
-    run_with_child(load_of(bert), use, EngineLimits(64, 8.0, 60.0, 2.0))
+    # With one row: patience grows with the longest pass, which a machine that stands still while it is measured makes long.
+    run_with_child(load_of(bert, most_rows=1), use, EngineLimits(64, 8.0, 600.0, 2.0))
 
 
 def test_in_the_background_it_takes_only_what_others_leave_and_loads_no_onnxruntime(bert: Path) -> None:
@@ -265,4 +264,4 @@ def test_in_the_background_it_takes_only_what_others_leave_and_loads_no_onnxrunt
         assert any("libllama" in path for path in mapped)
         assert not any("onnxruntime" in path or "tokenizers" in path for path in mapped)
 
-    run_with_child(load_of(bert, background=True, threads=2), use, IN_THE_BACKGROUND)
+    run_with_child(load_of(bert, background=True, threads=2), use)
