@@ -170,7 +170,8 @@ def test_an_engine_that_does_not_restart_has_ended_for_good_when_its_child_dies(
         client = EngineClient(load_of(Q4_0, background=True), LIMITS, restarts=False)
         await client.start()
         try:
-            await asyncio.wait_for(client.wait_ready(), LIMITS.load_timeout_s)  # it gets only what other processes leave
+            # It gets only what other processes leave.
+            await asyncio.wait_for(client.wait_ready(), LIMITS.load_timeout_s)
             pid = client.status.pid
             assert pid is not None and os.sched_getscheduler(pid) == os.SCHED_IDLE
             assert policies_of(pid) == {os.SCHED_IDLE}
