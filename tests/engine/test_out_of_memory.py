@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from edge.engine.client import EngineClient
-from edge.errors import DoesNotFit, EngineDown
+from edge.errors import DoesNotFit, EngineDown, ModelUnusable
 from edge.messages import Load, Sampling, Submit, TextPrompt
 from tests.engine.bounded_child import BOUND
 from tests.engine.conftest import LIMITS, Q4_0, collect, load_of
@@ -109,6 +109,28 @@ def test_without_a_smaller_layout_the_first_load_is_refused_for_want_of_memory()
             with pytest.raises(DoesNotFit, match="no memory for 64 slots of 2048 tokens"):
                 await asyncio.wait_for(client.wait_ready(), 120)
             assert client.status.phase == "down"
+        finally:
+            await client.stop()
+
+    asyncio.run(body())
+
+
+class StarvingClient(EngineClient):
+    """Its children get no memory for grammars."""
+
+    module = "tests.engine.starving_child"
+
+
+def test_memory_that_the_grammars_library_misses_is_given_by_a_smaller_layout_too() -> None:
+    async def body() -> None:
+        load = load_of(Q4_0, slots=4)
+        smaller = Smaller(load)
+        client = StarvingClient(load, LIMITS, smaller=smaller)
+        await client.start()
+        try:
+            with pytest.raises(ModelUnusable):
+                await asyncio.wait_for(client.wait_ready(), 120)
+            assert smaller.given == [2, 1]
         finally:
             await client.stop()
 
