@@ -19,10 +19,11 @@ log = logging.getLogger(__name__)
 
 _SIGKILL = 9
 _NO_MEMORY_WORDS = re.compile(
-    r"bad_alloc|out of memory|failed to allocate|insufficient memory|cannot allocate memory|mem_buffer != NULL|MemoryError",
+    r"bad_alloc|out of memory|failed to allocate|insufficient memory|cannot allocate memory|mem_buffer != NULL|MemoryError"
+    r"|memory allocation of \d+ bytes failed",
     re.IGNORECASE,
 )
-"""How the C++ runtime, OpenMP, ggml and Python say in their last words that an allocation failed."""
+"""How the C++ runtime, OpenMP, ggml, Python and Rust say in their last words that an allocation failed."""
 _SEND_BUFFER_BYTES = 1 << 21
 THREAD_WAIT = {"GOMP_SPINCOUNT": "5000"}
 """How long OpenMP's threads spin for each other before they sleep; must be set before the process starts. The library's own

@@ -257,7 +257,8 @@ class Scheduler:
         if not self._keeps_targets:
             if decoding and self._prompt_pass_since_decode:
                 return None
-            return _chunk(sequence, min(sequence.prompt_left, FIXED_CHUNK if decoding else self._chunk_tokens))
+            most = min(FIXED_CHUNK, self._chunk_tokens) if decoding else self._chunk_tokens
+            return _chunk(sequence, min(sequence.prompt_left, most))
         budget_s = self._prompt_budget_s(now_s, sequence, decoding)
         count = self._steps.largest_chunk(budget_s, sequence.cursor, sequence.prompt_left, self._chunk_tokens)
         if count == 0 and not decoding:  # not even one token fits: then time is no reason to wait

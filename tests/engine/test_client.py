@@ -1,8 +1,10 @@
 """The engine child as its owner sees it: one reply per request whatever happens, and back on its feet afterwards."""
 
 import asyncio
+import itertools
 import os
 import signal
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ import pytest
 from edge.dialects.tools import GrammarSpec, ToolFormat, ToolSpec, response_grammar, tool_grammar
 from edge.engine.client import EngineClient
 from edge.engine.port import StreamEvent
-from edge.engine.supervised import EngineLimits
 from edge.errors import (
     ContextLengthExceeded,
     EngineDown,
@@ -117,7 +118,7 @@ def test_a_cancelled_request_frees_its_slot_and_its_cells_in_prefill_too() -> No
 
 
 def test_a_full_queue_refuses_at_once() -> None:
-    limits = EngineLimits(2, 20.0, 60.0, 2.0)
+    limits = replace(LIMITS, max_waiting=2)
 
     async def use(client: EngineClient) -> None:
         streams = [client.submit(LONG) for _ in range(4)]
@@ -133,8 +134,8 @@ def test_a_full_queue_refuses_at_once() -> None:
 def test_twenty_kills_during_eight_streams() -> None:
     async def use(client: EngineClient) -> None:
         own = psutil.Process()
-        sizes, killed = [], []
-        for _ in range(20):
+        sizes, killed, late = list[int](), list[int](), 0
+        while len(sizes) < 20:
             await until_ready(client)
             tasks = [asyncio.create_task(ending(client, LONG)) for _ in range(8)]
             while (client.stats is None or client.stats.running < 8) and not all(t.done() for t in tasks):
@@ -143,14 +144,22 @@ def test_twenty_kills_during_eight_streams() -> None:
             assert pid is not None
             killed.append(pid)
             os.kill(pid, signal.SIGKILL)
-            endings = await asyncio.wait_for(asyncio.gather(*tasks), 60)
-            assert all(isinstance(e, EngineDown) for e in endings), endings
+            endings = await asyncio.wait_for(asyncio.gather(*tasks), 120)
+            while client.status.pid == pid:  # where all were over already nobody has noticed yet
+                await asyncio.sleep(0.01)
+            assert all(isinstance(e, EngineDown | Finished) for e in endings), endings
             assert client.in_flight == 0
+            if any(isinstance(e, Finished) for e in endings):  # this process stood still until they were answered
+                late += 1
+                assert late < 20, "a kill ends answers as if they were whole"
+                continue
             sizes.append(own.memory_info().rss)
         await until_ready(client)
         assert isinstance(await ending(client, chat("hello")), Finished)
-        assert client.status.restarts == 20
-        assert sizes[-1] - sizes[4] < 8 * 1024 * 1024
+        assert client.status.restarts == len(killed)
+        growth = [b - a for a, b in itertools.pairwise(sizes[4:])]
+        # What leaks does so at every kill; what the allocator or the kernel takes in one piece comes at one of them.
+        assert statistics.median(growth) < 512 * 1024, growth
         assert not [p for p in own.children() if p.pid in killed], "a zombie is left"
 
     run_with_engine(load_of(Q4_0), use)
@@ -158,14 +167,15 @@ def test_twenty_kills_during_eight_streams() -> None:
 
 def test_an_engine_that_does_not_restart_has_ended_for_good_when_its_child_dies() -> None:
     async def main() -> None:
-        patient = replace(LIMITS, wedge_timeout_s=60.0, load_timeout_s=600.0)  # it gets only what other processes leave
-        client = EngineClient(load_of(Q4_0, background=True), patient, restarts=False)
+        client = EngineClient(load_of(Q4_0, background=True), LIMITS, restarts=False)
         await client.start()
         try:
-            await asyncio.wait_for(client.wait_ready(), patient.load_timeout_s)
+            # It gets only what other processes leave.
+            await asyncio.wait_for(client.wait_ready(), LIMITS.load_timeout_s)
             pid = client.status.pid
             assert pid is not None and os.sched_getscheduler(pid) == os.SCHED_IDLE
             assert policies_of(pid) == {os.SCHED_IDLE}
+            os.kill(pid, signal.SIGSTOP)  # or it could have answered before it is killed
             running = asyncio.create_task(ending(client, LONG))
             await asyncio.sleep(0)
             os.kill(pid, signal.SIGKILL)
@@ -184,7 +194,6 @@ def test_what_was_counted_stays_when_the_child_is_replaced() -> None:
     async def use(client: EngineClient) -> None:
         prompt = Submit(0, TextPrompt("the pump in hall four " * 40), GREEDY, max_tokens=1)
         for hits in (1, 2):
-            await until_ready(client)
             for _ in range(2):
                 await collect(client, prompt)
             while client.counts.cache_hits < hits:
@@ -195,25 +204,24 @@ def test_what_was_counted_stays_when_the_child_is_replaced() -> None:
             while client.status.phase == "ready":
                 await asyncio.sleep(0.02)
             assert client.counts.cache_hits == hits
+            await until_ready(client)
 
     run_with_engine(load_of(Q4_0), use)
 
 
 def test_a_wedged_child_is_noticed_and_replaced() -> None:
     async def use(client: EngineClient) -> None:
-        task = asyncio.create_task(ending(client, LONG))
-        await asyncio.sleep(0.2)
         first = client.status.pid
         assert first is not None
-        os.kill(first, signal.SIGSTOP)
-        error = await asyncio.wait_for(task, 60)
+        os.kill(first, signal.SIGSTOP)  # before it is asked: it could have answered by then
+        error = await asyncio.wait_for(ending(client, LONG), 120)
         assert isinstance(error, EngineDown)
         assert "no sign of life" in error.message
         await until_ready(client)
         assert client.status.pid != first
         assert isinstance(await ending(client, chat("hello")), Finished)
 
-    run_with_engine(load_of(Q4_0), use, EngineLimits(8, 8.0, 60.0, 2.0))
+    run_with_engine(load_of(Q4_0), use, replace(LIMITS, wedge_timeout_s=8.0))
 
 
 class OddClient(EngineClient):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edge.engine.client import EngineClient
+from edge.engine.steps import TILE_ROWS
 from edge.errors import ModelUnusable
 from edge.messages import Finished, Prompt, Sampling, Submit, TextPrompt, TokenPrompt
 from tests.engine.conftest import F16, collect, load_of, run_with_engine
@@ -42,9 +43,10 @@ def test_known_cells_give_the_same_answer_as_computed_ones(layout: str) -> None:
 
 def test_eight_at_once_with_one_new_beginning_compute_it_once() -> None:
     async def use(client: EngineClient) -> None:
-        answers = await asyncio.gather(*(finished(client, ask(f"Question {n}.")) for n in range(8)))
+        answers = await asyncio.gather(*(finished(client, ask(BEGINNING * 3 + f"Question {n}.")) for n in range(8)))
         computed = [told.prompt_tokens - told.cached_tokens for _, told in answers]
-        assert sum(computed) <= 1.2 * max(computed)
+        # The others compute a tile each, where passes of fewer rows were measured to take longer.
+        assert sum(computed) <= max(computed) + 7 * (TILE_ROWS + 16) < 2 * max(computed)
         while client.stats is None or client.stats.running or client.stats.waiting:
             await asyncio.sleep(0.02)
         assert client.stats.cells_used == 0

@@ -58,6 +58,7 @@ class Machine:
         cap: int = 1 << 20,
         table: StepTable = TABLE,
         ttft_s: float = TTFT_S,
+        chunk_tokens: int = 1024,
     ) -> None:
         self.cache = PrefixCache(cap_bytes=cap, isolated=False, enabled=caches)
         self.scheduler = Scheduler(
@@ -65,7 +66,7 @@ class Machine:
             steps=StepModel(table),
             cache=self.cache,
             targets=Targets(ttft_s, ITL_S, promised),
-            chunk_tokens=1024,
+            chunk_tokens=chunk_tokens,
             copies_sequences=caches,
             cell_bytes=1,
         )
@@ -315,6 +316,16 @@ def test_without_targets_a_prompt_takes_a_fixed_part_of_every_step() -> None:
     request = machine.add(make_request(2, FIXED_CHUNK * 2, limit=1))
     assert [machine.step() for _ in range(4)] == ["decode 1", "prompt 2", "decode 1", "prompt 2"]
     assert not request.admitted
+
+
+def test_a_part_of_a_prompt_beside_streams_is_no_more_than_a_pass_takes() -> None:
+    machine = Machine(promised=False, chunk_tokens=16)
+    machine.add(make_request(1, 5, limit=20))
+    machine.step()
+    machine.add(make_request(2, 100, limit=1))
+    before = machine.prefilled
+    assert machine.step() == "decode 1" and machine.step() == "prompt 2"
+    assert machine.prefilled - before == 16
 
 
 def test_a_model_too_slow_for_the_targets_still_answers() -> None:

@@ -54,8 +54,9 @@ def test_where_cells_do_not_suffice_for_all_one_answer_fails_and_the_others_go_o
             except EngineFault as fault:
                 return fault.message
 
-        met = await asyncio.gather(*(outcome(number) for number in range(2)))
-        assert sorted(met) == ["length", "the engine ran out of KV cells"]
-        assert await outcome(3) == "length"
+        # Six, so that two of them run beside each other wherever this process or the child stands still for a while.
+        met = await asyncio.gather(*(outcome(number) for number in range(6)))
+        assert set(met) == {"length", "the engine ran out of KV cells"}
+        assert await outcome(6) == "length"
 
     run_with_engine(load_of(F16, pinned=[TokenPrompt([299] * 200)], **FULL), use)

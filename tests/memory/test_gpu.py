@@ -30,7 +30,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def budget(library: Path, bound: int = 0, profile: str = "small", **environment: str) -> dict[str, object]:
     stub = {"LD_LIBRARY_PATH": str(library), "NVML_STUB_PROFILE": str(PROFILES / f"{profile}.txt")}
-    env = {**os.environ, **stub, "BOUND": str(bound), **environment}
+    outside = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    env = {**outside, **stub, "BOUND": str(bound), **environment}
     done = subprocess.run([sys.executable, "-c", ASK], env=env, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
@@ -62,8 +63,8 @@ def test_a_bound_by_the_operator_holds_on_the_device(library: Path) -> None:
     "environment", [{"profile": "none"}, {"CUDA_VISIBLE_DEVICES": "GPU-other"}, {"CUDA_VISIBLE_DEVICES": ""}]
 )
 def test_a_device_without_memory_of_its_own_shares_the_machines(library: Path, environment: dict[str, str]) -> None:
-    found = budget(library, bound=1500, **environment)
-    assert found["unified"] is True and found["host_bytes"] == 1500 * MIB
+    found = budget(library, bound=64, **environment)  # which any machine has left, whatever else runs there
+    assert found["unified"] is True and found["host_bytes"] == 64 * MIB
     assert found["source"] == "memory.budget_mib"
 
 

@@ -27,8 +27,7 @@ class Library:
         self._cells_mebibytes = 0.0
         self._on_line = on_line
         self._partial = ""
-        self._callback = ll.llama_log_callback(self._log)
-        ll.llama_log_set(self._callback, ctypes.c_void_p(0))
+        _hear(self._log)
         _load_backends(Path(ll.__file__).parent / "lib")
         ll.llama_backend_init()
 
@@ -88,6 +87,13 @@ class Library:
     def system(self) -> str:
         """CPU and GPU features this build uses, as the library words them."""
         return str(ll.llama_print_system_info().decode("utf-8", "replace").strip())
+
+
+def _hear(log: Callable[[int, bytes, ctypes.c_void_p], None]) -> None:
+    """Have what the library logs told, for as long as the process lives: it calls whom it was told to, gone or not."""
+    callback = ll.llama_log_callback(log)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(callback))
+    ll.llama_log_set(callback, ctypes.c_void_p(0))
 
 
 def _load_backends(directory: Path) -> None:
