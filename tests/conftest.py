@@ -12,9 +12,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("edge", deadline=None, derandomize=True, print_blob=True)
+from tests.waiting import until
+
+settings.register_profile(
+    "edge", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("edge")
 
 SMALL_DISK_BYTES = 2 << 20
@@ -41,7 +45,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def run_edge(home: Path) -> RunEdge:
     """Run the real command line in a process of its own, as a person would."""
 
-    def run(*arguments: str, timeout_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, timeout_s: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "edge", *arguments],
             env={**os.environ, "EDGE_HOME": str(home), **env},
@@ -93,7 +97,8 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None], Calla
         try:
             yield path, lambda: None, lambda: subprocess.run(larger, check=True)
         finally:
-            subprocess.run(["umount", str(path)], check=True)
+            # A process that was killed may still be about to let go of it.
+            until(lambda: subprocess.run(["umount", str(path)], check=False).returncode == 0)
     else:
         bound = [(SMALL_DISK_BYTES, SMALL_DISK_BYTES)]
         yield path, lambda: [resource.setrlimit(resource.RLIMIT_FSIZE, b) for b in bound], bound.clear
@@ -109,5 +114,5 @@ def without_locks(tmp_path: Path) -> dict[str, str]:
         "int fsync(int fd) { struct stat found; if (!fstat(fd, &found) && S_ISDIR(found.st_mode)) { errno = EINVAL; return -1; }"
         ' return ((int (*)(int)) dlsym(RTLD_NEXT, "fsync"))(fd); }\n'
     )
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True, timeout=60)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
     return {"LD_PRELOAD": str(library)}

@@ -30,7 +30,7 @@ CONFIG = FrontConfig(
     keys_required=False,
     hosts=HostNames("127.0.0.1"),
     max_body_bytes=1 << 20,
-    body_timeout_s=10.0,
+    body_timeout_s=300.0,
     ttft_slo_s=0.05,
     itl_slo_s=0.05,
 )
@@ -109,7 +109,7 @@ def serving(
     bounds = PoolLimits(room_mib * MIB, max_waiting=4, backoff_max_s=0.5)
     pool = Pool([main, *(spec for spec in specs if not spec.main)], planner, started, bounds)
     front = Front(pool, replace(CONFIG, **changes), keys, DrainState(), fleet)
-    settings = Server(port=0)
+    settings = Server(port=0, header_timeout_s=300.0)  # however slow the machine is, no client of a test is
     server, listener = http_server(build_application(front, "0"), settings), bind(settings)
     port = listener.getsockname()[1]
 

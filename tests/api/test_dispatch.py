@@ -28,13 +28,15 @@ ANSWER = "The fleet says hello."
 SHORT = FleetLimits(budget_s=1.5, whole_budget_s=3.0, bytes_per_hour=0, cost_per_hour=0.0, retry_share=0.2)
 LONG_S = 300.0
 """Nobody waits so long, whatever the machine does besides."""
+LATE_S = 600.0
+"""So late would the engine be that the fleet is sooner, however slow its last answers were."""
 
 
 def too_late(work: Any) -> list[Step]:
     """An engine that would be late, and says so if it may."""
     if work.late == "decline":
-        return [Declined("all are taken", reason="slots", late_s=9.0, hopeless=False, prompt_tokens=7)]
-    late = Outlook(admitted=False, reason="slots", ttft_s=9.0, cached_tokens=0)
+        return [Declined("all are taken", reason="slots", late_s=LATE_S, hopeless=False, prompt_tokens=7)]
+    late = Outlook(admitted=False, reason="slots", ttft_s=LATE_S, cached_tokens=0)
     return [step if not isinstance(step, Offer) else Offer(0, 7, False, late) for step in says("local")(work)]
 
 
@@ -107,7 +109,7 @@ def test_the_callers_key_and_cookies_never_travel_and_the_nodes_own_does(
 
 
 def test_an_engine_that_is_known_to_be_full_is_not_asked_again(serve: Serve, fleet: Upstream) -> None:
-    full = Declined("all are taken", reason="slots", late_s=9.0, hopeless=False, prompt_tokens=7)
+    full = Declined("all are taken", reason="slots", late_s=LATE_S, hopeless=False, prompt_tokens=7)
     engine = FakeEngine(says("here"), full=full)
     node = serve(engine, [configured(fleet)], mode="fleet")
     with node.http() as client:
@@ -146,10 +148,9 @@ def test_a_fleet_that_does_not_answer_costs_little_time_and_the_answer_is_late(
     fleet.mood, fleet.slow_s = mood, LONG_S
     with node.http() as client:
         answer = client.post("/v1/chat/completions", json={**BODY, "stream": stream})
-    if mood in ("hung", "slow"):
-        wait_until(lambda: fleet.hanging)
     assert text_of(answer) == "local"
     assert answer.headers["x-edge-class"] == "best-effort"
+    assert node.front.fleet is not None and node.front.fleet.states()[0].error_share > 0, "it was asked, and failed"
 
 
 def test_a_second_upstream_answers_when_the_first_does_not(serve: Serve, fleet: Upstream) -> None:
@@ -167,7 +168,7 @@ def test_the_breaker_opens_within_three_failures_and_closes_soon_after_the_fleet
 ) -> None:
     node = serve(FakeEngine(too_late), [configured(fleet)], mode="fleet")
     assert node.front.fleet is not None
-    wait_until(lambda: fleet.probes)
+    wait_until(lambda: node.front.fleet is not None and node.front.fleet.knows("central"))  # the first probe is over
     fleet.mood, fleet.sick = "broken", True
     with node.http() as client:
         for _ in range(10):
@@ -280,7 +281,7 @@ def test_decisions_and_load_say_what_happened_and_never_what_was_said(serve: Ser
             "priority",
         )
         assert (newest["route"], newest["fleet_reason"], newest["outcome"]) == ("late", "policy", "ok")
-        assert newest["ttft_s"] > 0 and newest["predicted_ttft_s"] == 9.0
+        assert newest["ttft_s"] > 0 and newest["predicted_ttft_s"] == LATE_S
         assert len(client.get("/edge/v1/decisions?limit=1").json()["decisions"]) == 1
         load = client.get("/edge/v1/load").json()
         assert load["fleet"]["available"] and load["fleet"]["upstreams"][0]["state"] == "closed"
@@ -412,7 +413,7 @@ def test_an_engine_that_dies_before_anything_was_sent_costs_the_client_nothing(
 
 
 def test_a_client_that_leaves_is_noticed_by_the_fleet(serve: Serve, fleet: Upstream) -> None:
-    fleet.words = ["word "] * 2000
+    fleet.words = ["word "] * 1_000_000  # for longer than anything stands still
     node = serve(FakeEngine(too_late), [configured(fleet)], mode="fleet")
     with node.http() as client, client.stream("POST", "/v1/chat/completions", json={**BODY, "stream": True}) as answer:
         next(answer.iter_bytes())
@@ -437,6 +438,7 @@ def test_a_client_that_does_not_read_holds_up_nobody_else(serve: Serve, fleet: U
         fleet.words = ["quick"]
         with node.http() as client:
             assert text_of(client.post("/v1/chat/completions", json={**BODY, "stream": True})) == "quick"
+        wait_until(lambda: fleet.finished)  # it counts after it has written
         assert len(fleet.requests) == 2 and fleet.finished == 1, "the deaf one's answer is still under way"
 
 

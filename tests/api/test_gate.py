@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import logging
@@ -12,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from edge.api import KeyStore
@@ -21,8 +21,11 @@ from edge.errors import Overloaded
 from edge.messages import ModelFacts
 from tests.api.conftest import Serve
 from tests.api.fake_engine import FakeEngine, answer, says, whole
+from tests.waiting import until
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+CHAT_HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+CHAT_HEAD += b"content-length: %d\r\n\r\n"
 JSON = {"content-type": "application/json"}
 NO_PATHS = ["/v1/chat/completions%0A", "/metrics%0a", "/v1/models%0D", "/tokenize%00", "/v1/models/%E2%80%A8"]
 
@@ -104,7 +107,7 @@ def test_several_prompts_end_together_when_one_meets_an_error_of_our_own(serve: 
     node = serve(FakeEngine(script))
     answer = node.http().post("/v1/completions", json={"model": "fake", "prompt": ["x", "y", "z"], "stream": stream})
     assert answer.status_code == 500 or "server_error" in answer.text
-    assert node.engine.in_flight == 0
+    until(lambda: node.engine.in_flight == 0)  # a stream's end may be read before the server gets so far
     assert "[DONE]" not in answer.text
 
 
@@ -137,15 +140,13 @@ def test_an_error_within_a_stream_is_an_event_and_no_end(serve: Serve) -> None:
 
 
 def test_a_client_that_leaves_before_the_answer_frees_its_place(serve: Serve) -> None:
-
     never = threading.Event()
     node = serve(FakeEngine(lambda work: [never]))
-    with pytest.raises(httpx.ReadTimeout):
-        node.http().post("/v1/chat/completions", json=CHAT, timeout=0.3)
-    deadline = time.monotonic() + 60
-    while node.engine.in_flight and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert node.engine.in_flight == 0
+    body = json.dumps(CHAT).encode()
+    with node.connect() as leaving:
+        leaving.sendall(CHAT_HEAD % len(body) + body)
+        until(lambda: node.engine.in_flight)
+    until(lambda: not node.engine.in_flight)
 
 
 def test_facts_of_no_model_are_a_503(serve: Serve) -> None:
@@ -185,19 +186,17 @@ def test_a_compressed_body_is_refused_in_words(serve: Serve) -> None:
 
 def test_large_bodies_share_their_room_and_small_ones_always_have_some(serve: Serve) -> None:
     node = serve(max_body_bytes=1 << 20, body_timeout_s=300.0)
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    head += b"content-length: 1048576\r\n\r\n"
     body = json.dumps({**CHAT, "user": "x" * 900_000}).encode()
     senders: list[socket.socket] = []
 
     def send_all_but_one_byte() -> None:
         senders.append(node.connect())
-        senders[-1].sendall(head + b"x" * 1_048_575)
+        senders[-1].sendall(CHAT_HEAD % 1_048_576 + b"x" * 1_048_575)
 
     for _ in range(32):
         send_all_but_one_byte()
     with node.http() as client:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while (answer := client.post("/v1/chat/completions", content=body, headers=JSON)).status_code == 200:
             send_all_but_one_byte()  # this one may have taken the room from one of them
             assert time.monotonic() < deadline
@@ -215,18 +214,16 @@ def test_a_client_that_sent_more_and_leaves_is_no_fault_of_ours(serve: Serve, ca
         offer, first, token, *_ = whole(*answer("x" * 4000, ""))
         return itertools.chain([offer, first], itertools.repeat(token))
 
+    gc.collect()  # else what other tests left might complain in this one
+    caplog.clear()
     node = serve(FakeEngine(endless))
     body = json.dumps({**CHAT, "stream": True}).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    head += b"content-length: %d\r\n\r\n"
     connection = node.connect()
-    connection.sendall(head % len(body) + body + b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    connection.sendall(CHAT_HEAD % len(body) + body + b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
     connection.recv(1000)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
-    deadline = time.monotonic() + 60
-    while node.engine.in_flight and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: not node.engine.in_flight)
     assert node.engine.streams[0].aborted.is_set() and not node.engine.streams[0].over
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 

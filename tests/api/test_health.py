@@ -10,8 +10,8 @@ import pytest
 
 from edge.engine.port import EngineStatus
 from edge.errors import EngineDown
-from edge.fleet.upstreams import Upstream as Configured
 from tests.api.conftest import Node, Serve
+from tests.api.test_dispatch import configured
 from tests.fleet.upstream import Upstream, running, wait_until
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
@@ -23,10 +23,6 @@ READY = EngineStatus("ready", "", 1.0, 1, None)
 def fleet() -> Iterator[Upstream]:
     with running(Upstream()) as upstream:
         yield upstream
-
-
-def configured(upstream: Upstream) -> Configured:
-    return Configured(name="central", url=upstream.url, model="central")
 
 
 def asked(node: Node, path: str = "/health/ready") -> tuple[int, dict[str, Any]]:

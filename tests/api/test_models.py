@@ -207,8 +207,11 @@ def test_a_client_that_leaves_while_it_waits_gives_up_its_place(serve: Serve, me
     node = serve(specs=[MAIN, A, B], further={"a": [held(go_on, "a", "b")], "b": [further("x")]}, room_mib=2)
     streaming = meanwhile.submit(ask, node, "a", stream=True)
     wait_until(lambda: state_of(node, "a")["in_flight"] == 1)
-    with pytest.raises(httpx.ReadTimeout), node.http() as client:
-        client.post("/tokenize", json={"model": "b", "content": "x"}, timeout=0.3)
+    body = b'{"model": "b", "content": "x"}'
+    head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with node.connect() as leaving:
+        leaving.sendall(head % len(body) + body)
+        wait_until(lambda: state_of(node, "b")["waiting"] == 1)
     wait_until(lambda: standing(node, "b") == "unloaded")
     assert standing(node, "a") == "ready", "nobody wants its room any more"
     go_on.set()

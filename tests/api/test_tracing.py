@@ -18,7 +18,7 @@ from edge.otlp.traces import Traces
 from tests.api.conftest import Serve
 from tests.api.fake_engine import FakeEngine
 from tests.api.test_dispatch import configured
-from tests.fleet.upstream import Upstream, running
+from tests.fleet.upstream import Upstream, running, wait_until
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -93,8 +93,7 @@ def test_a_node_with_traces_puts_its_own_span_between(serve: Serve, fleet: Upstr
     with node.http(headers={"traceparent": PARENT, "tracestate": "vendor=x"}) as client:
         answer = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]})
     assert answer.status_code == 200
-    while len(kept.get_finished_spans()) < 2:
-        pass
+    wait_until(lambda: len(kept.get_finished_spans()) == 2)
     spans = {span.name: span for span in kept.get_finished_spans()}
     call, server = spans["chat fleet"], spans["POST /v1/chat/completions"]
     assert call.parent is not None and server.context is not None and call.context is not None

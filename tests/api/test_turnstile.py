@@ -55,9 +55,9 @@ def test_after_a_turn_the_loop_is_free_for_a_while() -> None:
 
         async def work(last: bool) -> None:
             async with turnstile:
-                await asyncio.sleep(0.004)
                 if last:
                     second.set()
+                await asyncio.sleep(0.004)
 
         tasks = [asyncio.create_task(work(False)), asyncio.create_task(work(True))]
         await tasks[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 300.0
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -29,7 +29,7 @@ class Browser:
         theirs_in, ours_out = os.pipe()
         flags = (
             "--headless=new --no-sandbox --disable-gpu --no-first-run --remote-debugging-pipe --disable-dev-shm-usage "
-            "--host-resolver-rules='MAP *.example 127.0.0.1'"  # as their owner may have it
+            "--no-proxy-server --host-resolver-rules='MAP *.example 127.0.0.1'"  # as their owner may have it
         )
         line = f'exec "$0" {flags} --user-data-dir="$1" about:blank 3<&{theirs_in} 4>&{theirs_out}'
         self._process = subprocess.Popen(
@@ -61,7 +61,11 @@ class Browser:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.terminate()
-        self._process.wait(60)
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:  # its profile is nobody's
+            self._process.kill()
+            self._process.wait()
         os.close(self._in)
         os.close(self._out)
 
