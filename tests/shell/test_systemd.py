@@ -56,7 +56,7 @@ def test_what_is_said_once_waits_for_a_manager_that_is_behind(manager: socket.so
     notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()}, PID, PATIENCE_S)
     queued = 0
     with contextlib.ExitStack() as others, contextlib.suppress(BlockingIOError):
-        while True:  # each of them sends one: so it is the manager's queue that is full, and not what a sender may have out
+        while True:  # one from each: so the manager's queue is full, and not what a sender may have out
             other = others.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
             other.setblocking(False)
             other.sendto(b"another service", manager.getsockname())
