@@ -27,7 +27,7 @@ ASKED = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 LARGE_BYTES = 32 << 20
 SLOW_S = 1.5
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
 
 

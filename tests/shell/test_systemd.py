@@ -52,15 +52,23 @@ def test_a_reload_is_told_with_its_time(tmp_path: Path) -> None:
     assert lines[1].startswith(b"MONOTONIC_USEC=") and int(lines[1].partition(b"=")[2]) > 0
 
 
+def said_by_another(address: str) -> int:
+    """How much one more service can say; 0: the manager's queue is full, and it is not the sender who has too much out."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        said = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                other.sendto(b"another service", address)
+                said += 1
+    return said
+
+
 def test_what_is_said_once_waits_for_a_manager_that_is_behind(manager: socket.socket) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()}, PID, PATIENCE_S)
     queued = 0
-    with contextlib.ExitStack() as others, contextlib.suppress(BlockingIOError):
-        while True:  # one from each: so the manager's queue is full, and not what a sender may have out
-            other = others.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-            other.setblocking(False)
-            other.sendto(b"another service", manager.getsockname())
-            queued += 1
+    while said := said_by_another(manager.getsockname()):
+        queued += said
     notifier.alive()  # lost, and said again soon
     ready = threading.Thread(target=notifier.ready, args=("serving tiny",))
     ready.start()
