@@ -29,7 +29,7 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF
 _DRAFT_NAME = re.compile(r"\..+\.[0-9a-f]{16}\.draft", re.DOTALL)
 _NAME_LETTERS = 50
 """So much of a file's name is in its draft's: four bytes each at most, and a name may have 255."""
-_TRIES = 10
+_TRIES = 100
 _AGAIN_S = 0.01
 _LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 """Root locks in directories of others: it must not lead elsewhere."""

@@ -15,14 +15,16 @@ _PATIENCE_S = 2.0
 class Notifier:
     """Tells systemd how the service is. Does nothing where NOTIFY_SOCKET is not set, so callers need not ask."""
 
-    def __init__(self, env: Mapping[str, str], pid: int) -> None:
+    def __init__(self, env: Mapping[str, str], pid: int, patience_s: float = _PATIENCE_S) -> None:
+        """`patience_s`: for what is said once, while the manager is behind."""
+        self._patience_s = patience_s
         self._address = _address(env.get("NOTIFY_SOCKET", ""))
         self.watchdog_s = _watchdog_s(env, pid)
         """How often `alive` must be called, at the least; None: no watchdog is set."""
 
     def ready(self, status: str) -> None:
         """The service does its work from now on."""
-        self._send("READY=1", f"STATUS={status}", patience_s=_PATIENCE_S)
+        self._send("READY=1", f"STATUS={status}", patience_s=self._patience_s)
 
     def status(self, status: str) -> None:
         """One line for `systemctl status`."""
@@ -36,12 +38,12 @@ class Notifier:
     def stopping(self, status: str, extend_s: float) -> None:
         """The service is ending in good order, within `extend_s` seconds. The unit's own time may be shorter."""
         extend = f"EXTEND_TIMEOUT_USEC={int(extend_s * _MICROSECONDS)}"
-        self._send("STOPPING=1", f"STATUS={status}", extend, patience_s=_PATIENCE_S)
+        self._send("STOPPING=1", f"STATUS={status}", extend, patience_s=self._patience_s)
 
     def reloading(self, status: str) -> None:
         """The service takes no work for a while and will say that it is ready again, as the same process."""
         now = f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"
-        self._send("RELOADING=1", now, f"STATUS={status}", patience_s=_PATIENCE_S)
+        self._send("RELOADING=1", now, f"STATUS={status}", patience_s=self._patience_s)
 
     def alive(self) -> None:
         """Keep the watchdog from restarting the service."""

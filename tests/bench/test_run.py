@@ -34,7 +34,7 @@ class Unwatched:
 
 
 def found(server: FakeServer, name: str = "a", **more: object) -> Target:
-    fields = {"api": "chat", "model": "", "key": "", "authority": None, "timeout_s": 5.0}
+    fields = {"api": "chat", "model": "", "key": "", "authority": None, "timeout_s": 120.0}
     return find_target(Address(name, server.url), first=Job(0, 2, prompt="x"), **{**fields, **more})  # type: ignore[arg-type]
 
 
@@ -43,7 +43,7 @@ def run(*targets: Target, load: Load = CLOSED, **more: object) -> Report:
         "loads": (load,),
         "mix": BRIEF,
         "seed": 1,
-        "duration_s": 0.3,
+        "duration_s": 600.0,
         "spin_s": 0.001,
         "bounds": Bounds(requests=6),
     }
@@ -57,7 +57,7 @@ def in_any_order(bodies: list[Body]) -> list[str]:
 
 def test_a_closed_loop_measures_what_the_server_did() -> None:
     with FakeServer(headers="X-Edge-Class: slo\r\nX-Edge-Route: local\r\n") as server:
-        report = run(found(server), duration_s=30.0)
+        report = run(found(server))
     (result,) = report.results
     assert (result.statuses, result.all.requests, result.tokens, result.tokens_from) == ({"ok": 6}, 6, 24, "usage")
     assert (result.all.ttft.count, result.all.itl.count) == (6, 18)
@@ -69,7 +69,7 @@ def test_a_closed_loop_measures_what_the_server_did() -> None:
 
 def test_an_open_loop_sends_every_server_the_same_requests_in_turns() -> None:
     with FakeServer() as one, FakeServer() as two:
-        report = run(found(one, "a"), found(two, "b"), load=Load("rate", 40.0), rounds=2)
+        report = run(found(one, "a"), found(two, "b"), load=Load("rate", 40.0), rounds=2, duration_s=0.3)
     assert in_any_order(one.bodies[1:]) == in_any_order(two.bodies[1:])
     assert len(one.bodies) > 5
     assert [result.target for result in report.results] == ["a", "b"]
@@ -128,7 +128,7 @@ def test_refusals_errors_and_broken_streams_are_told_apart() -> None:
         return broken.get(len(server.bodies), answer(body))
 
     with FakeServer(judge=judge, events=events) as server:
-        (result,) = run(found(server), load=Load("concurrency", 1), duration_s=30.0).results
+        (result,) = run(found(server), load=Load("concurrency", 1)).results
     assert result.statuses == {"refused": 2, "error": 3, "ok": 1}
     text = " ".join(result.error_examples)
     for part in ("HTTP 500: it broke", "without [DONE]", "engine gone"):
@@ -145,7 +145,7 @@ def test_an_answer_that_takes_too_long_is_given_up() -> None:
 def test_what_would_be_too_many_in_flight_is_not_sent_and_counts_as_not_good() -> None:
     with FakeServer(stall=True) as server:
         bounds = Bounds(requests=100, in_flight=1, timeout_s=0.5)
-        (result,) = run(found(server), load=Load("rate", 40.0), bounds=bounds).results
+        (result,) = run(found(server), load=Load("rate", 40.0), duration_s=0.3, bounds=bounds).results
     assert result.statuses["unsent"] + result.statuses["timeout"] == result.all.requests
     assert result.statuses["unsent"] > 0
 
@@ -164,10 +164,14 @@ def test_an_answer_may_end_with_its_connection() -> None:
 
 
 def test_the_time_limit_ends_a_run_with_what_there_is() -> None:
-    with FakeServer(gap_s=0.002) as server:  # so that hundreds would fit into the limit
-        report = run(found(server), duration_s=120.0, bounds=Bounds(), time_limit_s=4.0)
-    assert report.interrupted == "--time-limit of 4 s reached"
-    assert report.results[0].statuses["ok"] > 0
+    limits_s = iter((2, 20, 200))  # in the first ones a machine that stands still has measured nothing
+    measured = False
+    while not measured:
+        limit_s = next(limits_s)
+        with FakeServer(gap_s=0.002) as server:  # so that hundreds would fit into the limit
+            report = run(found(server), bounds=Bounds(requests=1_000_000), time_limit_s=limit_s)
+        assert report.interrupted == f"--time-limit of {limit_s} s reached"
+        measured = any(result.statuses.get("ok") for result in report.results)
     assert not report.results[0].complete
 
 
@@ -181,7 +185,7 @@ def test_ctrl_c_ends_a_run_with_what_there_is() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=interrupt, daemon=True).start()
-        report = run(target, duration_s=30.0, bounds=Bounds())
+        report = run(target, bounds=Bounds())
     assert report.interrupted == "interrupted by Ctrl-C"
     assert report.results[0].statuses["ok"] > 0
 
@@ -218,9 +222,10 @@ def test_time_counts_from_when_the_whole_request_has_left(loop: Callable[[], asy
         written_s = exchange.sent_s
         await asyncio.sleep(0.05)
         assert exchange.sent_s == written_s
+        read_on_s = time.perf_counter()
         read_on.set()
         await asyncio.wait_for(exchange.done, 60)
-        assert exchange.sent_s >= written_s + 0.05
+        assert exchange.sent_s >= read_on_s
         connection.close()
         server.close()
 

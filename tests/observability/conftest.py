@@ -23,6 +23,7 @@ from edge.tlsfiles import TlsFiles
 from tests.e2e.conftest import RunningNode, start_node, stop_node
 from tests.nvml import PROFILES, build_library
 from tests.probes.boards import LIMITED, ORIN, PLAIN, plant
+from tests.waiting import until
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,7 @@ def full_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]
     )  # fmt: skip
     for stream in (True, False):
         body = {"messages": [{"role": "user", "content": "start pump 3"}], "stream": stream, "max_tokens": 8}
-        answer = httpx.post(f"{node.base_url}/v1/chat/completions", json=body, timeout=60, trust_env=False)
+        answer = httpx.post(f"{node.base_url}/v1/chat/completions", json=body, timeout=600, trust_env=False)
         assert answer.status_code == httpx.codes.OK
     yield node
     stop_node(node)
@@ -54,12 +55,18 @@ def enrolled(home: Path, place: Path) -> None:
 @pytest.fixture(scope="session")
 def scraped(full_node: RunningNode, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Its /metrics, and what one with a certificate has besides."""
-    page = httpx.get(f"{full_node.base_url}/metrics", timeout=60, trust_env=False).raise_for_status().text
+    page = until(lambda: whole(httpx.get(f"{full_node.base_url}/metrics", timeout=60, trust_env=False)))
     place, leaf, registry = tmp_path_factory.mktemp("tls"), trustme.CA().issue_cert("localhost"), CollectorRegistry()
     leaf.private_key_pem.write_to_path(str(place / "key.pem"))
     leaf.cert_chain_pems[0].write_to_path(str(place / "cert.pem"))
     registry.register(TlsFiles(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), place / "cert.pem", place / "key.pem"))
     return page + generate_latest(registry).decode()
+
+
+def whole(answer: httpx.Response) -> str:
+    """The page, once the answers are counted and the hardware was read; what was read long ago is not shown."""
+    page = answer.raise_for_status().text
+    return page if "\nvllm:generation_tokens_total{" in page and "\nedge_throttled " in page else ""
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +78,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> str:
         registry = CollectorRegistry()
         registry.register(HardwareFamilies(probes))
         probes.start()
-        while probes.now() is None:
-            pass
+        until(probes.now)
         pages.append(generate_latest(registry).decode())
         probes.stop()
     return "".join(pages)

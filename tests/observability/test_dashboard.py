@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 
-from bench.servers import free_port
 from tests.e2e.conftest import RunningNode
 from tests.observability.conftest import ROOT
+from tests.waiting import until
 
 DASHBOARD = json.loads((ROOT / "observability" / "grafana-dashboard.json").read_text())
 COLLECTOR = yaml.safe_load((ROOT / "observability" / "otel-collector.yaml").read_text())
@@ -27,20 +28,21 @@ _PATIENCE_S = 60
 
 @pytest.fixture(scope="module")
 def prometheus(full_node: RunningNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    place, port = tmp_path_factory.mktemp("prometheus"), free_port()
+    place = tmp_path_factory.mktemp("prometheus")
     target = full_node.base_url.removeprefix("http://")
     jobs = [{"job_name": "edge", "scrape_interval": "1s", "static_configs": [{"targets": [target]}]}]
     (place / "prometheus.yml").write_text(json.dumps({"scrape_configs": jobs}))
     flags = {
         "config.file": place / "prometheus.yml",
         "storage.tsdb.path": place / "data",
-        "web.listen-address": f"127.0.0.1:{port}",
+        "web.listen-address": "127.0.0.1:0",
     }
     with subprocess.Popen(
         ["prometheus", *(f"--{name}={value}" for name, value in flags.items())],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
+        port = until(lambda: _port(process))
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             give_up_s = time.monotonic() + _PATIENCE_S
             while not _has(client, "count_over_time(up[1m]) > 2"):
@@ -48,6 +50,13 @@ def prometheus(full_node: RunningNode, tmp_path_factory: pytest.TempPathFactory)
                 time.sleep(0.2)
             yield client
         process.terminate()
+
+
+def _port(process: subprocess.Popen[bytes]) -> int | None:
+    """Where it listens, as soon as it does."""
+    assert process.poll() is None, "Prometheus ended"
+    found = psutil.Process(process.pid).net_connections("tcp")
+    return next((one.laddr.port for one in found if one.status == psutil.CONN_LISTEN), None)
 
 
 def _has(client: httpx.Client, query: str) -> bool:
@@ -59,14 +68,21 @@ def _has(client: httpx.Client, query: str) -> bool:
 
 
 def test_every_query_is_one_and_has_an_answer_unless_the_machine_has_none(prometheus: httpx.Client) -> None:
+    give_up_s = time.monotonic() + _PATIENCE_S
+    while (empty := _unanswered(prometheus)) and time.monotonic() < give_up_s:
+        time.sleep(0.5)  # after a scrape that came too late there is nothing until the next one
+    assert empty == []
+
+
+def _unanswered(client: httpx.Client) -> list[str]:
     empty = []
     for query in QUERIES:
-        answer = prometheus.get("/api/v1/query", params={"query": query})
+        answer = client.get("/api/v1/query", params={"query": query})
         assert answer.status_code == httpx.codes.OK, (query, answer.text)
         if not answer.json()["data"]["result"]:
             empty.append(query)
     hardware = ("edge_host_temperature", "edge_board_rail", "edge_gpu_throttle", "edge_host_pressure")
-    assert [query for query in empty if not any(name in query for name in hardware)] == []
+    return [query for query in empty if not any(name in query for name in hardware)]
 
 
 def test_every_metric_that_the_dashboard_names_is_on_metrics(scraped: str, boards: str) -> None:

@@ -27,7 +27,7 @@ def test_without_root_it_says_which_packages_are_missing_and_how_to_get_them() -
             user=NOBODY if os.geteuid() == 0 else None,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
     first, line = done.stderr.splitlines()

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +57,11 @@ def test_ctrl_c_is_told_too(tmp_path: Path) -> None:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         held, _ = listener.accept()
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        held.close()
+        with held, held.makefile("rb") as question:
+            while question.readline() != b"\r\n":
+                pass
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")
     assert json.loads(err.splitlines()[-1])["error"]["code"] == "interrupted"
 

@@ -112,12 +112,13 @@ def test_small_writes_are_not_held_back(tmp_path: Path) -> None:
     seen: list[int] = []
 
     async def client(port: int, trusting: ssl.SSLContext) -> None:
-        loop = asyncio.get_running_loop()
+        loop, accepted = asyncio.get_running_loop(), asyncio.Event()
 
         class Accepted(asyncio.Protocol):
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
                 sock = transport.get_extra_info("socket")
                 seen.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                accepted.set()
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
@@ -125,6 +126,7 @@ def test_small_writes_are_not_held_back(tmp_path: Path) -> None:
         listener.setblocking(False)
         server = await loop.create_server(Accepted, sock=listener, ssl=context)
         _, writer = await asyncio.open_connection("127.0.0.1", listener.getsockname()[1], ssl=trusting)
+        await accepted.wait()  # the handshake is over here before it is over there
         writer.close()
         server.close()
         await server.wait_closed()

@@ -92,7 +92,7 @@ def test_a_python_without_pip_fetches_with_one_made_for_the_moment(tmp_path: Pat
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], timeout=120, check=True)
     found = wheelhouse.python_with_pip(tmp_path / "pip", tmp_path / "none", str(bare / "bin" / "python"))
     assert found == str(tmp_path / "pip" / "bin" / "python")
-    subprocess.run([found, "-m", "pip", "--version"], timeout=60, check=True, capture_output=True)
+    subprocess.run([found, "-m", "pip", "--version"], timeout=120, check=True, capture_output=True)
     assert wheelhouse.python_with_pip(tmp_path / "unused", Path(found), str(bare / "bin" / "python")) == found
 
 
@@ -111,7 +111,7 @@ def test_without_a_wheelhouse_the_build_says_how_to_make_one(tmp_path: Path) -> 
         [tmp_path / "provisioning" / "image" / "build.sh", "cpu", "localhost/x"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")

@@ -90,6 +90,6 @@ for hard in (4096, 1024, 256):
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1024), hard))
     print(raise_file_limit(1024))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["1024", "768", "128"]
     assert done.stderr.count("so it takes fewer connections; raise its limit (ulimit -n, LimitNOFILE)") == 2

@@ -229,7 +229,7 @@ def test_a_link_put_in_a_directorys_place_meanwhile_is_not_followed(system: Path
         directory.mkdir(parents=True)
         for name in ("a", "b"):
             (directory / name).touch()
-    subprocess.run([sys.executable, "-c", RACE, str(system)], timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", RACE, str(system)], timeout=120, check=True)
     owners = {path.relative_to(system).as_posix(): path.stat().st_uid for path in system.glob("*/[ab]")}
     assert owners == {"moved/a": 12345, "moved/b": 12345, "outside/a": 0, "outside/b": 0}
     assert (system / "var/lib/edge").stat().st_uid == 12345
@@ -268,7 +268,7 @@ def test_the_unit_is_exposed_to_little(unit: Path) -> None:
         ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     found = re.search(r"exposure level for edge\.service: ([\d.]+)", done.stdout)
@@ -277,7 +277,7 @@ def test_the_unit_is_exposed_to_little(unit: Path) -> None:
 
 def test_systemd_finds_nothing_wrong_with_the_unit(unit: Path) -> None:
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60, check=False
+        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -329,7 +329,7 @@ def calls_of(name: str) -> set[str]:
     if not name.startswith("@"):
         return {name}
     done = subprocess.run(
-        ["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, timeout=60, check=True
+        ["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, timeout=120, check=True
     )
     words = [line.strip() for line in done.stdout.splitlines()[1:]]
     return set().union(*(calls_of(word) for word in words if word and not word.startswith("#")))

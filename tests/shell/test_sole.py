@@ -13,6 +13,7 @@ import pytest
 
 from edge.sole import LOCK, HomeBusy, running, sole_node
 from tests.conftest import RunEdge
+from tests.waiting import until
 
 HOLDER = """
 import sys
@@ -60,7 +61,7 @@ def test_who_looks_sees_the_node_that_runs_and_disturbs_none(tmp_path: Path) -> 
     with holder(tmp_path) as process:
         assert running(tmp_path) == f" (process {process.pid})"
         process.communicate()
-    assert running(tmp_path) is None
+    until(lambda: running(tmp_path) is None)
     with sole_node(tmp_path):
         pass
 

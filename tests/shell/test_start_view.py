@@ -36,7 +36,7 @@ def test_what_nobody_can_see_ends_nothing(where: str, tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **encoding},
-            timeout=60,
+            timeout=120,
             check=False,
         )
     os.close(write)
