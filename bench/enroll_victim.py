@@ -62,7 +62,7 @@ class Victim:
     ) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def do(self, job: Job) -> Outcome:
         """Have it done, as far as it goes."""

@@ -34,6 +34,8 @@ class Served:
     stated: dict[str, str] = field(default_factory=dict)
     pause_s: float = 0.0
     """After each block, to make it last."""
+    hold_at: int | None = None
+    """So much of the body is sent, and no more: whoever asked waits until it leaves."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,11 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
         def _body(self, served: Served, data: bytes, cut: int | None) -> None:
             for start in range(0, len(data), _BLOCK):
                 block = data[start : start + _BLOCK]
+                if served.hold_at is not None and start + len(block) > served.hold_at:
+                    self._write(served, block[: max(0, served.hold_at - start)])
+                    self.rfile.read(1)
+                    self.close_connection = True
+                    return
                 if cut is not None and start + len(block) > cut:
                     self._write(served, block[: max(0, cut - start)])
                     self._drop()

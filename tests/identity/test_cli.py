@@ -131,6 +131,12 @@ class Trying:
         until(lambda: part in self.said or self.process.poll() is not None)
         return part in self.said
 
+    def hand(self, token: str) -> None:
+        """Put a token into its file, in one step: it is read meanwhile."""
+        draft = self.token.with_name("draft")
+        draft.write_text(token)
+        draft.replace(self.token)
+
 
 @pytest.fixture
 def trying(est: EstServer, home: Path, tmp_path: Path) -> Iterator[Trying]:
@@ -142,16 +148,16 @@ def trying(est: EstServer, home: Path, tmp_path: Path) -> Iterator[Trying]:
 
 def test_it_keeps_trying_through_everything_that_a_fleet_can_say(est: EstServer, trying: Trying, home: Path) -> None:
     assert trying.says("cannot be read: No such file or directory; trying again")
-    trying.token.write_text(est.token("gone", revoked=True))
+    trying.hand(est.token("gone", revoked=True))
     assert trying.says("this token was revoked")
     est.manner.break_with["cacerts"] = lambda handler: handler.send_error(503)
-    trying.token.write_text(est.token())
+    trying.hand(est.token())
     assert trying.says("503")
     est.manner.approval = True
     del est.manner.break_with["cacerts"]
     assert trying.says("approve")
     est.approved.add("tok1-1")
-    assert trying.process.wait(60) == 0, trying.said
+    assert trying.process.wait(120) == 0, trying.said
     assert "enrolled  tok1-1 of trial" in trying.told and est.nodes["tok1-1"].label == "Press 7"
     assert len(est.nodes["tok1-1"].keys) == 1
     assert "s" * 24 not in trying.said, "no secret is repeated"
@@ -172,8 +178,8 @@ def test_who_is_enrolled_keeps_trying_for_nothing(est: EstServer, run_edge: RunE
 def test_somebody_else_may_enroll_the_node_meanwhile(est: EstServer, trying: Trying, run_edge: RunEdge) -> None:
     assert trying.says("cannot be read")
     assert run_edge("enroll", "--fleet", est.url, "--token", est.token()).returncode == 0
-    trying.token.write_text(est.token("late"))
-    assert trying.process.wait(60) == 0 and "already" in trying.told
+    trying.hand(est.token("late"))
+    assert trying.process.wait(120) == 0 and "already" in trying.told
     assert list(est.nodes) == ["tok1-1"]
 
 

@@ -141,7 +141,7 @@ def test_a_clock_in_1970_or_2040_hinders_nobody(est: EstServer, box: Box, wall_s
     box.clock = now_clock(synced=synced, wall_s=wall_s)
     assert box.enroll(est.token()).identity.node == "tok1-1"
     known = box.store.known()
-    assert abs(known.floor_s - now().timestamp()) < 600, "what the CA signed is the floor, not such a clock"
+    assert abs(known.floor_s - now().timestamp()) < 3600, "what the CA signed is the floor, not such a clock"
 
 
 def test_with_a_clock_that_was_set_dates_count(est: EstServer, box: Box) -> None:
@@ -206,7 +206,7 @@ def test_it_waits_if_it_is_told_to_also_over_a_gap(est: EstServer, box: Box) -> 
     thread.start()
     until(lambda: est.asked.count("simpleenroll") >= 2)
     est.approved.add("tok1-1")
-    thread.join(60)
+    thread.join(120)
     assert box.identity().node == "tok1-1"
     assert any("waiting until somebody approves" in text for text in box.said)
 

@@ -181,7 +181,7 @@ def test_a_clock_that_is_not_set_asks_the_fleet_and_renews_by_its_word(est: EstS
     watched.look(5)
     assert est.asked.count("simplereenroll") == 0
     assert not watched.keeper.dates_count()
-    assert abs(watched.keeper.now_s - now().timestamp()) < 60
+    assert abs(watched.keeper.now_s - now().timestamp()) < 3600
     box.clock.pass_s(25 * _DAY_S)
     est.manner.begins = now() + timedelta(days=25)
     watched.look(3)
@@ -196,7 +196,7 @@ def test_a_believed_clock_moves_the_floor_a_day_at_a_time(est: EstServer, box: B
     assert box.store.known().floor_s == floor_s
     box.clock.pass_s(2 * _DAY_S)
     watched.look()
-    assert abs(box.store.known().floor_s - floor_s - 2 * _DAY_S) < 60
+    assert abs(box.store.known().floor_s - floor_s - 2 * _DAY_S) < 3600
     assert watched.keeper.dates_count()
     box.clock.wall_s = 0.0
     assert not watched.keeper.dates_count()

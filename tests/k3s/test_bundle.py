@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import os
 import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
@@ -26,6 +26,7 @@ from edge.k3s.manifest import yaml_map
 from edge.k3s.reference import full_name, is_full
 from tests.conftest import RunEdge
 from tests.k3s.archives import NAME, Contents, Docker, Oci, config
+from tests.waiting import until
 
 IMAGES = "rootfs/var/lib/rancher/k3s/agent/images"
 MANIFESTS = "rootfs-server/var/lib/rancher/k3s/server/manifests"
@@ -463,7 +464,7 @@ def test_a_stick_that_is_too_small_is_left_as_it_was(
     command = [sys.executable, "-m", "edge", "k3s", "bundle", "--image", str(image), "--to", str(stick / "edge")]
 
     def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, capture_output=True, text=True, preexec_fn=in_child, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, text=True, preexec_fn=in_child, timeout=240, check=False)
 
     done = run()
     assert done.returncode == 1
@@ -625,15 +626,21 @@ def test_the_command_says_what_it_made_and_what_is_missing(tmp_path: Path, run_e
 def test_interrupted_it_leaves_nothing(tmp_path: Path, by: signal.Signals) -> None:
     fifo = tmp_path / "i.tar"
     os.mkfifo(fifo)  # an archive that never comes
+
+    def opened() -> IO[bytes] | None:
+        try:
+            return open(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK), "wb")
+        except OSError as error:
+            assert error.errno == errno.ENXIO, error  # nobody reads it yet
+            return None
+
     command = [sys.executable, "-m", "edge", "k3s", "bundle", "--image", str(fifo), "--to", str(tmp_path / "b")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 60
-        while len(os.listdir(tmp_path)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(os.listdir(tmp_path)) == 2, "its draft is there"
-        process.send_signal(by)
-        _, said = process.communicate(timeout=60)
+        with until(opened):
+            assert len(os.listdir(tmp_path)) == 2, "its draft is there"
+            process.send_signal(by)
+            _, said = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130 and "Traceback" not in said

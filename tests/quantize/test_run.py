@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gguf
-import psutil
 import pytest
 
 from bench.make_gguf import SHAPES, write_model
@@ -24,7 +23,7 @@ from edge.registry.gguf import read_header
 from edge.registry.manifest import Manifest, read_manifest
 from tests.conftest import RunEdge
 
-from .conftest import BUILTIN
+from .conftest import BUILTIN, never_whole, workers
 
 TOKENS = 2048
 
@@ -258,14 +257,13 @@ def _at(stage: str, deed: Callable[[], None]) -> Callable[[str, float], None]:
 
 
 def _kill_child(number: int) -> None:
-    for child in psutil.Process().children():
-        if "edge.quantize.worker" in child.cmdline():
-            child.send_signal(number)
+    for child in workers():
+        child.send_signal(number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGKILL])
 def test_a_child_that_dies_leaves_no_half_file(tmp_path: Path, number: int) -> None:
-    target = tmp_path / "x.gguf"
+    target = never_whole(tmp_path / "x.gguf")
     target.write_text("precious")
     wish = Wish(BUILTIN, target, "iq4_xs", importance="off", report=False, force=True)
     with pytest.raises(EngineFault, match=f"killed by signal {int(number)} while"):
@@ -288,8 +286,7 @@ def test_an_interruption_leaves_no_half_file_and_no_child(tmp_path: Path) -> Non
     wish = Wish(BUILTIN, tmp_path / "x.gguf", "iq4_xs", importance="off")
     with pytest.raises(KeyboardInterrupt):
         quantize(wish, {}, _at("writing", interrupt))
-    assert not [child for child in psutil.Process().children() if "edge.quantize.worker" in child.cmdline()]
-    assert [name for name in left_behind(tmp_path) if name != "x.gguf"] == []
+    assert workers() == [] and [name for name in left_behind(tmp_path) if name != "x.gguf"] == []
 
 
 def test_a_full_disk_is_called_so_and_leaves_what_was_there(home: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_disk_that_fills_up_keeps_what_is_here(
             capture_output=True,
             text=True,
             preexec_fn=in_child,
-            timeout=60,
+            timeout=240,
             check=False,
         )
 
