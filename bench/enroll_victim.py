@@ -107,6 +107,9 @@ def _run(job: Job, pipe: int) -> int:
     except EdgeError as error:
         os.write(pipe, f"error: {type(error).__name__}: {error.message}\n".encode())
         return 1
+    except Exception as error:  # this process must not live on as the one that forks
+        os.write(pipe, f"error: {type(error).__name__}: {' '.join(str(error).split())}\n".encode())
+        return 1
     return 0
 
 

@@ -31,9 +31,10 @@ def victim() -> Iterator[Victim]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """In memory where that can be: SIGKILL is no power cut, and fsync takes most of the time."""
+    """In memory where that can be: SIGKILL is no power cut, and fsync takes most of the time. Its name is one that nobody sweeps
+    up who tidies after others."""
     memory = Path("/dev/shm")
-    found = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
+    found = Path(tempfile.mkdtemp(prefix="edge-kill-", dir=memory if memory.is_dir() else None))
     yield found
     shutil.rmtree(found)
 
@@ -42,4 +43,4 @@ def place() -> Iterator[Path]:
 def test_a_kill_before_any_effect_is_recovered_from(est: EstServer, victim: Victim, place: Path, what: str) -> None:
     cases = list(Sweep(est, victim, place).each(what))
     assert [case for case in cases if case.wrong] == []
-    assert {case.effects[0] for case in cases} >= _MUST_BE_AMONG[what]
+    assert {case.effects[0] for case in cases if case.effects} >= _MUST_BE_AMONG[what]
