@@ -107,8 +107,8 @@ def make_bundle(wish: Wish, target: Path, observer: Observer) -> Bundle:
     _require_room(target.parent, [model.path for model in wish.models])
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        draft.mkdir()
         try:
+            draft.mkdir()
             bundle = _fill(draft, wish, keys, site, observer)
             draft.replace(target)
             sync_directory(target.parent)
