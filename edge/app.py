@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -20,10 +20,11 @@ from edge.api.hosts import HostNames
 from edge.directed import Directed
 from edge.effective import Effective
 from edge.engine.client import EngineClient
-from edge.enrolled import keeper_of, telemetry_of, usable
+from edge.enrolled import Standing, begun, keeper_of, standing_of, telemetry_of
 from edge.errors import ConfigurationError
 from edge.fitting import Fitter, wishes_of
 from edge.handshakes import HandshakeLoop
+from edge.identity.keeper import Keeper
 from edge.identity.owner import other_owner
 from edge.listener import bind, http_server, is_here, keep_looking_for, raise_file_limit, require_tls_files
 from edge.loading import SettingsPlanner, engine_limits, pinned_prompts, specs
@@ -39,6 +40,7 @@ from edge.registry.resolve import Registry, ResolvedModel, model_directories
 from edge.residency import Fitted, Pool, PoolLimits
 from edge.sole import sole_node
 from edge.systemd import Notifier
+from edge.telemetry.node import Telemetry
 from edge.tlsfiles import TlsFiles
 from edge.watch import Watch, patient
 
@@ -103,17 +105,20 @@ def serve(effective: Effective, observer: StartObserver) -> None:
             extra={"event": "home_of_another", "home": str(effective.home), "uid": owner.uid},
         )
     with sole_node(effective.home):
-        _serve(effective.with_connections(connections), observer)
+        standing = begun(effective, os.environ)
+        _serve(replace(standing, effective=standing.effective.with_connections(connections)), observer)
 
 
-def _serve(effective: Effective, observer: StartObserver) -> None:
-    effective, damage = usable(effective, os.environ)
-    settings = effective.settings
+def _serve(standing: Standing, observer: StartObserver) -> None:
+    effective, settings = standing.effective, standing.effective.settings
+    keeper = keeper_of(
+        settings, effective.home, standing.damage
+    )  # an enrollment while a large file is checked is noticed
     notifier = Notifier(os.environ, os.getpid())
     listener = bind(settings.server)  # before anything that takes long: a busy port is noticed at once
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")
     model = registry.resolve(settings.model.name, patient(notifier, observer.checking))
-    node = Node(effective, model, registry, listener, observer, notifier, damage)
+    node = Node(effective, model, registry, listener, observer, notifier, keeper, telemetry_of(standing, keeper))
     loop = partial(HandshakeLoop, settings.server.header_timeout_s, settings.server.max_connections)
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(node.run())
@@ -134,9 +139,9 @@ class Node:
         listener: socket.socket,
         observer: StartObserver,
         notifier: Notifier,
-        damage: str,
+        keeper: Keeper,
+        telemetry: Telemetry | None,
     ) -> None:
-        """`damage`: of this node's identity, as `edge.enrolled.usable` found it."""
         self._effective, settings = effective, effective.settings
         self._home, self._settings, self._model = effective.home, settings, model
         self._further = tuple(settings.models)
@@ -149,8 +154,8 @@ class Node:
         self._mode = mode_of(settings, has_fleet=self._fleet is not None)
         self._drain = DrainState()
         self._observation = Observation(settings, self._home, self._pool)
-        self._keeper = keeper_of(settings, effective.home, damage)
-        self._telemetry = telemetry_of(effective, self._keeper)
+        self._keeper = keeper
+        self._telemetry = telemetry
         front = self._front()
         self._observation.attach(front)
         if self._telemetry is not None:
@@ -277,25 +282,23 @@ class Node:
 
     def _require_startable(self) -> None:
         """Raises ConfigurationError if the settings as they are now would not start a node."""
-        require_startable(self._effective.anew(os.environ))
+        require_startable(standing_of(self._effective.anew(os.environ), os.environ).effective)
 
     def _reload(self) -> None:
         """End in good order, and begin again with the settings as they are then; not where a signal has asked for the end."""
         self.begin_again = not self._told_to_end
         self._stop.set()
 
-    def _take_up_enrollment(self) -> None:
-        """The fleet, or who enrolled or reset this node, wants other settings: begin anew with them, if that can be."""
+    def _take_up_enrollment(self) -> str:
+        """The fleet, or who enrolled or reset this node, wants other settings: begin anew with them, if that can be. Returns why
+        it cannot."""
         try:
             self._require_startable()
         except ConfigurationError as error:
-            log.warning(
-                "the enrollment's settings cannot be taken up",
-                extra={"event": "enrollment_unusable", "reason": error.message},
-            )
-            return
+            return error.message
         log.info("the enrollment has changed: starting anew", extra={"event": "enrollment_changed"})
         self._reload()
+        return ""
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()

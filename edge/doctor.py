@@ -22,6 +22,7 @@ from typing import Literal
 from edge.api.auth import KeyStore
 from edge.durable import FULL
 from edge.effective import Effective, load
+from edge.enrolled import standing_of
 from edge.errors import ConfigurationError, EdgeError
 from edge.fitting import Fitter, wishes_of
 from edge.fleet.member import Member
@@ -81,7 +82,7 @@ def examine(home: Path, env: Mapping[str, str], flags: Mapping[str, tuple[str, s
     yield _home(home)
     yield _clock()
     try:
-        effective = load(home, env, flags)
+        effective = standing_of(load(home, env, flags), env).effective
     except ConfigurationError as error:
         yield Finding("fail", "settings", error.message)
         return

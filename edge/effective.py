@@ -88,11 +88,6 @@ class Effective:
         server = self.settings.server.model_copy(update={"max_connections": most})
         return replace(self, settings=self.settings.model_copy(update={"server": server}))
 
-    def with_mode(self, mode: Literal["auto"]) -> Effective:
-        """The same with that in `admission.mode`."""
-        admission = self.settings.admission.model_copy(update={"mode": mode})
-        return replace(self, settings=self.settings.model_copy(update={"admission": admission}))
-
     @property
     def keys_file(self) -> Path:
         """Absolute path of the API keys."""
@@ -143,7 +138,15 @@ def load(home: Path, env: Mapping[str, str], flags: Flags, *, enrolled: bool = T
     try:
         settings = Settings.model_validate({**tables, "models": further})
     except ValidationError as error:
-        raise ConfigurationError(_refusal(error, found, known)) from None
+        refusal = _refusal(error, found, known)
+        if enrolled and any(origin.source == "enrollment" for _, origin in found.values()):
+            # If it is the enrollment's fault, the identity counts as damaged, and the node serves without it.
+            without = load(home, env, flags, enrolled=False)
+            log.error(
+                "the enrollment's settings are not used", extra={"event": "enrollment_unusable", "reason": refusal}
+            )
+            return without
+        raise ConfigurationError(refusal) from None
     _require_distinct_names(settings, path)
     default = Origin("default", "default")
     origins = {key: found[key][1] if key in found else default for key in known}

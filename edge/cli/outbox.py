@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections import Counter
@@ -69,9 +70,14 @@ def peek(limit: int, as_json: bool) -> None:
 @click.option("--timeout", "timeout_s", type=click.FloatRange(1), default=60.0, show_default=True, metavar="SECONDS", help="How long to try.")  # fmt: skip  # noqa: E501
 def drain(timeout_s: float) -> None:
     """Send what a stopped node has left, and wait until all is acknowledged. A running node does that by itself."""
+    from edge.enrolled import standing_of
+    from edge.identity.identity import IdentityDamaged
     from edge.telemetry.uplink import Uplink
 
-    place = _place()
+    standing = standing_of(current(), os.environ)
+    if standing.keeps:
+        raise IdentityDamaged(standing.damage)
+    place = place_of(standing.effective.settings.mqtt, standing.effective.home)
     if not place.config.address.url:
         raise ConfigurationError("mqtt.url is not set, so there is nowhere to send to")
     _require(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -20,6 +21,12 @@ def command(effective: Effective, changed: bool) -> None:
     The output is itself a valid settings file. A flag comes before the environment, that before the file
     EDGE_HOME/edge.toml, that before what the fleet told this node when it enrolled, and that before the default.
     """
+    from edge.enrolled import standing_of
+
+    standing = standing_of(effective, os.environ)
+    if standing.damage:
+        click.echo(f"edge: {standing.damage}; so nothing of the enrollment is among these", err=True)
+        effective = standing.effective
     click.echo(f"# EDGE_HOME is {effective.home}")
     section = ""
     for setting in declared():

@@ -6,6 +6,7 @@ between defaults and settings file.
 
 from __future__ import annotations
 
+import tomllib
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from edge.effective import ENROLLED_SETTINGS
 from edge.errors import EnrollmentFailed
 from edge.identity.wire import Bootstrap
-from edge.settings import Mqtt, Settings, holds_credentials, toml_value
+from edge.settings import Settings, declared, holds_credentials, toml_value
 
 CERTIFICATE, KEY, AUTHORITIES, COMMAND_KEYS = "cert.pem", "key.pem", "ca.pem", "command_keys.pem"
 _NOTE = "# Written by `edge enroll` and at each renewal. What EDGE_HOME/edge.toml, the environment or a flag says comes first.\n"
@@ -42,17 +43,35 @@ def settings_of(bootstrap: Bootstrap) -> Tables:
                 fleet["ca_file"] = str(current / AUTHORITIES)
         tables["fleet"] = fleet
         _require_host(bootstrap.fallback.url)
-    usable = tables
-    if bootstrap.fallback is not None and holds_credentials(bootstrap.fallback.url):
-        # Fleets once handed such addresses out. `edge.effective` passes them over and says so: no reason to have no certificate.
-        usable = {"mqtt": mqtt}
     try:
-        Settings.model_validate(usable)
-        Mqtt.model_validate(mqtt)
+        _validate(tables)
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise EnrollmentFailed(f"what the fleet would have this node do cannot be done: {said}") from None
     return tables
+
+
+def require_usable(text: str) -> None:
+    """Of an identity's file. Settings of a later version are passed over. Raises ValueError if a node cannot start with it."""
+    if not text:  # one that sets nothing says at least so
+        raise ValueError("the settings are empty")
+    known = {setting.key for setting in declared()}
+    tables = tomllib.loads(text)
+    _validate(
+        {
+            section: {name: value for name, value in table.items() if f"{section}.{name}" in known}
+            for section, table in tables.items()
+            if any(key.startswith(f"{section}.") for key in known)
+        }
+    )
+
+
+def _validate(tables: Tables) -> None:
+    """Raises ValidationError."""
+    if holds_credentials(str(tables.get("fleet", {}).get("url", ""))):
+        # Fleets once handed such addresses out. `edge.effective` passes them over and says so: no reason to have no certificate.
+        tables = {section: table for section, table in tables.items() if section != "fleet"}
+    Settings.model_validate(tables)
 
 
 def _require_host(url: str) -> None:

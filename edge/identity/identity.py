@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -103,7 +102,9 @@ def read_identity(directory: Path) -> Identity:
         what = f"{error.filename} is missing"
     except OSError as error:
         what = f"{error.filename} cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError) as error:
+    except IdentityDamaged:
+        raise
+    except Exception as error:  # what reads keys and certificates raises more kinds than it tells
         what = f"a file in {directory} makes no sense ({str(error)[:120]})"
     raise IdentityDamaged(f"this node's identity is damaged: {what}; enroll anew: edge enroll --force")
 
@@ -119,12 +120,14 @@ def _read(directory: Path) -> Identity:
     if spki(chain[0]) != spki(key):
         raise ValueError("certificate and key do not belong together")
     anchors = anchors_of(read_pem((directory / applied.AUTHORITIES).read_bytes()))
-    if not (settings := (directory / SETTINGS).read_text("utf-8")):  # one that sets nothing says at least so
-        raise ValueError(f"{SETTINGS} is empty")
-    tomllib.loads(settings)
+    applied.require_usable((directory / SETTINGS).read_text("utf-8"))
     path = directory / BOOTSTRAP
     bootstrap = Bootstrap.model_validate_json(path.read_bytes()) if path.exists() else None
-    return Identity(directory, tuple(chain), anchors, about["fleet_url"], about["how"], about["token_id"], bootstrap)
+    if bootstrap is not None and bootstrap.command_keys:
+        parse_public_keys((directory / applied.COMMAND_KEYS).read_bytes())
+    found = Identity(directory, tuple(chain), anchors, about["fleet_url"], about["how"], about["token_id"], bootstrap)
+    _ = found.node, found.life  # what the certificate says is read when it is asked for
+    return found
 
 
 def read_private(directory: Path) -> ec.EllipticCurvePrivateKey:

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
 _ASK_TIME_S = 300.0
+_BEGIN_S = 30.0
+"""So often a node that could not begin anew is asked to."""
 
 
 class Keeper:
@@ -50,15 +52,20 @@ class Keeper:
         self._damage = damage
         self._identity = None if damage else store.current()
         self._known = store.known()
-        self._settings = self._settings_text()
+        self._settings = self._text_of(self._identity)
         self._last = store.last_try()
         self._next_try_s = self._next_ask_s = 0.0
         self._task: asyncio.Task[None] | None = None
         self.alarms: Alarms | None = None
         self.on_renewed: Callable[[], None] = lambda: None
         """The certificate is another one, the settings are the same."""
-        self.on_settings: Callable[[], None] = lambda: None
-        """The enrollment's settings are others than this node began with, or it began without them."""
+        self.on_settings: Callable[[], str] = lambda: ""
+        """The enrollment's settings are others than this node began with, or it began without them. Returns why they cannot be
+        taken up now; it is asked again then."""
+        self._unheard = False
+        """That there are other settings was said, and refused."""
+        self._next_asked_s = 0.0
+        self._told_damage = self._told_refusal = ""
 
     @property
     def identity(self) -> Identity | None:
@@ -103,12 +110,8 @@ class Keeper:
     async def start(self) -> None:
         """Begin to look."""
         self._announce()
-        if self._damage and self.alarms is not None:
-            self.alarms.set(
-                "identity_damaged",
-                f"this node serves without its fleet: {self._damage}",
-                "what was mended is taken up by itself",
-            )
+        if self._damage:
+            self._tell_damage(self._damage)
         self._task = asyncio.create_task(self._keep(), name="identity")
 
     async def stop(self) -> None:
@@ -129,6 +132,8 @@ class Keeper:
     async def look(self) -> None:
         """See how things are, and do what is due."""
         self._notice()
+        if self._unheard and not self._damage:
+            self._ask_for_a_new_beginning()
         if self._identity is None:
             return
         now_s = time.monotonic()
@@ -148,40 +153,64 @@ class Keeper:
             there = self._identity.directory.name if self._identity is not None else ""
             if not self._damage and self._store.pointer.rpartition("/")[2] == there:
                 return
-            self._identity = self._store.current()
+            found = self._store.current()
         except (IdentityDamaged, OSError) as damaged:
             if self._damage:
-                self._damage = str(damaged)
+                self._tell_damage(str(damaged))
             else:
                 self._fail(str(damaged), count=False)
             return
-        self._known, self._last, self._next_try_s = self._store.known(), self._store.last_try(), 0.0
-        if self._damage:
+        if self._damage:  # what hangs on the enrollment was never built: that takes a new beginning
+            if refused := self._ask_for_a_new_beginning():
+                self._tell_damage(f"its identity is whole again, and a start with that would fail: {refused}")
+                return
             self._damage = ""
-            self._mended()
-        else:
-            self._changed()
+            if self.alarms is not None:
+                self.alarms.clear("identity_damaged")
+            self._settings = self._text_of(found)
+        self._identity = found
+        self._known, self._last, self._next_try_s = self._store.known(), self._store.last_try(), 0.0
+        self._changed()
 
-    def _mended(self) -> None:
-        """What hangs on the enrollment was never built: that takes a new beginning."""
-        self._settings = self._settings_text()
+    def _tell_damage(self, damage: str) -> None:
+        if damage == self._told_damage:
+            return
+        self._damage = self._told_damage = damage
+        text = f"this node serves without its fleet: {damage}"
         if self.alarms is not None:
-            self.alarms.clear("identity_damaged")
-        self.on_settings()
+            self.alarms.set("identity_damaged", text, "what was mended is taken up by itself")
+        else:
+            log.warning(text, extra={"event": "identity_damaged"})
+
+    def _ask_for_a_new_beginning(self) -> str:
+        """Of the node. Why there is none; said once for each reason, and asked again after a while."""
+        now_s = time.monotonic()
+        if now_s < self._next_asked_s:
+            return self._told_refusal
+        refused = self.on_settings()
+        self._unheard, self._next_asked_s = bool(refused), now_s + _BEGIN_S if refused else 0.0
+        if refused and refused != self._told_refusal:
+            log.warning(
+                "the enrollment's settings cannot be taken up",
+                extra={"event": "enrollment_unusable", "reason": refused},
+            )
+        self._told_refusal = refused
+        return refused
 
     def _changed(self) -> None:
         self._announce()
         if self.alarms is not None:
             self.alarms.clear("renewal_refused")
-        settings = self._settings_text()
+        settings = self._text_of(self._identity)
         if settings != self._settings:
-            self._settings = settings
-            self.on_settings()
+            self._settings, self._next_asked_s = settings, 0.0
+            self._ask_for_a_new_beginning()
         elif self._identity is not None:
             self.on_renewed()
 
-    def _settings_text(self) -> bytes:
-        return (self._identity.directory / "settings.toml").read_bytes() if self._identity is not None else b""
+    @staticmethod
+    def _text_of(identity: Identity | None) -> bytes:
+        return (identity.directory / "settings.toml").read_bytes() if identity is not None else b""
 
     async def _renew(self, identity: Identity) -> None:
         try:

@@ -139,6 +139,13 @@ class Store:
                 self._recover()
             yield
 
+    def recover(self) -> None:
+        """Put right what a crash, or a careless copy, left half done, as far as that can be. Raises StoreBusy, DiskFull,
+        StoreUnwritable."""
+        if self.directory.exists():
+            with self.locked():
+                pass
+
     def _recover(self) -> None:
         """A whole generation that no pointer leads to yet was about to be put in force; older ones have served."""
         self.files.give(self.directory / "lock")
@@ -147,6 +154,8 @@ class Store:
         tidy_drafts(self.directory)
         if (self.directory / _RESETTING).exists():
             self.reset()
+        if self._current.exists() and not self._current.is_symlink():  # of a copy that followed links
+            self.files.remove(self._current)
         newest = max((path.name for path in self._generations.iterdir() if path.name.isdecimal()), default="")
         if newest and (not self.pointer or newest > self.pointer.rpartition("/")[2]):
             self._put_in_force(newest)

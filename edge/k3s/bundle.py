@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def make_bundle(wish: Wish, target: Path, observer: Observer) -> Bundle:
     require_one_gpu_mode(wish.gpu, site)
     _require_models(wish.models)
     _require_room(target.parent, [model.path for model in wish.models])
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")  # nobody else's, whoever writes there too
     try:
         try:
             draft.mkdir()

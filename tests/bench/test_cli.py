@@ -91,9 +91,12 @@ def test_ctrl_c_shows_what_there_is(home: Path, tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        until(lambda: len(server.bodies) > 2)
-        process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=120)
+        try:
+            until(lambda: len(server.bodies) > 2)
+            process.send_signal(signal.SIGINT)
+            out, error = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert (process.returncode, error) == (130, "")
     assert "Not complete: interrupted by Ctrl-C" in out
     assert json.loads((tmp_path / "r.json").read_text())["interrupted"] == "interrupted by Ctrl-C"

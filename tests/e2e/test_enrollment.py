@@ -192,19 +192,19 @@ def test_a_node_whose_identity_is_damaged_serves_and_tells_all_of_it_later(
     running = start_node(home, port=free_port())
     try:
         body = {"model": load(running)["model"], "prompt": "Hello", "max_tokens": 4}
-        answer = httpx.post(f"{running.base_url}/v1/completions", json=body, timeout=60, trust_env=False)
+        answer = httpx.post(f"{running.base_url}/v1/completions", json=body, timeout=PATIENCE_S, trust_env=False)
         assert answer.status_code == 200
         assert "identity_damaged" in codes(running)
         assert load(running)["identity"]["standing"] == "damaged"
         assert not load(running)["outbox"]["connected"] and "fleet" not in load(running)
         shown = run_edge("status", "--url", running.base_url).stdout
         assert "serves without its fleet" in shown and "edge enroll --force" in shown
-        metrics = httpx.get(f"{running.base_url}/metrics", timeout=60, trust_env=False).text
+        metrics = httpx.get(f"{running.base_url}/metrics", timeout=PATIENCE_S, trust_env=False).text
         assert "edge_identity_damaged 1.0" in metrics
         key.write_bytes(good)
-        until(lambda: load(running).get("outbox", {}).get("connected"))
+        until(lambda: load(running).get("outbox", {}).get("connected"), PATIENCE_S)
         assert load(running)["identity"]["standing"] == "good"
-        until(lambda: events(fleet).count("start") == 2)
+        until(lambda: events(fleet).count("start") == 2, PATIENCE_S)
         until(
             lambda: any(event["event"] == "alarm_raised" and "identity_damaged" in str(event) for event in told(fleet))
         )

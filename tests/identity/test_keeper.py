@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,7 +16,7 @@ import pytest
 from bench.est_authority import now
 from bench.est_server import EstServer
 from edge.effective import load
-from edge.enrolled import telemetry_of, usable
+from edge.enrolled import begun, standing_of, telemetry_of
 from edge.identity.identity import IdentityDamaged
 from edge.identity.keeper import Keeper
 from edge.telemetry.alarms import Alarms
@@ -31,13 +32,15 @@ class Watched:
     def __init__(self, box: Box, damage: str = "") -> None:
         self.box, self.alarms = box, Alarms()
         self.settings_changed = self.renewed = 0
+        self.refusal = ""
         self.keeper = Keeper(box.store, box.clock, lambda _: box.broker, damage=damage, rand=lambda: 0.5)
         self.keeper.alarms = self.alarms
         self.keeper.on_settings = self._on_settings
         self.keeper.on_renewed = self._on_renewed
 
-    def _on_settings(self) -> None:
-        self.settings_changed += 1
+    def _on_settings(self) -> str:
+        self.settings_changed += not self.refusal
+        return self.refusal
 
     def _on_renewed(self) -> None:
         self.renewed += 1
@@ -258,35 +261,102 @@ def test_a_reset_ends_the_damage_too(est: EstServer, box: Box) -> None:
     assert (watched.settings_changed, watched.keeper.damage, watched.keeper.account()) == (1, "", None)
 
 
+def test_what_cannot_be_taken_up_yet_is_asked_for_again(
+    est: EstServer, box: Box, events: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A typing error in the file beside it, say: mended later, it must not keep the node from its fleet."""
+    monkeypatch.setattr("edge.identity.keeper._BEGIN_S", 0.0)
+    box.enroll(est.token())
+    watched, key = damaged(box)
+    watched.refusal = "edge.toml is not valid TOML"
+    asyncio.run(watched.keeper.start())
+    key.chmod(0o600)
+    watched.look(3)
+    assert "whole again" in watched.keeper.damage and watched.refusal in watched.alarms.active()[0]["text"]
+    watched.refusal = ""
+    watched.look(3)
+    assert (watched.settings_changed, watched.keeper.damage, watched.codes()) == (1, "", set())
+
+    watched.refusal = "a file is missing"
+    est.more = {"fallback": {"url": "http://127.0.0.1:9/v1", "model": ""}}
+    box.enroll(est.token("tok2"), force=True)
+    watched.look(3)
+    assert watched.settings_changed == 1
+    assert [vars(event)["reason"] for event in events if vars(event).get("event") == "enrollment_unusable"] == [
+        "edge.toml is not valid TOML",
+        "a file is missing",
+    ]
+    watched.refusal = ""
+    watched.look(3)
+    assert watched.settings_changed == 2
+
+
 def test_without_a_usable_enrollment_its_settings_are_none(est: EstServer, box: Box) -> None:
     est.more = {"fallback": {"url": "http://127.0.0.1:9/v1", "model": ""}, "mqtt": {"url": "mqtt://127.0.0.1:9"}}
     flags = {"admission.mode": ("fleet", "--set admission.mode")}
     settings = box.enroll(est.token()).identity.directory / "settings.toml"
-    whole = load(box.home, {}, flags)
-    assert usable(whole, {}) == (whole, "") and whole.settings.fleet.url
-    for spoilt in (b"", b"[fleet\n"):
+    whole = standing_of(load(box.home, {}, flags), {})
+    assert (whole.damage, whole.keeps) == ("", False) and whole.effective.settings.fleet.url
+    for spoilt in (b"", b"[fleet\n", b'[mqtt]\nurl = "carrier pigeon"\n'):
         settings.write_bytes(spoilt)
-        bare, why = usable(load(box.home, {}, flags), {})
-        assert "settings.toml" in why or "makes no sense" in why
-        assert (bare.settings.mqtt.url, bare.settings.fleet.url, bare.settings.admission.mode) == ("", "", "auto")
+        bare = standing_of(load(box.home, {}, flags), {})
+        assert "makes no sense" in bare.damage and bare.keeps
+        found = bare.effective.settings
+        assert (found.mqtt.url, found.fleet.url, found.admission.mode) == ("", "", "auto")
     own = {**flags, "fleet.url": ("http://127.0.0.1:8/v1", "--set fleet.url")}
-    assert usable(load(box.home, {}, own), {})[0].settings.admission.mode == "fleet"
+    assert standing_of(load(box.home, {}, own), {}).effective.settings.admission.mode == "fleet"
 
 
-@pytest.mark.parametrize(("own", "sends"), [((), False), (("url",), False), (("url", "group", "node"), True)])
+def test_the_operators_own_settings_do_not_lead_to_damaged_files_either(est: EstServer, box: Box) -> None:
+    box.enroll(est.token())
+    files = {"cert_file": "identity/current/cert.pem", "key_file": "identity/current/key.pem"}
+    values = {f"{section}.{name}": file for section in ("mqtt", "fleet") for name, file in files.items()}
+    values |= {"mqtt.url": "mqtts://a:1", "mqtt.group": "g", "mqtt.node": "n", "fleet.url": "https://a/v1"}
+    flags = {key: (value, "--set") for key, value in values.items()}
+    damaged(box)
+    bare = standing_of(load(box.home, {}, flags), {})
+    found = bare.effective.settings
+    assert (found.mqtt.url, found.mqtt.key_file, found.fleet.url, found.fleet.key_file) == ("", None, "", None)
+    assert bare.keeps
+
+
+def test_a_copy_that_followed_the_link_is_put_right_by_the_next_start(est: EstServer, box: Box) -> None:
+    directory = box.enroll(est.token()).identity.directory
+    current = box.home / "identity" / "current"
+    for spoil in (lambda: shutil.copytree(directory, current), lambda: None):
+        current.unlink()
+        spoil()
+        assert begun(load(box.home, {}, {}), {}).damage == ""
+        assert box.identity().node == "tok1-1" and current.is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("own", "sends"),
+    [({}, False), ({"url": "mqtt://a:1"}, False), ({"url": "mqtt://127.0.0.1:9", "group": "g", "node": "n"}, True)],
+)
 def test_what_a_damaged_node_tells_is_sent_only_where_the_operator_named_all_of_it(
-    est: EstServer, box: Box, own: tuple[str, ...], sends: bool
+    est: EstServer, box: Box, own: dict[str, str], sends: bool
 ) -> None:
     """Under a name that is not its own it would be another node."""
     box.enroll(est.token())
     watched, _ = damaged(box)
-    values = {"url": "mqtt://127.0.0.1:9", "group": "g", "node": "n"}
-    flags = {f"mqtt.{name}": (values[name], "--set") for name in own}
-    effective, _ = usable(load(box.home, {}, flags), {})
-    telemetry = telemetry_of(effective, watched.keeper)
+    flags = {f"mqtt.{name}": (value, "--set") for name, value in own.items()}
+    telemetry = telemetry_of(standing_of(load(box.home, {}, flags), {}), watched.keeper)
     assert telemetry is not None
     telemetry.start({})
     telemetry.stop()
     assert ("is kept" not in telemetry.account()["reason"]) == sends
     with contextlib.closing(sqlite3.connect(box.home / "outbox" / "outbox.db")) as db:
         assert db.execute("SELECT count(*) FROM records").fetchone()[0] >= 2
+
+
+def test_who_wants_no_telemetry_gets_none_for_a_damage(
+    est: EstServer, box: Box, events: list[logging.LogRecord]
+) -> None:
+    box.enroll(est.token())
+    watched, _ = damaged(box)
+    assert telemetry_of(standing_of(load(box.home, {}, {"mqtt.url": ("", "--set")}), {}), watched.keeper) is None
+    watched.keeper.alarms = None
+    asyncio.run(watched.keeper.start())
+    watched.look(3)
+    assert [vars(event)["event"] for event in events] == ["identity_damaged"]

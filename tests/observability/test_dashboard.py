@@ -42,14 +42,16 @@ def prometheus(full_node: RunningNode, tmp_path_factory: pytest.TempPathFactory)
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        port = until(lambda: _port(process))
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-            give_up_s = time.monotonic() + _PATIENCE_S
-            while not _has(client, "count_over_time(up[1m]) > 2"):
-                assert time.monotonic() < give_up_s and process.poll() is None, "Prometheus does not scrape"
-                time.sleep(0.2)
-            yield client
-        process.terminate()
+        try:
+            port = until(lambda: _port(process))
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+                give_up_s = time.monotonic() + _PATIENCE_S
+                while not _has(client, "count_over_time(up[1m]) > 2"):
+                    assert time.monotonic() < give_up_s and process.poll() is None, "Prometheus does not scrape"
+                    time.sleep(0.2)
+                yield client
+        finally:
+            process.terminate()
 
 
 def _port(process: subprocess.Popen[bytes]) -> int | None:

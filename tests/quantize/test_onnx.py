@@ -372,8 +372,13 @@ def test_a_child_that_dies_leaves_what_was_there(tmp_path: Path, sources: dict[s
     target = never_whole(tmp_path / "x.onnx")
     target.write_text("precious")
     wish = Wish(sources[None], target, "fp8-onnx", force=True)
+
+    def kill() -> None:
+        (child,) = workers()
+        child.kill()
+
     with pytest.raises(EngineFault, match="killed by signal 9 while"):
-        quantize(wish, {}, _at("looking at the source", lambda: [child.kill() for child in workers()] and None))
+        quantize(wish, {}, _at("looking at the source", kill))
     assert left_behind(tmp_path) == ["x.onnx"] and target.read_text() == "precious"
 
 

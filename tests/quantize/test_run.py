@@ -257,8 +257,8 @@ def _at(stage: str, deed: Callable[[], None]) -> Callable[[str, float], None]:
 
 
 def _kill_child(number: int) -> None:
-    for child in workers():
-        child.send_signal(number)
+    (child,) = workers()
+    child.send_signal(number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGKILL])

@@ -103,9 +103,12 @@ def test_ctrl_c_keeps_what_came_and_says_so(
         stderr=subprocess.PIPE,
         text=True,
     )
-    until(lambda: [part.stat().st_size for part in node.partials()] == [served.hold_at])
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=120)
+    try:
+        until(lambda: [part.stat().st_size for part in node.partials()] == [served.hold_at])
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=120)
+    finally:
+        child.kill()
     assert child.returncode == 130, errors
     assert errors.strip().splitlines()[-1].endswith("is here and kept: the same command goes on from there")
     kept = node.partials()[0].stat().st_size

@@ -51,17 +51,20 @@ def test_an_error_is_an_object_with_the_same_exit_code(
 def test_ctrl_c_is_told_too(tmp_path: Path) -> None:
     """A node that takes a question and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(120)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         process = subprocess.Popen(
             [sys.executable, "-m", "edge", "--home", str(tmp_path), "status", "--json", "--url", url],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        held, _ = listener.accept()
-        with held, held.makefile("rb") as question:
-            while question.readline() != b"\r\n":
-                pass
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=120)
+        try:
+            held, _ = listener.accept()
+            with held, held.makefile("rb") as question:
+                assert b"\r\n" in question, "it has asked"
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert (process.returncode, out) == (130, "")
     assert json.loads(err.splitlines()[-1])["error"]["code"] == "interrupted"
 
