@@ -23,24 +23,26 @@ def ask(tokens: int) -> Submit:
 
 def test_more_than_the_slots_are_declined_and_the_admitted_go_on() -> None:
     async def use(client: EngineClient) -> None:
-        async def outcome(number: int) -> str:
-            # A child that stands still while it reads a request is late with that one; not so with the first two.
-            work = msgspec.structs.replace(ask(1800), arrived_s=time.monotonic() + 60) if number < 2 else ask(1800)
+        async def outcome() -> str:
             try:
-                return "" if (await collect(client, work)).finished is not None else "unfinished"
+                return "" if (await collect(client, ask(1800))).finished is not None else "unfinished"
             except Declined as declined:
                 assert not declined.hopeless and declined.prompt_tokens > 0
                 return declined.reason
 
         pid = client.status.pid
         assert pid is not None
-        os.kill(pid, signal.SIGSTOP)  # all are there before the first is answered, however slow this process is
-        asked = [asyncio.create_task(outcome(number)) for number in range(12)]
-        await asyncio.sleep(0)
-        os.kill(pid, signal.SIGCONT)
-        met = await asyncio.gather(*asked)
-        assert 0 < met.count("") <= 2
-        assert "slots" in met and set(met) <= {"", "slots", "slo_ttft"}
+        met: list[str] = []
+        for _ in range(10):  # with what a child that stands still gets to know too late, it is late
+            os.kill(pid, signal.SIGSTOP)  # all are there before the first is answered, however slow this process is
+            asked = [asyncio.create_task(outcome()) for _ in range(12)]
+            await asyncio.sleep(0)
+            os.kill(pid, signal.SIGCONT)
+            met = await asyncio.gather(*asked)
+            assert met.count("") <= 2 and set(met) <= {"", "slots", "slo_ttft"}
+            if {"", "slots"} <= set(met):
+                break
+        assert {"", "slots"} <= set(met)
         assert client.full is None, "answers have ended since"
         unhurried = msgspec.structs.replace(ask(2), arrived_s=time.monotonic() + 60)
         offers = [event async for event in client.submit(unhurried) if isinstance(event, Offer)]

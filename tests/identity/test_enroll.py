@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -347,6 +348,29 @@ def test_damage_is_said_and_force_cures_it(est: EstServer, box: Box, name: str, 
     with pytest.raises(IdentityDamaged):
         box.enroll(est.token("tok2"))
     assert box.enroll(est.token("tok2"), force=True).identity.node == "tok2-1"
+
+
+@pytest.mark.parametrize("data", [None, b"", b"nonsense"])
+def test_keys_for_commands_that_are_lost_are_damage_too(est: EstServer, box: Box, data: bytes | None) -> None:
+    est.more = {"command_keys": [_public_key()]}
+    path = box.enroll(est.token()).identity.directory / "command_keys.pem"
+    if data is None:
+        path.unlink()
+    else:
+        path.write_bytes(data)
+    with pytest.raises(IdentityDamaged, match="enroll anew"):
+        box.store.current()
+
+
+def test_a_copy_that_followed_the_link_does_not_stand_in_the_way(est: EstServer, box: Box) -> None:
+    directory = box.enroll(est.token()).identity.directory
+    current = box.home / "identity" / "current"
+    current.unlink()
+    shutil.copytree(directory, current)
+    with pytest.raises(IdentityDamaged, match="is not the link"):
+        box.store.current()
+    assert box.enroll(est.token("tok2"), force=True).identity.node == "tok2-1"
+    assert current.is_symlink()
 
 
 def test_a_newer_versions_files_are_left_alone(est: EstServer, box: Box) -> None:
