@@ -111,9 +111,8 @@ def serve(effective: Effective, observer: StartObserver) -> None:
 
 def _serve(standing: Standing, observer: StartObserver) -> None:
     effective, settings = standing.effective, standing.effective.settings
-    keeper = keeper_of(
-        settings, effective.home, standing.damage
-    )  # an enrollment while a large file is checked is noticed
+    # Before what takes long, so that an enrollment while a large file is checked is noticed.
+    keeper = keeper_of(settings, effective.home, standing.damage)
     notifier = Notifier(os.environ, os.getpid())
     listener = bind(settings.server)  # before anything that takes long: a busy port is noticed at once
     registry = Registry(model_directories(effective.home), effective.home / "verified.json")

@@ -159,10 +159,7 @@ def test_no_prompt_and_no_key_is_in_any_log(edge: RunningNode, central: RunningN
 
     async def many() -> list[tuple[str, str, str]]:
         async with httpx.AsyncClient(trust_env=False, timeout=BACKGROUND_S) as client:
-            tiers = [
-                "default",
-                "flex",
-            ] * 6  # flexible ones are never promised anything here: the fleet is always sooner
+            tiers = ["default", "flex"] * 6  # flexible ones are promised nothing here: the fleet is always sooner
             bodies = [body_of(PROMPTS[0], max_tokens=100, service_tier=tier) for tier in tiers]
             return list(await asyncio.gather(*(text_of(client, edge.base_url, body, headers) for body in bodies)))
 
