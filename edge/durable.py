@@ -149,19 +149,24 @@ def open_lock(path: Path) -> int:
     return os.open(path, _LOCK_FLAGS | os.O_CREAT, 0o600)  # who may read it could hold the lock
 
 
-def lock(descriptor: int, *, wait: bool, shared: bool = False) -> str:
+def lock(descriptor: int, *, wait: bool, shared: bool = False, patience_s: float = 0.0) -> str:
     """Take the lock of an open file, until it is closed or this process ends, however it ends. Shared: beside others who take
     it so. Returns why nothing is held, on file systems without locks, and nothing if it is: a box on such a one has to work
-    too, and whoever asks knows whether that is worth a word. Raises BlockingIOError if another holds it, and OSError."""
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        return error.strerror or str(error)
-    return ""
+    too, and whoever asks knows whether that is worth a word. Raises BlockingIOError if another holds it, still after
+    `patience_s`, and OSError."""
+    give_up_s = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            return ""
+        except BlockingIOError:
+            if time.monotonic() >= give_up_s:
+                raise
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return error.strerror or str(error)
+        time.sleep(_AGAIN_S)
 
 
 @contextlib.contextmanager
@@ -177,15 +182,10 @@ def locked(path: Path, what: str, *, wait: bool = False, patience_s: float = 0.0
     except OSError as error:
         raise storage_error(error, path.parent) from None
     try:
-        give_up_s = time.monotonic() + patience_s
-        while True:
-            try:
-                lock(descriptor, wait=wait)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= give_up_s:
-                    raise StoreBusy(f"another process is at work on {what}; wait for it to end") from None
-            time.sleep(_AGAIN_S)
+        try:
+            lock(descriptor, wait=wait, patience_s=patience_s)
+        except BlockingIOError:
+            raise StoreBusy(f"another process is at work on {what}; wait for it to end") from None
         yield
     finally:
         os.close(descriptor)

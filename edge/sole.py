@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ log = logging.getLogger(__name__)
 
 LOCK = "serve.lock"
 _LONGEST_NOTE = 300
-_GOING_S, _LOOK_S = 1.0, 0.05
+_GOING_S = 1.0
 """So long a node that ends is waited for: its process is gone a moment before what it held is free."""
 
 
@@ -71,15 +70,13 @@ def _opened(home: Path) -> int | None:
 
 
 def _take(descriptor: int, home: Path) -> None:
-    give_up_s = time.monotonic() + _GOING_S
     try:
-        while (unlocked := _locked(descriptor)) is None:
-            if time.monotonic() >= give_up_s:
-                raise HomeBusy(
-                    f"another node runs on {home} already{_holder(descriptor)}; stop it, or give this one a directory of its "
-                    "own: edge --home DIRECTORY serve"
-                )
-            time.sleep(_LOOK_S)
+        unlocked = lock(descriptor, wait=False, patience_s=_GOING_S)
+    except BlockingIOError:
+        raise HomeBusy(
+            f"another node runs on {home} already{_holder(descriptor)}; stop it, or give this one a directory of its own: "
+            "edge --home DIRECTORY serve"
+        ) from None
     except OSError as error:
         unlocked = error.strerror or str(error)
     if unlocked:
@@ -88,14 +85,6 @@ def _take(descriptor: int, home: Path) -> None:
     with contextlib.suppress(OSError):  # a full disk takes nobody the lock
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
-
-
-def _locked(descriptor: int) -> str | None:
-    """As `lock`; None while another holds it."""
-    try:
-        return lock(descriptor, wait=False)
-    except BlockingIOError:
-        return None
 
 
 def _holder(descriptor: int) -> str:

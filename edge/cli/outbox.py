@@ -81,7 +81,7 @@ def drain(timeout_s: float) -> None:
     if not place.config.address.url:
         raise ConfigurationError("mqtt.url is not set, so there is nowhere to send to")
     _require(place)
-    clock, alarms = SystemClock(trusted=current().settings.mqtt.trust_clock), Alarms()
+    clock, alarms = SystemClock(trusted=standing.effective.settings.mqtt.trust_clock), Alarms()
     outbox = Outbox(place.directory, place.limits, clock, alarms)
     outbox.open()
     uplink = Uplink(outbox, alarms, place.config, NodePresence(place.config.node, outbox.boot_id))

@@ -17,7 +17,7 @@ from typing import Any
 from edge.errors import EdgeError, EnrollmentRefused, StoreBusy
 from edge.identity.contact import Contact
 from edge.identity.est import FleetClient
-from edge.identity.identity import Identity, IdentityDamaged, LastTry
+from edge.identity.identity import SETTINGS, Identity, IdentityDamaged, LastTry
 from edge.identity.moment import believed_s, best_guess_s, floor_by_clock, has_no_idea, next_pause_s, pause_s
 from edge.identity.renew import Prove, renew
 from edge.identity.store import Store
@@ -210,7 +210,7 @@ class Keeper:
 
     @staticmethod
     def _text_of(identity: Identity | None) -> bytes:
-        return (identity.directory / "settings.toml").read_bytes() if identity is not None else b""
+        return (identity.directory / SETTINGS).read_bytes() if identity is not None else b""
 
     async def _renew(self, identity: Identity) -> None:
         try:
