@@ -131,26 +131,36 @@ def load(home: Path, env: Mapping[str, str], flags: Flags, *, enrolled: bool = T
         found[key] = (value, origin)
     if enrolled:
         found = {**_from_enrollment(home / ENROLLED_SETTINGS, set(found), set(known)), **found}
-    tables: dict[str, Any] = {section: {} for section in SECTIONS}
-    for key, (value, _) in found.items():
-        section, _, name = key.partition(".")
-        tables[section][name] = value
     try:
-        settings = Settings.model_validate({**tables, "models": further})
+        settings = Settings.model_validate({**_tables(found), "models": further})
     except ValidationError as error:
         refusal = _refusal(error, found, known)
-        if enrolled and any(origin.source == "enrollment" for _, origin in found.values()):
-            # If it is the enrollment's fault, the identity counts as damaged, and the node serves without it.
-            without = load(home, env, flags, enrolled=False)
-            log.error(
-                "the enrollment's settings are not used", extra={"event": "enrollment_unusable", "reason": refusal}
-            )
-            return without
-        raise ConfigurationError(refusal) from None
+        if not _is_enrollments_fault(found):
+            raise ConfigurationError(refusal) from None
+        # The identity counts as damaged then, and the node serves without it.
+        log.error("the enrollment's settings are not used", extra={"event": "enrollment_unusable", "reason": refusal})
+        return load(home, env, flags, enrolled=False)
     _require_distinct_names(settings, path)
     default = Origin("default", "default")
     origins = {key: found[key][1] if key in found else default for key in known}
     return Effective(home, path, settings, origins, flags)
+
+
+def _tables(found: Mapping[str, tuple[Any, Origin]]) -> dict[str, Any]:
+    tables: dict[str, Any] = {section: {} for section in SECTIONS}
+    for key, (value, _) in found.items():
+        section, _, name = key.partition(".")
+        tables[section][name] = value
+    return tables
+
+
+def _is_enrollments_fault(found: Mapping[str, tuple[Any, Origin]]) -> bool:
+    """Whether what the enrollment says is refused by itself; what does not go with it is its owner's to correct."""
+    try:
+        Settings.model_validate(_tables({key: pair for key, pair in found.items() if pair[1].source == "enrollment"}))
+    except ValidationError:
+        return True
+    return False
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from bench.est_authority import now
 from bench.est_server import EstServer
 from edge.effective import load
 from edge.enrolled import begun, standing_of, telemetry_of
+from edge.errors import ConfigurationError
 from edge.identity.identity import IdentityDamaged
 from edge.identity.keeper import Keeper
 from edge.telemetry.alarms import Alarms
@@ -305,6 +306,14 @@ def test_without_a_usable_enrollment_its_settings_are_none(est: EstServer, box: 
         assert (found.mqtt.url, found.fleet.url, found.admission.mode) == ("", "", "auto")
     own = {**flags, "fleet.url": ("http://127.0.0.1:8/v1", "--set fleet.url")}
     assert standing_of(load(box.home, {}, own), {}).effective.settings.admission.mode == "fleet"
+
+
+def test_what_does_not_go_with_a_good_enrollment_is_refused(est: EstServer, box: Box) -> None:
+    """To pass over the enrollment for that would be a node that silently is in no fleet."""
+    est.more = {"mqtt": {"url": "mqtt://127.0.0.1:9"}}
+    box.enroll(est.token())
+    with pytest.raises(ConfigurationError, match="mqtt"):
+        load(box.home, {}, {"mqtt.ca_file": ("ca.pem", "--set mqtt.ca_file")})
 
 
 def test_the_operators_own_settings_do_not_lead_to_damaged_files_either(est: EstServer, box: Box) -> None:
